@@ -1,0 +1,211 @@
+"""The clip folder: what `process` makes and training reads. Every path in it is defined here, once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shared.audio_io import load_audio
+from shared.errors import TalkheadError
+from shared.files import atomic_path, read_json, write_json
+from shared.landmarks import FPS, load_array, load_landmarks
+from shared.video_io import read_gray_video, read_png, read_video
+
+CLIP_FORMAT = 1
+BACKGROUND, TORSO, NECK, HEAD, MOUTH = range(5)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """Frames start ≤ t < stop between two cuts, and the name of their background plate."""
+
+    start: int
+    stop: int
+    background: str
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A stretch start ≤ t < stop that training skips, and why."""
+
+    start: int
+    stop: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """clip.json. intrinsics are fx, fy, cx, cy in pixels; crop is x, y, size in source pixels."""
+
+    name: str
+    source_name: str
+    source_sha256: str
+    width: int
+    height: int
+    frames: int
+    intrinsics: tuple[float, float, float, float]
+    crop: tuple[int, int, int]
+    shots: list[Shot]
+    bad: list[Bad] = field(default_factory=list)
+    split: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    lag_ms: float | None = None
+    fps: int = FPS
+    format: int = CLIP_FORMAT
+
+    @staticmethod
+    def from_dict(values: dict[str, Any], where: str) -> "ClipInfo":
+        if values.get("format") != CLIP_FORMAT:
+            raise TalkheadError(f"{where}: expected clip format {CLIP_FORMAT}, found {values.get('format')!r}; "
+                                "process the video again with this version")
+        try:
+            return ClipInfo(**{
+                **values,
+                "intrinsics": tuple(map(float, values["intrinsics"])),
+                "crop": tuple(map(int, values["crop"])),
+                "shots": [Shot(**shot) for shot in values["shots"]],
+                "bad": [Bad(**bad) for bad in values["bad"]],
+                "split": {name: [(int(a), int(b)) for a, b in ranges] for name, ranges in values["split"].items()},
+            })
+        except (KeyError, TypeError, ValueError) as error:
+            raise TalkheadError(f"{where} is not a valid clip.json: {error}") from error
+
+
+class Clip:
+    """A clip folder. Making the object touches no file; reading does, and raises TalkheadError where one is wrong."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.json = self.root / "clip.json"
+        self.video = self.root / "video.mp4"
+        self.audio = self.root / "audio.wav"
+        self.landmarks = self.root / "landmarks.npy"
+        self.poses = self.root / "poses.npy"
+        self.neutral = self.root / "neutral.npy"
+        self.torso = self.root / "torso.npy"
+        self.labels = self.root / "labels.mkv"
+        self.background = self.root / "background.png"
+        self.report = self.root / "report.html"
+        self.training = self.root / "training"
+        self.cache = self.root / ".cache"
+
+    def exists(self) -> bool:
+        """True if this is a finished clip folder (clip.json is written last)."""
+        return self.json.is_file()
+
+    @functools.cached_property
+    def info(self) -> ClipInfo:
+        if not self.exists():
+            raise TalkheadError(f"{self.root} is not a clip folder (no clip.json in it); make one with "
+                                f"`talkhead process VIDEO {self.root}`")
+        return ClipInfo.from_dict(read_json(self.json), str(self.json))
+
+    def save_info(self, info: ClipInfo) -> None:
+        """Write clip.json, atomically."""
+        write_json(self.json, dataclasses.asdict(info))
+        self.__dict__.pop("info", None)
+
+    def load_landmarks(self) -> np.ndarray:
+        """(T,68,3) float32 metres, head space."""
+        return self._of_length(load_landmarks(self.landmarks), self.landmarks)
+
+    def load_poses(self) -> np.ndarray:
+        """(T,4,4) float32 head → camera."""
+        return self._of_length(load_array(self.poses, (4, 4)), self.poses)
+
+    def load_torso(self) -> np.ndarray:
+        """(T,4) float32 torso motion: dx, dy pixels, angle radians, scale."""
+        return self._of_length(load_array(self.torso, (4,)), self.torso)
+
+    def load_neutral(self) -> np.ndarray:
+        """(1,68,3) float32 metres."""
+        neutral = load_landmarks(self.neutral)
+        if len(neutral) != 1:
+            raise TalkheadError(f"{self.neutral}: a neutral holds one frame, found {len(neutral)}")
+        return neutral
+
+    def load_audio(self) -> np.ndarray:
+        """(n,) float32, 16 kHz mono."""
+        return load_audio(self.audio)
+
+    def _of_length(self, array: np.ndarray, path: Path) -> np.ndarray:
+        if len(array) != self.info.frames:
+            raise TalkheadError(f"{path}: expected {self.info.frames} frames as in clip.json, found {len(array)}")
+        return array
+
+    def split(self, name: str) -> np.ndarray:
+        """Frame indices (n,) int64 of a split, without the bad stretches. Raises TalkheadError for an unknown name."""
+        if name not in self.info.split:
+            raise TalkheadError(f"{self.root}: no split {name!r}; this clip has {', '.join(self.info.split) or 'none'}")
+        keep = np.zeros(self.info.frames, bool)
+        for start, stop in self.info.split[name]:
+            keep[start:stop] = True
+        for bad in self.info.bad:
+            keep[bad.start : bad.stop] = False
+        return np.flatnonzero(keep)
+
+    def shot_of_frames(self) -> np.ndarray:
+        """(T,) int index of the shot that each frame belongs to."""
+        index = np.zeros(self.info.frames, np.int64)
+        for k, shot in enumerate(self.info.shots):
+            index[shot.start : shot.stop] = k
+        return index
+
+    def plate_path(self, shot: int) -> Path:
+        """The background plate of shot number `shot`."""
+        return self.root / self.info.shots[shot].background
+
+    def load_plates(self) -> np.ndarray:
+        """(S,H,W,3) uint8 RGB, one background plate a shot."""
+        return np.stack([read_png(self.plate_path(k)) for k in range(len(self.info.shots))])
+
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Stream uint8 (H,W,3) RGB frames start ≤ t < stop."""
+        yield from self._stream(read_video(self.video), start, stop)
+
+    def label_frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Stream uint8 (H,W) label images start ≤ t < stop."""
+        yield from self._stream(read_gray_video(self.labels), start, stop)
+
+    def _stream(self, source: Iterator[np.ndarray], start: int, stop: int | None) -> Iterator[np.ndarray]:
+        stop = self.info.frames if stop is None else min(stop, self.info.frames)
+        for t, image in enumerate(source):
+            if t >= stop:
+                return
+            if t >= start:
+                yield image
+
+    def read_frames(self, indices: np.ndarray) -> np.ndarray:
+        """Frames by index -> (N,H,W,3) uint8, from a decoded cache that is made on first use and may be deleted."""
+        return self._cached("frames", (3,), self.frames)[np.asarray(indices)]
+
+    def read_labels(self, indices: np.ndarray) -> np.ndarray:
+        """Label images by index -> (N,H,W) uint8, cached likewise."""
+        return self._cached("labels", (), self.label_frames)[np.asarray(indices)]
+
+    def _cached(self, name: str, channels: tuple[int, ...], source: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
+        maps: dict[str, np.ndarray] = self.__dict__.setdefault("_maps", {})
+        if name in maps:
+            return maps[name]
+        path = self.cache / f"{name}.npy"
+        info = self.info
+        shape = (info.frames, info.height, info.width, *channels)
+        source_file = self.video if name == "frames" else self.labels
+        if not path.is_file() or path.stat().st_mtime < source_file.stat().st_mtime:
+            with atomic_path(path) as partial:
+                decoded = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+                count = 0
+                for count, image in enumerate(source(), start=1):
+                    decoded[count - 1] = image
+                if count != info.frames:
+                    raise TalkheadError(f"{source_file}: expected {info.frames} frames as in clip.json, found {count}")
+                decoded.flush()
+        maps[name] = np.load(path, mmap_mode="r")
+        if maps[name].shape != shape:
+            raise TalkheadError(f"{path}: expected shape {shape}, found {maps[name].shape}; delete {self.cache}")
+        return maps[name]

@@ -1,0 +1,64 @@
+"""Writing files so that nothing half-written ever stands under a final name."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from shared.errors import TalkheadError
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary name beside `path` (same suffix); move it there on success, remove it on any error."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TalkheadError(f"cannot create the folder {path.parent}: {error.strerror}") from error
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        if error.errno is None or error.filename is None and error.strerror is None:
+            raise
+        raise TalkheadError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_path(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path | str) -> dict[str, Any]:
+    """Read a JSON object. Raises TalkheadError for a missing file or one that is not a JSON object."""
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TalkheadError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise TalkheadError(f"{path} is not a readable JSON file: {error}") from error
+    if not isinstance(value, dict):
+        raise TalkheadError(f"{path} should hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def sha256(path: Path | str) -> str:
+    """SHA-256 of a file as hexadecimal text, read in 1 MiB pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""Figures of merit for pictures, landmarks and timing; each says its unit."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.camera import project
+from shared.landmarks import FPS
+
+
+def _as_images(image: np.ndarray | Tensor) -> Tensor:
+    tensor = torch.as_tensor(image)
+    return (tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()).reshape(-1, *tensor.shape[-3:])
+
+
+def _as_mask(mask: np.ndarray | Tensor | None, like: Tensor) -> Tensor:
+    if mask is None:
+        return torch.ones(like.shape[:3], device=like.device)
+    return torch.as_tensor(mask, device=like.device).float().reshape(like.shape[:3])
+
+
+def psnr(a: np.ndarray | Tensor, b: np.ndarray | Tensor, mask: np.ndarray | Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of images (..., H, W, 3), floats in [0, 1] or uint8: the mean over images.
+
+    `mask` (..., H, W) restricts the mean square to its weights; images with an empty mask are left out.
+    """
+    x, y = _as_images(a), _as_images(b)
+    weight = _as_mask(mask, x)
+    total = weight.sum((1, 2))
+    error = (((x - y) ** 2).mean(-1) * weight).sum((1, 2))[total > 0] / total[total > 0]
+    return float((-10 * torch.log10(error.clamp_min(1e-10))).mean())
+
+
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of images (B, C, H, W) in [0, 1] -> (B, C, H, W); 11×11 Gaussian, σ 1.5 (Wang et al. 2004).
+
+    Subtracts squared means, so it needs true float32 convolutions: TF32 must be off.
+    """
+    channels = x.shape[1]
+    line = torch.exp(-((torch.arange(11, device=x.device, dtype=x.dtype) - 5) ** 2) / (2 * 1.5**2))
+    line = line / line.sum()
+    rows, columns = line.view(1, 1, 11, 1).repeat(channels, 1, 1, 1), line.view(1, 1, 1, 11).repeat(channels, 1, 1, 1)
+
+    def blur(image: Tensor) -> Tensor:
+        down = F.conv2d(image, rows, padding=(5, 0), groups=channels)
+        return F.conv2d(down, columns, padding=(0, 5), groups=channels)
+
+    mean_x, mean_y = blur(x), blur(y)
+    var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    return (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
+
+
+def ssim(a: np.ndarray | Tensor, b: np.ndarray | Tensor, mask: np.ndarray | Tensor | None = None) -> float:
+    """Mean structural similarity of images (..., H, W, 3), floats in [0, 1] or uint8, over `mask` (..., H, W)."""
+    x, y = _as_images(a), _as_images(b)
+    weight = _as_mask(mask, x)
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        values = ssim_map(x.movedim(-1, 1), y.movedim(-1, 1)).mean(1)
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+    total = weight.sum((1, 2))
+    return float(((values * weight).sum((1, 2))[total > 0] / total[total > 0]).mean())
+
+
+def landmark_distance(predicted: np.ndarray, true: np.ndarray, indices: list[int], poses: np.ndarray,
+                      intrinsics: tuple[float, ...], size: float | None = None) -> float:
+    """Mean distance in pixels between projected landmarks (T,68,3) at `indices`, both seen with the same poses (T,4,4).
+
+    `intrinsics` belong to an image 2·cx wide; with `size`, pixels are those of a `size`-wide image (512 in the tables).
+    """
+    scale = 1.0 if size is None else size / (2 * intrinsics[2])
+    a = project(predicted[:, indices], poses, intrinsics)
+    b = project(true[:, indices], poses, intrinsics)
+    return float(np.linalg.norm(a - b, axis=-1).mean() * scale)
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's r of two curves (T,); 0 where one of them is constant."""
+    x, y = np.asarray(a, float) - np.mean(a), np.asarray(b, float) - np.mean(b)
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 1e-20 else 0.0
+
+
+def velocity_ratio(predicted: np.ndarray, true: np.ndarray, indices: list[int]) -> float:
+    """Mean speed of predicted landmarks (T,68,3) over that of the true ones, at `indices`; 1 is as lively."""
+    speed = [np.linalg.norm(np.diff(x[:, indices], axis=0), axis=-1).mean() for x in (predicted, true)]
+    return float(speed[0] / max(speed[1], 1e-12))
+
+
+def lag_ms(reference: np.ndarray, curve: np.ndarray, max_frames: int = 8) -> float:
+    """By how many milliseconds `curve` (T,) comes after `reference` (T,), from the peak of their cross-correlation.
+
+    Sub-frame by a parabola through the peak; 0 if neither moves.
+    """
+    a, b = np.asarray(reference, float), np.asarray(curve, float)
+    reach = min(max_frames, (len(a) - 3) // 2)
+    if reach < 1 or a.std() < 1e-12 or b.std() < 1e-12:
+        return 0.0
+    shifts = np.arange(-reach, reach + 1)
+    values = np.array(
+        [correlation(a[max(0, -s) : len(a) - max(0, s)], b[max(0, s) : len(b) + min(0, s)]) for s in shifts]
+    )
+    k = int(values.argmax())
+    offset = 0.0
+    if 0 < k < len(values) - 1:
+        left, mid, right = values[k - 1 : k + 2]
+        offset = 0.5 * (left - right) / min(left - 2 * mid + right, -1e-12)
+    return float((shifts[k] + offset) * 1000 / FPS)

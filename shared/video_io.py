@@ -1,0 +1,275 @@
+"""Video files and pictures: decoding by timestamps to exactly 25 fps, H.264 + AAC and lossless grey writing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import numpy as np
+from PIL import Image
+
+from shared.errors import TalkheadError
+from shared.files import atomic_path
+from shared.landmarks import FPS, SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file says of itself; width and height are those after the rotation flag is applied."""
+
+    width: int
+    height: int
+    fps: float
+    duration: float
+    rotation: int
+    has_audio: bool
+    frames_estimate: int
+    codec: str
+    start: float
+
+
+def _open_video(path: Path):
+    if not path.exists():
+        raise TalkheadError(f"{path} does not exist")
+    try:
+        container = av.open(str(path))
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        raise TalkheadError(f"{path} is not a video that FFmpeg can read") from error
+    if not container.streams.video:
+        container.close()
+        raise TalkheadError(f"{path} has no video track")
+    return container
+
+
+def probe(path: Path | str) -> VideoInfo:
+    """Read the header and the first frame. Raises TalkheadError if it is no video or no frame can be decoded."""
+    path = Path(path)
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        try:
+            first = next(container.decode(stream))
+        except (StopIteration, av.error.FFmpegError) as error:
+            raise TalkheadError(f"{path}: no video frame can be decoded") from error
+        rotation = int(round(first.rotation)) % 360
+        width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
+        fps = float(stream.average_rate or stream.guessed_rate or FPS)
+        start = float(first.time or 0.0)
+        if stream.duration is not None:
+            duration = start + float(stream.duration * stream.time_base)
+        else:
+            duration = float(container.duration or 0) / av.time_base
+        return VideoInfo(width, height, fps, duration, rotation, bool(container.streams.audio),
+                         max(1, round(duration * FPS)), stream.codec_context.name, start)
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    rgb = frame.to_ndarray(format="rgb24")
+    turns = int(round(frame.rotation)) % 360 // 90
+    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+
+
+def read_video(path: Path | str, fps: float = FPS) -> Iterator[np.ndarray]:
+    """Yield uint8 (H, W, 3) RGB at exactly `fps`, frame k being the source frame nearest to k/fps seconds.
+
+    Works from timestamps: variable frame rates are resampled, a late first frame is repeated from time zero so that
+    sound stays in step, rotation flags are applied. A damaged tail ends the video. Raises TalkheadError.
+    """
+    path = Path(path)
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        held: av.VideoFrame | None = None
+        held_time = 0.0
+        held_rgb: np.ndarray | None = None
+        half = 0.5 / fps
+        end = 0.0
+        k = 0
+        size: tuple[int, ...] | None = None
+
+        def picture() -> np.ndarray:
+            nonlocal held_rgb, size
+            if held_rgb is None:
+                assert held is not None
+                held_rgb = _upright(held)
+                size = size or held_rgb.shape[:2]
+                if held_rgb.shape[:2] != size:
+                    raise TalkheadError(f"{path}: the picture size changes from {size} to {held_rgb.shape[:2]}")
+            return held_rgb
+
+        try:
+            for frame in container.decode(stream):
+                time = end if frame.time is None else float(frame.time)
+                # the frame nearest to k/fps: show the held one for every tick that is closer to it than to this one
+                while held is not None and k / fps < (held_time + time) / 2 - 1e-6:
+                    yield picture()
+                    k += 1
+                held, held_time, held_rgb = frame, time, None
+                duration = float(frame.duration * frame.time_base) if frame.duration else 1 / fps
+                end = time + duration
+        except av.error.FFmpegError as error:
+            if held is None:
+                raise TalkheadError(f"{path}: the video track cannot be decoded ({error})") from error
+        if held is None:
+            raise TalkheadError(f"{path}: no video frame can be decoded")
+        while k == 0 or k / fps < end - half:
+            yield picture()
+            k += 1
+
+
+class VideoWriter:
+    """H.264 (yuv420p, faststart) with optional AAC sound, under its final name only when it is complete.
+
+    Use as a context manager; `write` takes uint8 (H, W, 3) RGB frames. `audio` is (n,) float32 at 16 kHz or a file;
+    it is cut to the length of the video. Odd sizes are refused, since yuv420p cannot hold them.
+    """
+
+    def __init__(self, path: Path | str, width: int, height: int, fps: int = FPS,
+                 audio: np.ndarray | Path | None = None, crf: int = 18, preset: str = "veryfast") -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() not in {".mp4", ".mov", ".mkv"}:
+            raise TalkheadError(f"{self.path}: the video's name should end in .mp4, .mov or .mkv")
+        if width % 2 or height % 2:
+            raise TalkheadError(f"{self.path}: width and height should be even, found {width}x{height}")
+        self.width, self.height, self.fps, self.audio, self.crf, self.preset = width, height, fps, audio, crf, preset
+        self.count = 0
+
+    def __enter__(self) -> "VideoWriter":
+        self._atomic = atomic_path(self.path)
+        partial = self._atomic.__enter__()
+        options = {"movflags": "faststart"} if self.path.suffix.lower() in {".mp4", ".mov"} else {}
+        self._container = av.open(str(partial), "w", options=options)
+        self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
+        self._stream.options = {"crf": str(self.crf), "preset": self.preset}
+        self._sound = None
+        if self.audio is not None:
+            self._sound = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+            self._sound.bit_rate = 96000
+            self._pieces = self._audio_pieces()
+            self._sound_written = 0
+            self._left = np.zeros(0, np.float32)
+        return self
+
+    def _audio_pieces(self) -> Iterator[np.ndarray]:
+        if isinstance(self.audio, np.ndarray):
+            for start in range(0, len(self.audio), SAMPLE_RATE):
+                yield self.audio[start : start + SAMPLE_RATE]
+        else:
+            from shared.audio_io import iter_audio
+
+            assert self.audio is not None
+            yield from iter_audio(self.audio, seconds=1.0)
+
+    def write(self, rgb: np.ndarray) -> None:
+        """Append one uint8 (H, W, 3) RGB frame."""
+        if rgb.shape != (self.height, self.width, 3) or rgb.dtype != np.uint8:
+            raise TalkheadError(f"{self.path}: expected a uint8 frame {(self.height, self.width, 3)}, "
+                                f"found {rgb.dtype} {rgb.shape}")
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        frame.pts = self.count
+        frame.time_base = Fraction(1, self.fps)
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+        self.count += 1
+        self._write_sound(self.count * SAMPLE_RATE // self.fps)
+
+    def _write_sound(self, until: int) -> None:
+        """Encode sound up to sample `until`, in AAC frames of 1024, so that it stays interleaved with the picture."""
+        if self._sound is None:
+            return
+        while self._sound_written < until:
+            while len(self._left) < 1024:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._left = np.concatenate([self._left, piece])
+            block, self._left = self._left[: min(1024, until - self._sound_written)], self._left[1024:]
+            if not len(block):
+                return
+            frame = av.AudioFrame.from_ndarray(block[None].astype(np.float32), format="fltp", layout="mono")
+            frame.sample_rate = SAMPLE_RATE
+            frame.time_base = Fraction(1, SAMPLE_RATE)
+            frame.pts = self._sound_written
+            self._sound_written += len(block)
+            for packet in self._sound.encode(frame):
+                self._container.mux(packet)
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                if self.count == 0:
+                    raise TalkheadError(f"{self.path}: a video needs at least one frame")
+                for stream in (self._stream, self._sound):
+                    for packet in stream.encode(None) if stream is not None else ():
+                        self._container.mux(packet)
+            self._container.close()
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._atomic.__exit__(kind, value, trace)
+
+
+class GrayVideoWriter:
+    """Lossless one-byte-a-pixel video (FFV1 in Matroska), for labels and mattes; atomic like VideoWriter."""
+
+    def __init__(self, path: Path | str, width: int, height: int) -> None:
+        self.path, self.width, self.height, self.count = Path(path), width, height, 0
+
+    def __enter__(self) -> "GrayVideoWriter":
+        self._atomic = atomic_path(self.path)
+        self._container = av.open(str(self._atomic.__enter__()), "w", format="matroska")
+        self._stream = self._container.add_stream("ffv1", rate=Fraction(FPS))
+        self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "gray"
+        self._stream.options = {"level": "3", "g": "1"}
+        return self
+
+    def write(self, gray: np.ndarray) -> None:
+        """Append one uint8 (H, W) frame."""
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(gray), format="gray")
+        frame.pts = self.count
+        frame.time_base = Fraction(1, FPS)
+        self.count += 1
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                for packet in self._stream.encode(None):
+                    self._container.mux(packet)
+            self._container.close()
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, error.__traceback__)
+            raise
+        self._atomic.__exit__(kind, value, trace)
+
+
+def read_gray_video(path: Path | str) -> Iterator[np.ndarray]:
+    """Yield the uint8 (H, W) frames that GrayVideoWriter wrote, bit for bit."""
+    path = Path(path)
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        for frame in container.decode(stream):
+            yield frame.to_ndarray(format="gray")
+
+
+def write_png(path: Path | str, image: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) grey as PNG, atomically."""
+    with atomic_path(path) as partial:
+        Image.fromarray(image).save(partial, format="PNG")
+
+
+def read_png(path: Path | str) -> np.ndarray:
+    """Read a picture as uint8 (H, W, 3) RGB. Raises TalkheadError if it is missing or no picture."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except FileNotFoundError:
+        raise TalkheadError(f"{path} does not exist") from None
+    except OSError as error:
+        raise TalkheadError(f"{path} is not a readable picture") from error
