@@ -14,6 +14,8 @@ from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLE_RATE
 
+AAC_FRAME = 1024  # samples
+
 
 @dataclass(frozen=True)
 class VideoInfo:
@@ -173,21 +175,19 @@ class VideoWriter:
         for packet in self._stream.encode(frame):
             self._container.mux(packet)
         self.count += 1
-        self._write_sound(self.count * SAMPLE_RATE // self.fps)
+        self._write_sound(self.count * SAMPLE_RATE // self.fps, last=False)
 
-    def _write_sound(self, until: int) -> None:
-        """Encode sound up to sample `until`, in AAC frames of 1024, so that it stays interleaved with the picture."""
+    def _write_sound(self, until: int, last: bool) -> None:
+        """Encode whole AAC frames up to sample `until`, and the shorter rest if `last`."""
         if self._sound is None:
             return
         while self._sound_written < until:
-            while len(self._left) < 1024:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    break
+            while len(self._left) < AAC_FRAME and (piece := next(self._pieces, None)) is not None:
                 self._left = np.concatenate([self._left, piece])
-            block, self._left = self._left[: min(1024, until - self._sound_written)], self._left[1024:]
-            if not len(block):
+            length = min(AAC_FRAME, len(self._left), until - self._sound_written)
+            if length == 0 or length < AAC_FRAME and not last:
                 return
+            block, self._left = self._left[:length], self._left[length:]
             frame = av.AudioFrame.from_ndarray(block[None].astype(np.float32), format="fltp", layout="mono")
             frame.sample_rate = SAMPLE_RATE
             frame.time_base = Fraction(1, SAMPLE_RATE)
@@ -202,6 +202,7 @@ class VideoWriter:
             if kind is None:
                 if self.count == 0:
                     raise TalkheadError(f"{self.path}: a video needs at least one frame")
+                self._write_sound(self.count * SAMPLE_RATE // self.fps, last=True)
                 for stream in (self._stream, self._sound):
                     for packet in stream.encode(None) if stream is not None else ():
                         self._container.mux(packet)

@@ -1,0 +1,72 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from shared.avatar import Avatar, create_from_clip
+from shared.clip import Bad, Clip, ClipInfo, Shot
+from shared.errors import TalkheadError
+from shared.landmarks import save_array, save_landmarks
+from shared.video_io import GrayVideoWriter, VideoWriter, write_png
+
+
+@pytest.fixture
+def clip(tmp_path):
+    clip = Clip(tmp_path / "clip")
+    with VideoWriter(clip.video, 16, 16) as writer:
+        for k in range(10):
+            writer.write(np.full((16, 16, 3), 20 * k, np.uint8))
+    with GrayVideoWriter(clip.labels, 16, 16) as writer:
+        for k in range(10):
+            writer.write(np.full((16, 16), k % 5, np.uint8))
+    save_landmarks(clip.landmarks, np.zeros((10, 68, 3)))
+    save_landmarks(clip.neutral, np.zeros((1, 68, 3)))
+    save_array(clip.poses, np.broadcast_to(np.eye(4), (10, 4, 4)) * np.arange(1, 11)[:, None, None])
+    save_array(clip.torso, np.zeros((10, 4)))
+    for k, name in enumerate(("background.png", "background_01.png")):
+        write_png(clip.root / name, np.full((16, 16, 3), k, np.uint8))
+    clip.save_info(ClipInfo("me", "me.mov", "00", 16, 16, 10, (20.0, 20.0, 8.0, 8.0), (0, 0, 16),
+                            [Shot(0, 3, "background.png"), Shot(3, 10, "background_01.png")],
+                            bad=[Bad(8, 9, "no face")], split={"train": [(0, 9)], "test": [(9, 10)]}))
+    return clip
+
+
+def test_clip_round_trip_and_splits(clip):
+    again = Clip(clip.root)
+    assert again.info == clip.info and again.info.shots[1].start == 3
+    np.testing.assert_array_equal(again.split("train"), [0, 1, 2, 3, 4, 5, 6, 7])
+    np.testing.assert_array_equal(again.shot_of_frames(), [0, 0, 0, 1, 1, 1, 1, 1, 1, 1])
+    assert again.load_plates()[:, 0, 0, 0].tolist() == [0, 1]
+    with pytest.raises(TalkheadError, match="no split 'val'; this clip has train, test"):
+        again.split("val")
+
+
+def test_random_access_equals_streaming(clip):
+    streamed = np.stack(list(clip.frames()))
+    np.testing.assert_array_equal(clip.read_frames(np.array([7, 2])), streamed[[7, 2]])
+    np.testing.assert_array_equal(clip.read_labels(np.array([4, 1]))[:, 0, 0], [4, 1])
+    np.testing.assert_array_equal(np.stack(list(clip.frames(3, 5))), streamed[3:5])
+
+
+def test_wrong_clips_are_refused(clip, tmp_path):
+    with pytest.raises(TalkheadError, match="is not a clip folder"):
+        _ = Clip(tmp_path / "none").info
+    save_landmarks(clip.landmarks, np.zeros((9, 68, 3)))
+    with pytest.raises(TalkheadError, match="expected 10 frames as in clip.json, found 9"):
+        clip.load_landmarks()
+    clip.save_info(dataclasses.replace(clip.info, format=99))
+    with pytest.raises(TalkheadError, match="expected clip format 1, found 99"):
+        _ = clip.info
+
+
+def test_avatar_takes_the_longest_stretch_of_one_shot(clip, tmp_path):
+    avatar = Avatar(tmp_path / "avatar")
+    create_from_clip(avatar, clip)
+    poses, torso = avatar.load_motion()
+    np.testing.assert_array_equal(poses[:, 3, 3], [4, 5, 6, 7, 8])
+    assert avatar.load_background()[0, 0, 0] == 1
+    assert avatar.info.intrinsics == (20.0, 20.0, 8.0, 8.0)
+    with pytest.raises(TalkheadError, match="the avatar has no stage2 yet; run `talkhead stage2 train CLIP`"):
+        avatar.require("stage2")
+    with pytest.raises(TalkheadError, match="there is no avatar here"):
+        Avatar(tmp_path / "none").require("stage1")
