@@ -1,0 +1,42 @@
+# make demo   the whole chain on the synthetic actor; does all set-up
+# make test   lint and all tests; does all set-up
+# make bench  benchmarks of this machine, one table
+# make lint   ruff, mypy, import-linter
+
+PYTHON ?= $(firstword $(shell command -v python3.12 python3.11 python3))
+BIN := .venv/bin
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	$(BIN)/talkhead demo demo --overwrite
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/installed-dev
+	$(BIN)/python -m pytest tests/bench -q --benchmark-only --benchmark-columns=min,median,rounds --benchmark-sort=name
+
+.venv/created:
+	@test -n "$(PYTHON)" || { echo "talkhead needs Python 3.11 or 3.12 (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+		|| { echo "talkhead needs Python 3.11 or 3.12, found $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "no venv module: apt install python3-venv"; exit 1; }
+	@touch $@
+
+.venv/installed: .venv/created setup.cfg pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv demo
