@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.camera import project
+from shared.camera import project, rotvec_from_rotation
 from shared.landmarks import FPS
 
 
@@ -110,3 +110,20 @@ def lag_ms(reference: np.ndarray, curve: np.ndarray, max_frames: int = 8) -> flo
         left, mid, right = values[k - 1 : k + 2]
         offset = 0.5 * (left - right) / min(left - 2 * mid + right, -1e-12)
     return float((shifts[k] + offset) * 1000 / FPS)
+
+
+def landmark_motion_error(predicted: np.ndarray, true: np.ndarray, indices: list[int]) -> float:
+    """Root mean square of the in-plane (x, y) difference in metres at `indices`, each point's mean offset taken out.
+
+    What a landmark *is* may differ between two sources by a constant; how it moves may not.
+    """
+    difference = (predicted[:, indices, :2] - true[:, indices, :2]).astype(float)
+    difference -= difference.mean(axis=0)
+    return float(np.sqrt((difference**2).sum(-1).mean()))
+
+
+def rotation_error_degrees(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Mean angle between the rotations of poses (T,4,4), each taken relative to its own first frame."""
+    relative = [poses[:, :3, :3] @ poses[0, :3, :3].T for poses in (predicted, true)]
+    between = np.einsum("tij,tkj->tik", relative[0], relative[1])
+    return float(np.degrees(np.linalg.norm(rotvec_from_rotation(between), axis=-1)).mean())

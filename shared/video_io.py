@@ -274,3 +274,15 @@ def read_png(path: Path | str) -> np.ndarray:
         raise TalkheadError(f"{path} does not exist") from None
     except OSError as error:
         raise TalkheadError(f"{path} is not a readable picture") from error
+
+
+def read_rgba(path: Path | str, size: tuple[int, int]) -> np.ndarray:
+    """Read a picture with straight alpha as uint8 (H, W, 4). Raises TalkheadError unless it is (H, W) = `size`."""
+    try:
+        with Image.open(path) as image:
+            rgba = np.asarray(image.convert("RGBA"))
+    except OSError as error:
+        raise TalkheadError(f"{path} is not a readable picture") from error
+    if rgba.shape[:2] != size:
+        raise TalkheadError(f"{path}: expected a picture of {size[1]}x{size[0]}, found {rgba.shape[1]}x{rgba.shape[0]}")
+    return rgba

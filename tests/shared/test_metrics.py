@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from shared import metrics
-from shared.camera import pose_matrix
+from shared.camera import pose_matrix, rotation_from_rotvec
 
 
 def test_psnr_of_known_noise_and_mask():
@@ -53,3 +53,22 @@ def test_velocity_ratio_and_correlation():
     assert metrics.velocity_ratio(0.5 * x, x, [48, 49]) == pytest.approx(0.5)
     assert metrics.correlation(x[:, 0, 0], -2 * x[:, 0, 0] + 1) == pytest.approx(-1)
     assert metrics.correlation(x[:, 0, 0], np.ones(50)) == 0
+
+
+def test_tracker_errors_forgive_constants_only():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(30, 68, 3)) * 0.01
+    offset = rng.normal(size=(1, 68, 3))
+    assert metrics.landmark_motion_error(true + offset, true, [30, 48]) == pytest.approx(0, abs=1e-12)
+    wave = np.where(np.arange(30) % 2, 0.001, -0.001)[:, None]
+    moved = true.copy()
+    moved[:, :, 0] += wave
+    assert metrics.landmark_motion_error(moved + offset, true, [30, 48]) == pytest.approx(0.001)
+
+    angles = np.linspace(0, 0.4, 9)
+    turn = rotation_from_rotvec(np.stack([0 * angles, angles, 0 * angles], -1))
+    poses, half = np.tile(np.eye(4), (9, 1, 1)), np.tile(np.eye(4), (9, 1, 1))
+    poses[:, :3, :3] = turn
+    half[:, :3, :3] = rotation_from_rotvec(np.stack([0 * angles, angles / 2, 0 * angles], -1))
+    assert metrics.rotation_error_degrees(poses, poses) == pytest.approx(0, abs=1e-5)
+    assert metrics.rotation_error_degrees(half, poses) == pytest.approx(np.degrees(0.1), rel=1e-4)

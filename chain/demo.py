@@ -1,0 +1,65 @@
+"""The whole chain on the synthetic actor, measured against the actor's exact truth."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chain.evaluate import evaluate_pictures
+from chain.synthesize import head_frames, synthesize
+from shared.audio_io import save_wav
+from shared.avatar import Avatar, create_from_clip
+from shared.camera import project, rotvec_from_rotation
+from shared.clip import Clip
+from shared.landmarks import INNER51, LIPS, lip_opening, load_array, load_landmarks
+from shared.metrics import correlation, lag_ms, landmark_distance, psnr, velocity_ratio
+from shared.video_io import read_video
+
+Table = dict[str, dict[str, float]]
+
+
+def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[dict[str, Table], Path]:
+    """Actor video → clip → three trainings → talking video of an unheard sentence; returns tables and the video's path."""
+    from process_data.config import ProcessConfig
+    from process_data.pipeline import process
+    from process_data.synthetic import actor_landmarks, make_actor
+    from stage1_audio2lmk import train as stage1
+    from stage1_audio2lmk.config import Stage1Config
+    from stage2_gaussian import train as stage2
+    from stage2_gaussian.config import Stage2Config
+    from torso_styleunet import train as torso
+    from torso_styleunet.config import TorsoConfig
+
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, call: Any) -> Any:
+        start = time.perf_counter()
+        result = call()
+        seconds[name] = time.perf_counter() - start
+        return result
+
+    truth = timed("actor", lambda: make_actor(out, size=size, seed=seed))
+    clip = timed("process", lambda: process(out / "actor.mp4", out / "clip", config=ProcessConfig()))
+    avatar = Avatar(out / "actor.avatar")
+    create_from_clip(avatar, clip)
+    timed("stage 1", lambda: stage1.train([clip], avatar.stage1, config=Stage1Config(), device=device,
+                                          state_dir=clip.training / "stage1"))
+    timed("stage 2", lambda: stage2.train(clip, avatar.stage2, config=Stage2Config(), device=device,
+                                          state_dir=clip.training / "stage2"))
+    timed("torso", lambda: torso.train(clip, head_frames(avatar, clip, device), avatar.torso, config=TorsoConfig(),
+                                       device=device, state_dir=clip.training / "torso"))
+    sound, spoken = actor_landmarks("test", seed=seed)
+    save_wav(out / "unheard.wav", sound)
+    video = out / "talk.mp4"
+    timed("synth", lambda: synthesize(avatar, out / "unheard.wav", video, device=device,
+                                      save_landmarks_to=out / "predicted.npy"))
+    tables = {
+        "tracker against the actor's truth": tracker_table(clip, truth),
+        "lips on an unheard sentence": lips_table(avatar, clip, sound, spoken, load_landmarks(out / "predicted.npy"), video),
+        "pictures of held-out frames (dB, SSIM)": evaluate_pictures(avatar, clip, ["test"], device, quiet=True),
+        "seconds": {"this machine": seconds | {"all": sum(seconds.values())}},
+    }
+    return tables, video

@@ -1,0 +1,176 @@
+"""An avatar measured against the clip it was made from: pictures, landmarks, speed; JSON and HTML."""
+
+import base64
+import io
+import itertools
+import time
+from collections.abc import Iterable
+from functools import partial
+from html import escape
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from chain.synthesize import Motion, Renderer, batch_size, to_uint8
+from shared.avatar import Avatar
+from shared.camera import project
+from shared.clip import HEAD, MOUTH, Clip
+from shared.errors import TalkheadError
+from shared.files import atomic_path, write_json
+from shared.landmarks import LIPS
+from shared.metrics import psnr, ssim
+from shared.training import progress
+
+MOUTH_BOX_MARGIN = 0.25  # of the lips' width, on each side
+SHEET_FRAMES = 6
+PAGE_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+table {{ border-collapse: collapse }} th, td {{ padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
+th:first-child {{ text-align: left }} img {{ width: 100% }}
+</style></head><body><h1>{title}</h1>"""
+
+
+def mouth_box_mask(landmarks: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...], width: int,
+                   height: int) -> np.ndarray:
+    """(B,68,3), (B,4,4) -> bool (B,H,W): the lips' bounding box, a quarter of its width larger on each side."""
+    pixels = project(landmarks[:, LIPS], poses, intrinsics)
+    low, high = pixels.min(1), pixels.max(1)
+    margin = MOUTH_BOX_MARGIN * (high[:, :1] - low[:, :1])
+    low, high = low - margin, high + margin
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    inside_x = (x >= low[:, :1]) & (x <= high[:, :1])
+    inside_y = (y >= low[:, 1:]) & (y <= high[:, 1:])
+    return inside_y[:, :, None] & inside_x[:, None, :]
+
+
+def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device,
+                      quiet: bool = False) -> dict[str, dict[str, float]]:
+    """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses and torso motion.
+
+    full: the finished frame against the video. head: the same where the labels say head or mouth. mouth: the same in
+    the mouth box. head_on_truth: the rendered head over the true torso and background (the published protocol).
+    """
+    renderer = Renderer(avatar, device)
+    info = clip.info
+    landmarks, poses, motion = clip.load_landmarks(), clip.load_poses(), clip.load_torso()
+    plates = [renderer.plate(plate) for plate in clip.load_plates()]
+    shots = clip.shot_of_frames()
+    table: dict[str, dict[str, float]] = {}
+    for split in splits:
+        indices = clip.split(split)
+        sums: dict[str, float] = {}
+        groups = [list(g) for _, g in itertools.groupby(indices, key=lambda t: shots[t])]
+        with progress(len(indices), f"measuring {split}", quiet=quiet, unit="frame") as bar:
+            for group in groups:
+                for start in range(0, len(group), batch_size(device)):
+                    batch = np.array(group[start : start + batch_size(device)])
+                    true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
+                    labels = clip.read_labels(batch)
+                    head = renderer.head_rgba(landmarks[batch], poses[batch])
+                    frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
+                    frames = (frames * 255).round() / 255
+                    is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
+                    over_truth = head[..., :3] + (1 - head[..., 3:]) * true
+                    over_truth = torch.where(is_head[..., None], frames, over_truth.clamp(0, 1))
+                    box = mouth_box_mask(landmarks[batch], poses[batch], info.intrinsics, info.width, info.height)
+                    for name, image, mask in (("full", frames, None), ("head", frames, is_head), ("mouth", frames, box),
+                                              ("head_on_truth", over_truth, None)):
+                        sums[f"{name} psnr"] = sums.get(f"{name} psnr", 0) + psnr(image, true, mask) * len(batch)
+                        sums[f"{name} ssim"] = sums.get(f"{name} ssim", 0) + ssim(image, true, mask) * len(batch)
+                    bar.update(len(batch))
+        table[split] = {key: value / len(indices) for key, value in sums.items()}
+    return table
+
+
+def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> dict[str, float]:
+    """Frames a second of head and of finished frames, at batch 1 and at the usual batch, after warming up."""
+    renderer = Renderer(avatar, device)
+    neutral = avatar.load_neutral()
+    motion = Motion(avatar, "loop")
+    result = {}
+    for batch in dict.fromkeys((1, batch_size(device))):
+        landmarks = np.repeat(neutral, batch, axis=0)
+        poses, torso = motion.at(0, batch)
+        calls = {"head": partial(renderer.head_rgba, landmarks, poses),
+                 "frame": partial(renderer.frames, landmarks, poses, torso)}
+        for name, call in calls.items():
+            call()
+            _wait(device)
+            start, count = time.perf_counter(), 0
+            while time.perf_counter() - start < seconds:
+                call()
+                count += batch
+                _wait(device)
+            result[f"{name}, batch {batch}"] = count / (time.perf_counter() - start)
+    return result
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def check_same_size(avatar: Avatar, clip: Clip) -> None:
+    """Raise TalkheadError if the avatar was made for pictures of another size than the clip's."""
+    a, b = avatar.info, clip.info
+    if (a.width, a.height) != (b.width, b.height):
+        raise TalkheadError(f"{avatar.root} renders {a.width}x{a.height}, but {clip.root} is {b.width}x{b.height}")
+
+
+def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.device) -> np.ndarray:
+    """Contact sheet: true frames above, rendered below -> uint8 (2·H, n·W, 3)."""
+    renderer = Renderer(avatar, device)
+    landmarks, poses, motion = clip.load_landmarks(), clip.load_poses(), clip.load_torso()
+    plates, shots = clip.load_plates(), clip.shot_of_frames()
+    rendered = []
+    for t in indices:
+        head = renderer.head_rgba(landmarks[t : t + 1], poses[t : t + 1])
+        plate = renderer.plate(plates[shots[t]])
+        rendered.append(to_uint8(renderer.compose(head, poses[t : t + 1], motion[t : t + 1], plate))[0])
+    true = clip.read_frames(indices)
+    return np.concatenate([np.concatenate(list(true), 1), np.concatenate(rendered, 1)], 0)
+
+
+def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch.device,
+                    folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Every table that the avatar's parts allow -> {title: {row: {column: number}}}; writes eval.json and eval.html."""
+    avatar.require()
+    check_same_size(avatar, clip)
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    sheet = None
+    if avatar.stage2.is_file() and avatar.torso.is_file():
+        tables["pictures, driven by tracked landmarks and motion (dB, SSIM)"] = evaluate_pictures(
+            avatar, clip, splits, device)
+        tables["frames a second"] = {"this machine": render_speed(avatar, device)}
+        held = np.concatenate([clip.split(name) for name in splits])
+        sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
+    if avatar.stage1.is_file():
+        for split in splits:
+            tables[f"stage 1 on {split}"] = evaluate_stage1(avatar.stage1, clip, split, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "eval.json", {"avatar": avatar.info.name, "clip": clip.info.name, "tables": tables})
+    write_page(folder / "eval.html", f"{avatar.info.name}: held-out frames of {clip.info.name}", tables, sheet)
+    return tables
+
+
+def write_page(path: Path, title: str, tables: dict[str, dict[str, dict[str, float]]],
+               sheet: np.ndarray | None) -> None:
+    """One self-contained HTML file with the tables and the contact sheet."""
+    parts = [PAGE_HEAD.format(title=escape(title))]
+    for name, table in tables.items():
+        columns = list(dict.fromkeys(column for row in table.values() for column in row))
+        parts.append(f"<h2>{escape(name)}</h2><table><tr><th></th>")
+        parts += [f"<th>{escape(column)}</th>" for column in columns]
+        for row, values in table.items():
+            cells = "".join(f"<td>{values[c]:.4g}</td>" if c in values else "<td></td>" for c in columns)
+            parts.append(f"</tr><tr><th>{escape(row)}</th>{cells}")
+        parts.append("</tr></table>")
+    if sheet is not None:
+        buffer = io.BytesIO()
+        Image.fromarray(sheet).save(buffer, format="JPEG", quality=88)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        parts.append(f'<h2>true frames above, rendered below</h2><img src="data:image/jpeg;base64,{data}">')
+    with atomic_path(path) as partial:
+        partial.write_text("".join(parts) + "</body></html>\n", encoding="utf-8")

@@ -1,0 +1,556 @@
+"""The `talkhead` command: parses, calls, prints. Heavy imports stay inside the command bodies."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.errors import TalkheadError
+
+
+def check_own_shared() -> None:
+    """Raise TalkheadError if another package named `shared` stands in the way of this project's."""
+    import shared
+
+    own = Path(__file__).resolve().parent / "shared"
+    found = Path(next(iter(shared.__path__))).resolve()
+    if found != own:
+        raise TalkheadError(f"another package named 'shared' is in the way: {found}; talkhead needs {own}; "
+                            "use a virtual environment of its own")
+
+
+class Main(click.Group):
+    """Prints a TalkheadError as one sentence and exits with 2; a traceback only with --debug."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            check_own_shared()
+            return super().invoke(context)
+        except TalkheadError as error:
+            if context.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            context.exit(2)
+        except KeyboardInterrupt:
+            click.echo("\nStopped. The same command continues where it was.", err=True)
+            context.exit(130)
+
+
+PATH = click.Path(path_type=Path)
+EXAMPLES = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+def device_option(function: Any) -> Any:
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(function)
+
+
+def config_options(function: Any) -> Any:
+    function = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                            help="Change one setting; may be repeated.")(function)
+    return click.option("--config", "config_file", type=PATH, help="YAML file with settings.")(function)
+
+
+def avatar_option(function: Any) -> Any:
+    return click.option("--avatar", type=PATH, help="Avatar folder.  [default: CLIP.avatar beside the clip]")(function)
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already there.")
+
+
+@click.group(cls=Main, context_settings=EXAMPLES)
+@click.option("--debug", is_flag=True, help="Show a traceback when something goes wrong.")
+@click.version_option(package_name="talkhead")
+def cli(debug: bool) -> None:
+    """From a video of one person to an avatar that speaks any audio.
+
+    \b
+    talkhead process me.mp4 me            video -> clip folder
+    talkhead stage1 finetune me           audio -> landmarks, for this person
+    talkhead stage2 train me              landmarks -> Gaussian head
+    talkhead torso train me               shoulders and background
+    talkhead synth me.avatar speech.wav -o talk.mp4
+    """
+
+
+def main() -> None:
+    """Entry point of the `talkhead` command."""
+    cli(prog_name="talkhead")
+
+
+def avatar_of(clip_folder: Path, avatar: Path | None) -> Path:
+    """The avatar folder that belongs to a clip, unless one is named."""
+    return avatar or clip_folder.with_name(clip_folder.name + ".avatar")
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise TalkheadError if `path` exists and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise TalkheadError(f"{path} exists already; add --overwrite to replace it")
+
+
+def start_training(out: Path, state: Path, overwrite: bool) -> None:
+    """Nothing is trained over a finished part unasked; with --overwrite the old one and its state go first."""
+    import shutil
+
+    refuse_existing(out, overwrite)
+    if overwrite:
+        out.unlink(missing_ok=True)
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | None:
+    """("train=0:1286", "test=1286:1429") -> {"train": [(0, 1286)], …}; None if empty. Raises TalkheadError."""
+    split: dict[str, list[tuple[int, int]]] = {}
+    for value in values:
+        name, _, span = value.partition("=")
+        start, _, stop = span.partition(":")
+        if not (name and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+            raise TalkheadError(f"--split takes NAME=START:STOP in frames, found {value!r}")
+        split.setdefault(name, []).append((int(start), int(stop)))
+    return split or None
+
+
+@cli.command()
+@click.argument("video", type=PATH)
+@click.argument("clip", type=PATH)
+@click.option("--split", "splits", multiple=True, metavar="NAME=START:STOP",
+              help="Frames of a split; may be repeated.  [default: train the first 90 %, test the rest]")
+@click.option("--workers", type=click.IntRange(1), help="Processes that track.  [default: all cores]")
+@click.option("--resume/--restart", default=True, help="Continue an interrupted run.  [default: --resume]")
+@overwrite_option
+@config_options
+def process(video: Path, clip: Path, splits: tuple[str, ...], workers: int | None, resume: bool, overwrite: bool,
+            config_file: Path | None, overrides: tuple[str, ...]) -> None:
+    """VIDEO -> CLIP folder: tracked landmarks, poses, labels, background, sound, report.
+
+    \b
+    talkhead process me.mp4 me
+    talkhead process news.mp4 anchor --split train=0:1286 --split test=1286:1429
+    """
+    from process_data.config import ProcessConfig
+    from process_data.pipeline import process as run
+    from shared.config import load_config
+
+    config = load_config(ProcessConfig, config_file, overrides)
+    made = run(video, clip, config=config, resume=resume, splits=parse_ranges(splits), workers=workers,
+               overwrite=overwrite)
+    info = made.info
+    click.echo(f"{clip}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
+    for warning in info.warnings:
+        click.echo(f"  warning: {warning}")
+    click.echo(f"Look at {made.report} before training.")
+
+
+@cli.group()
+def stage1() -> None:
+    """Audio -> landmarks."""
+
+
+@stage1.command()
+@click.argument("clips", type=PATH, nargs=-1, required=True, metavar="CLIP...")
+@click.option("-o", "--output", type=PATH, required=True, help="Where the base model goes (.safetensors).")
+@overwrite_option
+@device_option
+@config_options
+def pretrain(clips: tuple[Path, ...], output: Path, overwrite: bool, device: str, config_file: Path | None,
+             overrides: tuple[str, ...]) -> None:
+    """Train a base model on several people's clips.
+
+    \b
+    talkhead stage1 pretrain clips/a clips/b clips/c -o base.safetensors
+    """
+    _train_stage1(list(clips), output, output.with_name(output.stem + ".training"), None, overwrite, device,
+                  config_file, overrides)
+
+
+@stage1.command()
+@click.argument("clip", type=PATH)
+@avatar_option
+@click.option("--base", type=PATH, help="Base model from `stage1 pretrain` to start from.")
+@overwrite_option
+@device_option
+@config_options
+def finetune(clip: Path, avatar: Path | None, base: Path | None, overwrite: bool, device: str,
+             config_file: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train the avatar's audio -> landmark model on one person's CLIP.
+
+    \b
+    talkhead stage1 finetune me
+    talkhead stage1 finetune me --base base.safetensors --set steps=2000
+    """
+    from shared.avatar import Avatar, create_from_clip
+    from shared.clip import Clip
+
+    target = Avatar(avatar_of(clip, avatar))
+    refuse_existing(target.stage1, overwrite)
+    create_from_clip(target, Clip(clip))
+    _train_stage1([clip], target.stage1, Clip(clip).training / "stage1", base, overwrite, device, config_file,
+                  overrides)
+
+
+def _train_stage1(clips: list[Path], out: Path, state: Path, base: Path | None, overwrite: bool, device: str,
+                  config_file: Path | None, overrides: tuple[str, ...]) -> None:
+    from shared.clip import Clip
+    from shared.config import load_config
+    from shared.training import pick_device
+    from stage1_audio2lmk.config import Stage1Config
+    from stage1_audio2lmk.train import train
+
+    config = load_config(Stage1Config, config_file, overrides)
+    opened = [Clip(folder) for folder in clips]
+    for clip in opened:
+        _ = clip.info
+    start_training(out, state, overwrite)
+    report(train(opened, out, config=config, device=pick_device(device), state_dir=state, init=base), out)
+
+
+def report(numbers: dict[str, Any], out: Path) -> None:
+    """Print what a training returned."""
+    text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                     for key, value in numbers.items() if isinstance(value, (int, float, str)))
+    click.echo(f"{out}: {text}")
+
+
+@stage1.command()
+@click.argument("audio", type=PATH)
+@click.option("--avatar", type=PATH, required=True, help="Avatar whose stage 1 and neutral are used.")
+@click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
+@click.option("--neutral", type=PATH, help="Another person's neutral.npy to move instead.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the blinks.")
+@overwrite_option
+@device_option
+def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed: int, overwrite: bool,
+            device: str) -> None:
+    """AUDIO -> landmark file.
+
+    \b
+    talkhead stage1 predict speech.wav --avatar me.avatar -o predicted.npy
+    """
+    from shared.audio_io import load_audio
+    from shared.avatar import Avatar
+    from shared.landmarks import load_landmarks, save_landmarks
+    from shared.training import pick_device
+    from stage1_audio2lmk.predict import load_predictor
+    from stage1_audio2lmk.predict import predict as run
+
+    source = Avatar(avatar)
+    source.require("stage1")
+    refuse_existing(output, overwrite)
+    rest = load_landmarks(neutral)[:1] if neutral else source.load_neutral()
+    rows = run(load_predictor(source.stage1, pick_device(device)), load_audio(audio), rest, seed=seed)
+    save_landmarks(output, rows)
+    click.echo(f"{output}: {len(rows)} frames")
+
+
+@cli.group()
+def stage2() -> None:
+    """Landmarks -> Gaussian head."""
+
+
+@stage2.command("train")
+@click.argument("clip", type=PATH)
+@avatar_option
+@overwrite_option
+@device_option
+@config_options
+def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, config_file: Path | None,
+                 overrides: tuple[str, ...]) -> None:
+    """Train the avatar's Gaussian head on CLIP.
+
+    \b
+    talkhead stage2 train me
+    talkhead stage2 train me --set steps=3000
+    """
+    from shared.avatar import Avatar, create_from_clip
+    from shared.clip import Clip
+    from shared.config import load_config
+    from shared.training import pick_device
+    from stage2_gaussian.config import Stage2Config
+    from stage2_gaussian.train import train
+
+    config = load_config(Stage2Config, config_file, overrides)
+    source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
+    _ = source.info
+    start_training(target.stage2, source.training / "stage2", overwrite)
+    create_from_clip(target, source)
+    numbers = train(source, target.stage2, config=config, device=pick_device(device),
+                    state_dir=source.training / "stage2")
+    report(numbers, target.stage2)
+
+
+@stage2.command("render")
+@click.argument("landmarks", type=PATH)
+@click.option("--avatar", type=PATH, required=True, help="Avatar folder.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for RGBA pictures.")
+@click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
+@overwrite_option
+@device_option
+def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, overwrite: bool, device: str) -> None:
+    """LANDMARKS -> folder of RGBA head pictures, with the poses and torso motion that belong to them.
+
+    \b
+    talkhead stage2 render edited.npy --avatar me.avatar -o frames --poses still
+    """
+    from chain.synthesize import render_to_folder
+    from shared.avatar import Avatar
+    from shared.training import pick_device
+
+    refuse_existing(output, overwrite)
+    count = render_to_folder(Avatar(avatar), landmarks, output, poses=poses, device=pick_device(device))
+    click.echo(f"{output}: {count} RGBA frames")
+
+
+@stage2.command("eval")
+@click.argument("clip", type=PATH)
+@avatar_option
+@click.option("--split", "splits", multiple=True, help="Split to measure.  [default: all but train]")
+@device_option
+def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], device: str) -> None:
+    """PSNR and SSIM of the rendered head over the true torso and background, on held-out frames of CLIP.
+
+    \b
+    talkhead stage2 eval me
+    """
+    from shared.avatar import Avatar
+    from shared.clip import Clip
+    from shared.training import pick_device
+    from stage2_gaussian.evaluate import evaluate
+
+    source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
+    target.require("stage2")
+    table = evaluate(source, target.stage2, splits=held_out(source, splits), device=pick_device(device))
+    click.echo(format_table(table))
+
+
+@cli.group()
+def torso() -> None:
+    """Shoulders, neck and background."""
+
+
+@torso.command("train")
+@click.argument("clip", type=PATH)
+@avatar_option
+@overwrite_option
+@device_option
+@config_options
+def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, config_file: Path | None,
+                overrides: tuple[str, ...]) -> None:
+    """Train the avatar's torso on CLIP; the Gaussian head must be trained before.
+
+    \b
+    talkhead torso train me
+    """
+    from chain.synthesize import head_frames
+    from shared.avatar import Avatar
+    from shared.clip import Clip
+    from shared.config import load_config
+    from shared.training import pick_device
+    from torso_styleunet.config import TorsoConfig
+    from torso_styleunet.train import train
+
+    config = load_config(TorsoConfig, config_file, overrides)
+    source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
+    target.require("stage2")
+    start_training(target.torso, source.training / "torso", overwrite)
+    picked = pick_device(device)
+    numbers = train(source, head_frames(target, source, picked), target.torso, config=config, device=picked,
+                    state_dir=source.training / "torso")
+    report(numbers, target.torso)
+
+
+@torso.command()
+@click.argument("frames", type=PATH)
+@click.option("--avatar", type=PATH, required=True, help="Avatar folder.")
+@click.option("-o", "--output", type=PATH, required=True, help="Video to write (.mp4).")
+@click.option("--audio", type=PATH, help="Sound to put under it.")
+@overwrite_option
+@device_option
+def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, overwrite: bool, device: str) -> None:
+    """FRAMES folder (from `stage2 render`) -> video with torso and background.
+
+    \b
+    talkhead torso composite frames --avatar me.avatar -o talk.mp4 --audio speech.wav
+    """
+    from chain.synthesize import composite_folder
+    from shared.avatar import Avatar
+    from shared.training import pick_device
+
+    refuse_existing(output, overwrite)
+    count = composite_folder(Avatar(avatar), frames, output, audio=audio, device=pick_device(device))
+    click.echo(f"{output}: {count} frames")
+
+
+@cli.command()
+@click.argument("avatar", type=PATH)
+@click.argument("audio", type=PATH)
+@click.option("-o", "--output", type=PATH, default=Path("talk.mp4"), show_default=True, help="Video to write.")
+@click.option("--landmarks", type=PATH, help="Landmark file to show instead of what stage 1 predicts.")
+@click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the blinks.")
+@click.option("--save-landmarks", type=PATH, help="Also write the landmarks that were shown (.npy).")
+@overwrite_option
+@device_option
+def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses: str, seed: int,
+          save_landmarks: Path | None, overwrite: bool, device: str) -> None:
+    """AVATAR + AUDIO -> video in which the avatar speaks it.
+
+    \b
+    talkhead synth me.avatar speech.wav -o talk.mp4
+    talkhead synth me.avatar speech.wav --landmarks edited.npy -o edited.mp4
+    """
+    from chain.synthesize import synthesize
+    from shared.avatar import Avatar
+    from shared.training import pick_device
+
+    refuse_existing(output, overwrite)
+    if save_landmarks:
+        refuse_existing(save_landmarks, overwrite)
+    count = synthesize(Avatar(avatar), audio, output, device=pick_device(device), landmarks=landmarks, poses=poses,
+                       seed=seed, save_landmarks_to=save_landmarks)
+    click.echo(f"{output}: {count} frames, {count / 25:.1f} s")
+
+
+@cli.command()
+@click.argument("source", type=PATH, metavar="IN.npy")
+@click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
+@click.option("--neutral", type=PATH, help="neutral.npy of the face, for --mouth-gain.  "
+              "[default: the row whose lips are most nearly closed]")
+@click.option("--mouth-gain", type=float, help="Scale lip and jaw motion, 1 leaves it.")
+@click.option("--smile", "smile_amount", type=float, help="Pull the mouth corners: 1 a broad smile, -1 a frown.")
+@click.option("--blink", "blink_rate", type=float, help="Add blinks: 1 as often as people do, 2 twice as often.")
+@click.option("--smooth", "smooth_frames", type=int, help="Smooth over this many neighbours on each side.")
+@click.option("--retime", "speed", type=float, help="Play this many times faster.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the blinks.")
+@overwrite_option
+def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | None, smile_amount: float | None,
+         blink_rate: float | None, smooth_frames: int | None, speed: float | None, seed: int,
+         overwrite: bool) -> None:
+    """Edit a landmark file; edits apply in the order gain, smile, smooth, retime, blink.
+
+    \b
+    talkhead edit predicted.npy -o edited.npy --mouth-gain 1.2 --smile 0.3 --blink 2
+    """
+    import numpy as np
+
+    from shared import landmark_edit
+    from shared.landmarks import lip_opening, load_landmarks, save_landmarks
+
+    rows = load_landmarks(source)
+    refuse_existing(output, overwrite)
+    if mouth_gain is not None:
+        rest = load_landmarks(neutral)[0] if neutral else rows[int(np.abs(lip_opening(rows)).argmin())]
+        rows = landmark_edit.mouth_gain(rows, rest, mouth_gain)
+    if smile_amount is not None:
+        rows = landmark_edit.smile(rows, smile_amount)
+    if smooth_frames is not None:
+        rows = landmark_edit.smooth(rows, smooth_frames)
+    if speed is not None:
+        rows = landmark_edit.retime(rows, speed)
+    if blink_rate is not None:
+        rows = landmark_edit.blink(rows, blink_rate, np.random.default_rng(seed))
+    save_landmarks(output, rows)
+    click.echo(f"{output}: {len(rows)} frames")
+
+
+@cli.command()
+@click.argument("path", type=PATH)
+def inspect(path: Path) -> None:
+    """What is this file or folder, and is it valid? One screen.
+
+    \b
+    talkhead inspect me
+    talkhead inspect predicted.npy
+    """
+    from chain.inspect import describe
+
+    for line in describe(path):
+        click.echo(line)
+
+
+def held_out(clip: Any, splits: tuple[str, ...]) -> list[str]:
+    """The splits asked for, or all but train."""
+    return list(splits) or [name for name in clip.info.split if name != "train"] or ["train"]
+
+
+def format_table(table: dict[str, dict[str, float]]) -> str:
+    """{row: {column: number}} -> aligned text."""
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    cells = [["", *columns]]
+    for name, row in table.items():
+        cells.append([name, *(f"{row[c]:.4g}" if c in row else "-" for c in columns)])
+    widths = [max(len(line[k]) for line in cells) for k in range(len(columns) + 1)]
+    return "\n".join("  ".join(cell.ljust(w) if k == 0 else cell.rjust(w)
+                               for k, (cell, w) in enumerate(zip(line, widths))) for line in cells)
+
+
+@cli.command("eval")
+@click.argument("avatar", type=PATH)
+@click.argument("clip", type=PATH)
+@click.option("--split", "splits", multiple=True, help="Split to measure.  [default: all but train]")
+@click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: AVATAR/eval]")
+@device_option
+def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | None, device: str) -> None:
+    """Measure AVATAR on held-out frames of CLIP: pictures, landmarks, speed; prints a table, writes JSON and HTML.
+
+    \b
+    talkhead eval me.avatar me
+    """
+    from chain.evaluate import evaluate_avatar
+    from shared.avatar import Avatar
+    from shared.clip import Clip
+    from shared.training import pick_device
+
+    source, target = Clip(clip), Avatar(avatar)
+    folder = output or target.root / "eval"
+    tables = evaluate_avatar(target, source, held_out(source, splits), pick_device(device), folder)
+    for title, table in tables.items():
+        click.echo(f"\n{title}\n{format_table(table)}")
+    click.echo(f"\n{folder / 'eval.html'}")
+
+
+@cli.command()
+@click.argument("output", type=PATH, default=Path("demo"))
+@click.option("--size", default=256, show_default=True, type=click.IntRange(128, 1024), help="Pixels a side.")
+@click.option("--seed", default=0, show_default=True, help="Which synthetic person.")
+@overwrite_option
+@device_option
+def demo(output: Path, size: int, seed: int, overwrite: bool, device: str) -> None:
+    """The whole chain on the synthetic actor: video, clip, three trainings, talking video, metrics against the truth.
+
+    \b
+    talkhead demo
+    talkhead demo elsewhere --seed 2
+    """
+    import shutil
+
+    from chain.demo import run_demo
+    from shared.training import pick_device
+
+    if output.exists() and any(output.iterdir()):
+        refuse_existing(output, overwrite)
+        if not (output / "actor.mp4").is_file():
+            raise TalkheadError(f"{output} is no earlier demo, so it will not be replaced; name another folder")
+        shutil.rmtree(output)
+    tables, video = run_demo(output, size=size, seed=seed, device=pick_device(device))
+    for title, table in tables.items():
+        click.echo(f"\n{title}\n{format_table(table)}")
+    click.echo(f"\n{video}")
+
+
+@cli.command()
+def doctor() -> None:
+    """What this machine can do, and the fix for each lack."""
+    from chain.doctor import diagnose
+
+    ok = True
+    for found in diagnose():
+        ok = ok and (found.ok or not found.needed)
+        click.echo(f"{'ok  ' if found.ok else 'LACK' if found.needed else 'none'}  {found.what}")
+        if not found.ok and found.fix:
+            click.echo(f"      {found.fix}")
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()
