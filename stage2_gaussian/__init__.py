@@ -1,0 +1,1 @@
+"""Stage 2: landmarks and head poses to the head, as 3D Gaussians of one person."""
