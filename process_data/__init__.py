@@ -1,0 +1,1 @@
+"""A video of one person to a clip folder, and the synthetic actor that stands in for a person."""
