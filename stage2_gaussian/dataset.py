@@ -1,0 +1,126 @@
+"""What a training step reads: frames, what lies behind the head, landmarks, poses and pixel weights."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.camera import project
+from shared.clip import HEAD, MOUTH, Clip
+from shared.errors import TalkheadError
+from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
+
+RESIDENT_BYTES = 24 << 30  # pictures up to this size are kept in GPU memory
+WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
+BAND = 1 / 128  # half-width, in picture widths, of the outline where labels are not trusted
+
+
+class Batch(NamedTuple):
+    """Pictures are cropped to the head's window and float in [0, 1]."""
+
+    frames: Tensor  # (B, H, W, 3)
+    behind: Tensor  # (B, H, W, 3) the plate where the head is, the frame itself elsewhere
+    head: Tensor  # (B, H, W) 1 on head and mouth interior
+    sure: Tensor  # (B, H, W) 0 along the head's outline, 1 elsewhere
+    weights: Tensor  # (B, H, W) more at mouth and eyes, mean near 1
+    landmarks: Tensor  # (B, 68, 3)
+    poses: Tensor  # (B, 4, 4)
+
+
+def box_mask(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], width: int, height: int, part: list[int],
+             margin: float = 0.25) -> Tensor:
+    """Bool (B, H, W): the bounding box of the projected landmarks `part`, larger by `margin` of its width all round."""
+    points = project(landmarks[:, part], poses, intrinsics)
+    low, high = points.amin(1), points.amax(1)
+    room = margin * (high - low)[:, :1]
+    low, high = low - room, high + room
+    x = torch.arange(width, device=points.device) + 0.5
+    y = torch.arange(height, device=points.device) + 0.5
+    columns = (x >= low[:, :1]) & (x <= high[:, :1])
+    rows = (y >= low[:, 1:]) & (y <= high[:, 1:])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+class HeadFrames:
+    """Frames `indices` of one clip, by row, cropped to the window that the head ever enters.
+
+    On CUDA the pictures are moved to the GPU once if they fit; otherwise they are read from the clip's memory-mapped
+    cache as they are needed.
+    """
+
+    def __init__(self, clip: Clip, indices: np.ndarray, device: torch.device, *, mouth_emphasis: float = 0.0,
+                 eye_emphasis: float = 0.0) -> None:
+        if len(indices) == 0:
+            raise TalkheadError(f"{clip.root}: the train split holds no good frame")
+        self.clip, self.indices, self.device = clip, indices, device
+        self.mouth_emphasis, self.eye_emphasis = mouth_emphasis, eye_emphasis
+        x0, y0, x1, y1 = self._find_window()
+        self.rows, self.columns = slice(y0, y1), slice(x0, x1)
+        self.width, self.height = x1 - x0, y1 - y0
+        fx, fy, cx, cy = clip.info.intrinsics
+        self.intrinsics = (fx, fy, cx - x0, cy - y0)
+        landmarks = clip.load_landmarks()[indices]
+        self.landmarks = torch.from_numpy(landmarks).to(device)
+        self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
+        self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
+        self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)
+        self.chance = sampling_weights(landmarks)
+        self.resident: tuple[Tensor, Tensor] | None = None
+        if device.type == "cuda" and len(indices) * self.width * self.height * 4 <= RESIDENT_BYTES:
+            self.resident = self._read(np.arange(len(indices)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def _find_window(self) -> tuple[int, int, int, int]:
+        info = self.clip.info
+        seen = np.zeros((info.height, info.width), bool)
+        for labels in self.clip.read_labels(self.indices[:: max(1, len(self.indices) // 200)]):
+            seen |= (labels == HEAD) | (labels == MOUTH)
+        if not seen.any():
+            raise TalkheadError(f"{self.clip.root}: no training frame has head pixels in labels.mkv; "
+                                "process the video again")
+        margin = round(info.width * WINDOW_MARGIN)
+        columns, rows = np.flatnonzero(seen.any(0)), np.flatnonzero(seen.any(1))
+        return (max(0, columns[0] - margin), max(0, rows[0] - margin),
+                min(info.width, columns[-1] + 1 + margin), min(info.height, rows[-1] + 1 + margin))
+
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        frames = np.stack([self.clip.read_frames([t])[0, self.rows, self.columns] for t in self.indices[rows]])
+        labels = np.stack([self.clip.read_labels([t])[0, self.rows, self.columns] for t in self.indices[rows]])
+        return torch.from_numpy(frames).to(self.device), torch.from_numpy(labels).to(self.device)
+
+    def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """`count` rows, rare expressions more often."""
+        return rng.choice(len(self), count, p=self.chance)
+
+    def batch(self, rows: np.ndarray) -> Batch:
+        """The frames of `rows` on the device."""
+        on_device = torch.from_numpy(rows).to(self.device)
+        if self.resident is None:
+            frames, labels = self._read(rows)
+        else:
+            frames, labels = (x[on_device] for x in self.resident)
+        frames = frames.float() / 255
+        head = (labels == HEAD) | (labels == MOUTH)
+        behind = torch.where(head[..., None], self.plates[self.shots[on_device]].float() / 255, frames)
+        reach = max(1, round(BAND * self.clip.info.width))
+        plane = head.float()[:, None]
+        grown = F.max_pool2d(plane, 2 * reach + 1, 1, reach)
+        shrunk = -F.max_pool2d(-plane, 2 * reach + 1, 1, reach)
+        landmarks, poses = self.landmarks[on_device], self.poses[on_device]
+        weights = torch.ones_like(plane[:, 0])
+        for part, margin, extra in ((LIPS, 0.25, self.mouth_emphasis), (EYE_RIGHT, 0.4, self.eye_emphasis),
+                                    (EYE_LEFT, 0.4, self.eye_emphasis)):
+            weights += extra * box_mask(landmarks, poses, self.intrinsics, self.width, self.height, part, margin)
+        return Batch(frames, behind, plane[:, 0], 1 - (grown - shrunk)[:, 0], weights, landmarks, poses)
+
+
+def sampling_weights(landmarks: np.ndarray) -> np.ndarray:
+    """Chance (T,) of each frame to be drawn: up to four times more for open mouths and closed eyes."""
+    curves = np.concatenate([lip_opening(landmarks)[:, None], eye_opening(landmarks)], 1).astype(float)
+    spread = np.maximum(curves.std(0), 1e-6)
+    chance = 1 + np.abs((curves - np.median(curves, 0)) / spread).max(1).clip(0, 3)
+    return chance / chance.sum()

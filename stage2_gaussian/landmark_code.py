@@ -1,0 +1,50 @@
+"""Gaussian relative position coding: how much each splat feels each landmark."""
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor, nn
+
+from shared.camera import matrix_from_quaternion
+from shared.landmarks import N_LANDMARKS
+
+UNIT = 0.01  # metres; distances are computed in centimetres, where float32 loses nothing
+FLOOR = 0.2  # a splat whose windows sum to far less than this stays where it is
+
+
+class LandmarkCode(nn.Module):
+    """One learned anisotropic Gaussian window a landmark, in canonical head space.
+
+    With d the distance of a place from landmark k in the metric of k's window, the raw weight is exp(-d²/2); weights are
+    divided by their sum plus FLOOR, so that they are nearly a partition of one on the face and vanish away from it.
+    """
+
+    centres: Tensor
+
+    def __init__(self, neutral: Tensor) -> None:
+        """neutral (68, 3) metres; a window starts as a sphere as wide as the distance to its landmark's neighbours."""
+        super().__init__()
+        self.register_buffer("centres", neutral.detach().clone())
+        distances, _ = cKDTree(neutral.numpy()).query(neutral.numpy(), k=4)
+        width = np.clip(distances[:, 1:].mean(1), 0.006, 0.02)
+        self.log_scales = nn.Parameter(torch.from_numpy(np.log(width)).float()[:, None].repeat(1, 3))
+        rotations = torch.zeros(N_LANDMARKS, 4)
+        rotations[:, 0] = 1
+        self.rotations = nn.Parameter(rotations)
+
+    def weights(self, places: Tensor) -> Tensor:
+        """Canonical places (N, 3) metres -> weights (N, 68), differentiable in both.
+
+        d² = xᵀPx - 2cᵀPx + cᵀPc is one product of the ten monomials of x with a (10, 68) matrix.
+        """
+        x, centres = places / UNIT, self.centres / UNIT
+        rotation = matrix_from_quaternion(self.rotations)
+        precision = rotation * (torch.exp(self.log_scales) / UNIT).pow(-2)[:, None] @ rotation.mT
+        linear = -2 * (precision @ centres[..., None])[..., 0]
+        constant = -0.5 * (linear * centres).sum(-1, keepdim=True)
+        p = precision.flatten(1)
+        matrix = torch.cat([p[:, [0, 4, 8]], 2 * p[:, [1, 2, 5]], linear, constant], 1)
+        a, b, c = x[:, :1], x[:, 1:2], x[:, 2:]
+        monomials = torch.cat([x * x, a * b, a * c, b * c, x, torch.ones_like(a)], 1)
+        raw = torch.exp(monomials @ (-0.5 * matrix.T))
+        return raw * (raw.sum(1, keepdim=True) + FLOOR).reciprocal()
