@@ -1,0 +1,198 @@
+"""A synthetic person who speaks, with exact ground truth: what tests, demo and benchmarks stand on.
+
+Everything is made here from a seed: the head, its motion, the clothes, the room. The speech is shipped with the package.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from process_data.mesh_raster import vertex_normals, visible_triangles
+from process_data.synthetic_face import LABEL_OF_MATERIAL, HeadMesh, build_head, build_skin, neutral_landmarks
+from process_data.synthetic_identity import make_identity
+from process_data.synthetic_scene import EYE_LINE, VISIBLE_HEIGHT, paint_background, paint_torso
+from process_data.synthetic_shade import compose
+from process_data.synthetic_speech import actor_landmarks as actor_landmarks  # part of this module's interface
+from process_data.synthetic_texture import paint_atlas
+from shared.camera import pose_matrix
+from shared.errors import TalkheadError
+from shared.files import write_json
+from shared.landmarks import FPS, SAMPLES_PER_FRAME, check_array, check_landmarks, save_array, save_landmarks
+from shared.video_io import GrayVideoWriter, VideoWriter, write_png
+
+DISTANCE = 1.0  # metres from the camera to the eyes
+SAMPLES = 2  # visibility samples a pixel, each way
+GAZE = 0.35  # of the head's rotation that the eyes undo to stay on the camera
+_UPRIGHT = np.diag([1.0, -1.0, -1.0])
+
+
+@dataclass(frozen=True)
+class ActorTruth:
+    """What make_actor wrote and what is true of it; landmarks, poses and torso motion as in a clip folder."""
+
+    root: Path
+    video: Path
+    landmarks: np.ndarray
+    poses: np.ndarray
+    torso: np.ndarray
+    neutral: np.ndarray
+    intrinsics: tuple[float, float, float, float]
+    size: int
+
+    def __truediv__(self, name: str) -> Path:
+        """The path of one truth file, as in truth / "landmarks.npy"."""
+        return self.root / name
+
+
+def default_intrinsics(size: int) -> tuple[float, float, float, float]:
+    """(fx, fy, cx, cy) in pixels of the actor's camera for square pictures of `size` pixels."""
+    focal = size * DISTANCE / VISIBLE_HEIGHT
+    return focal, focal, size / 2, size / 2
+
+
+def reference_pose() -> np.ndarray:
+    """(4, 4) float32: the pose in which the torso layer was drawn, the head looking straight at the camera."""
+    return pose_matrix(_UPRIGHT, np.array([0.0, (EYE_LINE - 0.5) * VISIBLE_HEIGHT, DISTANCE]))
+
+
+def _wander(rng: np.random.Generator, frames: int, amplitude: float, slow: float = 0.08, fast: float = 0.55) -> np.ndarray:
+    """Smooth seeded motion (frames,) that stays within ±amplitude: five sines between slow and fast hertz."""
+    time = np.arange(frames) / FPS
+    rates = np.exp(rng.uniform(np.log(slow), np.log(fast), 5))
+    weights = 1 / np.sqrt(rates)
+    phases = rng.uniform(0, 2 * np.pi, 5)
+    return amplitude * (weights[:, None] * np.sin(2 * np.pi * rates[:, None] * time + phases[:, None])).sum(0) / weights.sum()
+
+
+def actor_motion(frames: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Natural head poses (T, 4, 4) and torso motion (T, 4) in pixels of a picture of `size`, float32.
+
+    Yaw stays within ±10°, pitch ±6°, roll ±4°; the torso within ±2 % of the picture.
+    """
+    from scipy.spatial.transform import Rotation
+
+    rng = np.random.default_rng([seed, 20])
+    yaw, pitch, roll = (np.radians(_wander(rng, frames, degrees)) for degrees in (10.0, 6.0, 4.0))
+    sway = np.stack([_wander(rng, frames, 0.020, 0.06, 0.3), _wander(rng, frames, 0.010, 0.06, 0.3)], 1)
+    lean, near = _wander(rng, frames, 0.025, 0.06, 0.3), _wander(rng, frames, 0.012, 0.06, 0.3)
+    rotation = Rotation.from_euler("YXZ", np.stack([yaw, pitch, roll], 1)).as_matrix() @ _UPRIGHT
+    translation = np.tile(reference_pose()[:3, 3].astype(float), (frames, 1))
+    translation[:, 0] += 0.9 * sway[:, 0] * VISIBLE_HEIGHT + _wander(rng, frames, 0.008)
+    translation[:, 1] += 0.9 * sway[:, 1] * VISIBLE_HEIGHT + _wander(rng, frames, 0.004)
+    translation[:, 2] += -near * DISTANCE + _wander(rng, frames, 0.012)
+    torso = np.stack([size * sway[:, 0], size * sway[:, 1], lean, 1 + near], 1)
+    return pose_matrix(rotation, translation), torso.astype(np.float32)
+
+
+@lru_cache(maxsize=4)
+def _person(seed: int) -> tuple[HeadMesh, np.ndarray]:
+    identity = make_identity(seed)
+    skin = build_skin(identity, neutral_landmarks(identity))
+    return build_head(identity, skin), paint_atlas(identity, skin)
+
+
+@lru_cache(maxsize=4)
+def _scene(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    identity = make_identity(seed)
+    return paint_torso(identity, size), paint_background(identity, size)
+
+
+def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
+                    intrinsics: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """Vertices (V, 3) metres in the camera for one frame: landmarks (68, 3), pose (4, 4), torso (4,).
+
+    The eyes turn part of the way back to the camera; the neck goes over from the head's to the torso's motion.
+    """
+    rotation, translation = pose[:3, :3].astype(float), pose[:3, 3].astype(float)
+    points = head.vertices(np.asarray(landmarks, float))
+    relative = rotation.T @ _UPRIGHT
+    yaw, pitch = np.arctan2(relative[0, 2], relative[2, 2]), np.arcsin(np.clip(-relative[1, 2], -1, 1))
+    turn_yaw, turn_pitch = GAZE * yaw, GAZE * pitch
+    cy, sy, cx, sx = np.cos(turn_yaw), np.sin(turn_yaw), np.cos(turn_pitch), np.sin(turn_pitch)
+    gaze = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    for number, centre in enumerate(head.eye_centres, start=1):
+        eye = head.eye == number
+        points[eye] = (points[eye] - centre) @ gaze.T + centre
+    camera = points @ rotation.T + translation
+    neck = head.neck > 0
+    at_rest = reference_pose().astype(float)
+    still = points[neck] @ at_rest[:3, :3].T + at_rest[:3, 3]
+    dx, dy, angle, scale = (float(value) for value in torso)
+    fx, fy, cx_px, cy_px = intrinsics
+    middle = np.array([(size / 2 - cx_px) / fx, (size / 2 - cy_px) / fy])
+    flat = still[:, :2] / still[:, 2:] - middle
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    still[:, :2] = (flat @ turn.T + middle + [dx / fx, dy / fy]) * still[:, 2:]
+    follow = head.neck[neck][:, None]
+    camera[neck] = (1 - follow) * camera[neck] + follow * still
+    return camera
+
+
+def render_actor(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray, *, size: int,
+                 intrinsics: tuple[float, float, float, float] | None = None, seed: int = 0,
+                 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw the person of `seed`: yields (uint8 (size, size, 3) RGB, uint8 (size, size) labels) frame by frame.
+
+    landmarks (T, 68, 3) metres, head space: the drawn face has its landmarks exactly there, whatever they are; poses
+    (T, 4, 4); torso_motion (T, 4) pixels of this size; intrinsics default to those of make_actor. Raises TalkheadError
+    for wrong arrays or lengths that differ.
+    """
+    landmarks = check_landmarks(landmarks, "landmarks")
+    poses, torso_motion = check_array(poses, (4, 4), "poses"), check_array(torso_motion, (4,), "torso motion")
+    if not len(landmarks) == len(poses) == len(torso_motion):
+        raise TalkheadError(f"the actor needs as many landmarks as poses and torso motions, found {len(landmarks)}, "
+                            f"{len(poses)} and {len(torso_motion)} frames")
+    if size < 32 or size % 2:
+        raise TalkheadError(f"the actor's size should be an even number of pixels, 32 or more; found {size}")
+    camera_numbers = tuple(float(value) for value in (intrinsics or default_intrinsics(size)))
+    head, atlas = _person(seed)
+    plate, background = _scene(seed, size)
+    fx, fy, cx, cy = camera_numbers
+    for shape, pose, torso in zip(landmarks, poses, torso_motion):
+        vertices = camera_vertices(head, shape, pose, torso, camera_numbers, size)
+        screen = (vertices[:, :2] / vertices[:, 2:] * [fx, fy] + [cx, cy]) * SAMPLES
+        depth = np.ascontiguousarray(vertices[:, 2])
+        ids, _ = visible_triangles(screen, depth, head.triangles, size * SAMPLES, size * SAMPLES)
+        normals = vertex_normals(vertices, head.triangles)
+        picture, labels = np.empty((size, size, 3), np.uint8), np.empty((size, size), np.uint8)
+        compose(ids, screen, depth, head.triangles, normals, head.uv, head.occlusion, head.gloss, head.material,
+                LABEL_OF_MATERIAL, atlas, plate, torso.astype(float), background, SAMPLES, picture, labels)
+        yield picture, labels
+
+
+def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed: int = 0, quiet: bool = False) -> ActorTruth:
+    """Film the person of `seed` saying the shipped text: out/actor.mp4 with sound, and out/truth.
+
+    truth holds landmarks.npy, poses.npy, torso.npy, neutral.npy, labels.mkv, background.png and truth.json (intrinsics,
+    size, fps, frames, seed). size in pixels, even; seconds cuts the film short. Every file appears only when complete.
+    Raises TalkheadError for a wrong size or length.
+    """
+    sound, landmarks = actor_landmarks("train", seed)
+    if seconds is not None:
+        if not seconds * FPS >= 1:
+            raise TalkheadError(f"the actor's film should last at least one frame (0.04 s), found seconds={seconds}")
+        landmarks = landmarks[: int(seconds * FPS)]
+    frames = len(landmarks)
+    sound = sound[: frames * SAMPLES_PER_FRAME]
+    poses, torso = actor_motion(frames, size, seed)
+    out = Path(out)
+    truth = ActorTruth(out / "truth", out / "actor.mp4", landmarks, poses, torso,
+                       neutral_landmarks(make_identity(seed)).astype(np.float32)[None], default_intrinsics(size), size)
+    pictures = render_actor(landmarks, poses, torso, size=size, seed=seed)
+    with (VideoWriter(truth.video, size, size, audio=sound, crf=16) as video,
+          GrayVideoWriter(truth / "labels.mkv", size, size) as matte):
+        for picture, labels in tqdm(pictures, "actor", total=frames, disable=quiet, unit="frame"):
+            video.write(picture)
+            matte.write(labels)
+    save_landmarks(truth / "landmarks.npy", landmarks)
+    save_landmarks(truth / "neutral.npy", truth.neutral)
+    save_array(truth / "poses.npy", poses)
+    save_array(truth / "torso.npy", torso)
+    write_png(truth / "background.png", _scene(seed, size)[1])
+    write_json(truth / "truth.json", {"intrinsics": list(truth.intrinsics), "size": size, "width": size, "height": size,
+                                      "fps": FPS, "frames": frames, "seed": seed})
+    return truth
