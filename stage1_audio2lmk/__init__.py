@@ -1,0 +1,1 @@
+"""Stage 1: sound to landmark displacements, causal but for 80 ms of look-ahead."""

@@ -1,0 +1,36 @@
+"""Settings of stage 1."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Sizes of the network and how it is trained; times in video frames of 40 ms."""
+
+    dim: int = 128
+    layers: int = 3
+    heads: int = 4
+    window: int = 40  # frames that attention looks back, a layer
+    look_ahead: int = 2  # frames of future sound, 80 ms
+    linear_past: int = 6  # frames of past sound that the linear path sees
+    components: int = 16  # principal components of lip and jaw motion
+    dropout: float = 0.2
+    formants: bool = True
+
+    steps: int = 700
+    batch: int = 16
+    length: int = 75  # frames of a training window
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    ema: float = 0.99
+    held_out: float = 0.12  # of each clip's end, for choosing the ridge penalty and the best step
+    check_every: int = 50
+    save_every: int = 100
+    lip_weight: float = 3.0
+    velocity_weight: float = 1.0
+    closure_weight: float = 1.0
+    silence_share: float = 0.12  # of training windows that hold a made stretch of silence
+    unknown_share: float = 0.25  # of training windows whose speaker is hidden
+    noise_db: float = -25.0  # loudest noise that augmentation adds, relative to full scale
+    mask_bands: int = 16  # widest band of the spectrum that augmentation hides
+    seed: int = 0

@@ -1,0 +1,79 @@
+"""What the network hears: for each video frame four log-mel spectra and two formant analyses.
+
+Every window ends inside its own video frame, so features look into no future at all, and the same numbers come out
+offline and in a stream. Nothing is normalised over the file.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
+from stage1_audio2lmk import formants
+
+MELS = 80
+HOP = 160
+WINDOW = 400
+FFT = 512
+HOPS = SAMPLES_PER_FRAME // HOP
+FORMANTS_A_FRAME = 2
+HISTORY = formants.PITCH_WINDOW - SAMPLES_PER_FRAME // FORMANTS_A_FRAME  # samples before a frame that it needs
+MEL_FLOOR = 1e-5
+FORMANT_SIZE = FORMANTS_A_FRAME * len(formants.COLUMNS)
+FEATURE_SIZE = HOPS * MELS + FORMANT_SIZE
+
+
+@functools.cache
+def mel_filters() -> Tensor:
+    """(257, 80) triangular filters between 60 and 7600 Hz, evenly spaced on the mel scale 2595·log10(1 + f/700)."""
+    mel = np.linspace(*(2595 * np.log10(1 + np.array([60.0, 7600.0]) / 700)), MELS + 2)
+    edges = 700 * (10 ** (mel / 2595) - 1)
+    frequency = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
+    rising = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
+    return torch.tensor(np.maximum(0, np.minimum(rising, falling)), dtype=torch.float32)
+
+
+def log_mel(samples: Tensor) -> Tensor:
+    """samples (240 + 160·n,) -> (n, 80) natural logarithm of mel power; window k ends with hop k."""
+    spectrum = torch.stft(samples, FFT, HOP, WINDOW, torch.hann_window(WINDOW, device=samples.device), center=False,
+                          return_complex=True, pad_mode="constant") if len(samples) >= FFT else None
+    if spectrum is None:
+        raise ValueError(f"log_mel needs at least {FFT} samples, found {len(samples)}")
+    power = spectrum.abs().square().T
+    return torch.log(power @ mel_filters().to(samples.device) + MEL_FLOOR)
+
+
+def features(samples: np.ndarray, history: np.ndarray | None = None) -> np.ndarray:
+    """samples (640·T,) at 16 kHz -> (T, FEATURE_SIZE) float32: 4·80 log-mels, then 2·9 scaled formant values.
+
+    `history` holds the last HISTORY samples before them (silence at a file's start).
+    """
+    if len(samples) % SAMPLES_PER_FRAME:
+        raise ValueError(f"expected a multiple of {SAMPLES_PER_FRAME} samples, found {len(samples)}")
+    count = len(samples) // SAMPLES_PER_FRAME
+    if count == 0:
+        return np.zeros((0, FEATURE_SIZE), np.float32)
+    past = np.zeros(HISTORY, np.float32) if history is None else history
+    padded = np.concatenate([past, samples]).astype(np.float32)
+    # torch.stft centres a 400-sample window in 512 samples: start so that the window itself ends with its hop
+    offset = HISTORY - (FFT - HOP) + (FFT - WINDOW) // 2
+    tail = np.zeros((FFT - WINDOW) // 2, np.float32)  # zeros under the window's padding, never heard
+    mel = log_mel(torch.from_numpy(np.concatenate([padded[offset:], tail])))[: count * HOPS].numpy()
+    starts = np.arange(count * FORMANTS_A_FRAME) * (SAMPLES_PER_FRAME // FORMANTS_A_FRAME)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, formants.PITCH_WINDOW)[starts]
+    voice = scale_formants(formants.analyse(windows))
+    return np.concatenate([mel.reshape(count, -1), voice.reshape(count, -1)], axis=1)
+
+
+def scale_formants(table: np.ndarray) -> np.ndarray:
+    """(n, 9) of `formants.analyse` -> (n, 9) of order one."""
+    return (table / np.array([1000, 2000, 3000, 700, 700, 700, 1, 200, 30], np.float32)).astype(np.float32)
+
+
+def frames_of(samples: np.ndarray) -> np.ndarray:
+    """Pad (n,) samples with silence to whole video frames, at least one."""
+    count = max(1, -(-len(samples) // SAMPLES_PER_FRAME))
+    return np.pad(samples, (0, count * SAMPLES_PER_FRAME - len(samples)))
