@@ -30,7 +30,7 @@ class Stage2Config:
     final_rate: float = 0.05  # all rates fall exponentially to this part of their start
     ssim_weight: float = 0.2
     gradient_weight: float = 0.5
-    alpha_weight: float = 0.1
+    alpha_weight: float = 0.2
     pose_weight: float = 0.02  # keeps the refinement of training poses near zero
     mouth_emphasis: float = 4.0  # extra weight of pixels in the mouth box
     eye_emphasis: float = 2.0
@@ -50,7 +50,7 @@ def resolve(config: Stage2Config, device: torch.device, width: int, height: int)
     config = dataclasses.replace(
         config,
         splats=splats,
-        moving=min(splats, config.moving or (splats * 3 // 10 if cuda else splats * 4 // 10)),
+        moving=min(splats, config.moving or (splats // 4 if cuda else splats * 4 // 10)),
         rank=config.rank or (32 if cuda else 16),
         steps=config.steps or (3000 if cuda else 900),
         batch=config.batch or (8 if cuda else 1),

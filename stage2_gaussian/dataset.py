@@ -8,22 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.camera import project
-from shared.clip import HEAD, MOUTH, Clip
+from shared.clip import BACKGROUND, HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 
 RESIDENT_BYTES = 24 << 30  # pictures up to this size are kept in GPU memory
 WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
 BAND = 1 / 128  # half-width, in picture widths, of the outline where labels are not trusted
+CONTRAST = 0.02  # squared colour distance of head and plate from which a matte can be told
 
 
 class Batch(NamedTuple):
     """Pictures are cropped to the head's window and float in [0, 1]."""
 
     frames: Tensor  # (B, H, W, 3)
-    behind: Tensor  # (B, H, W, 3) the plate where the head is, the frame itself elsewhere
+    behind: Tensor  # (B, H, W, 3) the plate where the head is or may be, the frame itself elsewhere
     head: Tensor  # (B, H, W) 1 on head and mouth interior
-    sure: Tensor  # (B, H, W) 0 along the head's outline, 1 elsewhere
+    alpha: Tensor  # (B, H, W) the head's share of each pixel
+    sure: Tensor  # (B, H, W) 1 where alpha is known
     weights: Tensor  # (B, H, W) more at mouth and eyes, mean near 1
     landmarks: Tensor  # (B, 68, 3)
     poses: Tensor  # (B, 4, 4)
@@ -41,6 +43,28 @@ def box_mask(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], wi
     columns = (x >= low[:, :1]) & (x <= high[:, :1])
     rows = (y >= low[:, 1:]) & (y <= high[:, 1:])
     return rows[:, :, None] & columns[:, None, :]
+
+
+def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Soft alpha along the head's outline, so that hair does not carry the colour of the plate with it.
+
+    frames and plates (B, H, W, 3), head and background bool (B, H, W), reach in pixels. Within `reach` of the outline,
+    and away from neck and torso, a pixel is taken as a mix of the mean head colour F nearby and the plate B, so that
+    alpha = (I - B)·(F - B) / |F - B|². Returns alpha (B, H, W), where it is known (B, H, W), and bool (B, H, W) the
+    outline's pixels that show the plate behind the head.
+    """
+    reach = max(1, reach)
+    plane = head.float()[:, None]
+    shrunk = -F.max_pool2d(-plane, 2 * reach + 1, 1, reach)
+    band = F.max_pool2d(plane, 2 * reach + 1, 1, reach) > shrunk
+    body = F.max_pool2d((~head & ~background).float()[:, None], 2 * reach + 1, 1, reach) > 0
+    nearby = F.avg_pool2d(torch.cat([frames.movedim(-1, 1) * shrunk, shrunk], 1), 4 * reach + 1, 1, 2 * reach)
+    spread = (nearby[:, :3] / nearby[:, 3:].clamp_min(1e-6)).movedim(1, -1) - plates
+    contrast = spread.square().sum(-1)
+    mixed = (((frames - plates) * spread).sum(-1) / contrast.clamp_min(1e-6)).clamp(0, 1)
+    band, body, seen = band[:, 0], body[:, 0], nearby[:, 3] > 1e-3
+    told = band & ~body & seen & (contrast > CONTRAST)
+    return torch.where(told, mixed, plane[:, 0]), (told | ~band).float(), band & ~body & background
 
 
 class HeadFrames:
@@ -88,8 +112,9 @@ class HeadFrames:
                 min(info.width, columns[-1] + 1 + margin), min(info.height, rows[-1] + 1 + margin))
 
     def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        frames = np.stack([self.clip.read_frames([t])[0, self.rows, self.columns] for t in self.indices[rows]])
-        labels = np.stack([self.clip.read_labels([t])[0, self.rows, self.columns] for t in self.indices[rows]])
+        window = (0, self.rows, self.columns)
+        frames = np.stack([self.clip.read_frames(t)[window] for t in self.indices[rows, None]])
+        labels = np.stack([self.clip.read_labels(t)[window] for t in self.indices[rows, None]])
         return torch.from_numpy(frames).to(self.device), torch.from_numpy(labels).to(self.device)
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -105,17 +130,15 @@ class HeadFrames:
             frames, labels = (x[on_device] for x in self.resident)
         frames = frames.float() / 255
         head = (labels == HEAD) | (labels == MOUTH)
-        behind = torch.where(head[..., None], self.plates[self.shots[on_device]].float() / 255, frames)
-        reach = max(1, round(BAND * self.clip.info.width))
-        plane = head.float()[:, None]
-        grown = F.max_pool2d(plane, 2 * reach + 1, 1, reach)
-        shrunk = -F.max_pool2d(-plane, 2 * reach + 1, 1, reach)
+        plates = self.plates[self.shots[on_device]].float() / 255
+        alpha, sure, open_air = matte(frames, plates, head, labels == BACKGROUND, round(BAND * self.clip.info.width))
+        behind = torch.where((head | open_air)[..., None], plates, frames)
         landmarks, poses = self.landmarks[on_device], self.poses[on_device]
-        weights = torch.ones_like(plane[:, 0])
+        weights = torch.ones_like(alpha)
         for part, margin, extra in ((LIPS, 0.25, self.mouth_emphasis), (EYE_RIGHT, 0.4, self.eye_emphasis),
                                     (EYE_LEFT, 0.4, self.eye_emphasis)):
             weights += extra * box_mask(landmarks, poses, self.intrinsics, self.width, self.height, part, margin)
-        return Batch(frames, behind, plane[:, 0], 1 - (grown - shrunk)[:, 0], weights, landmarks, poses)
+        return Batch(frames, behind, head.float(), alpha, sure, weights, landmarks, poses)
 
 
 def sampling_weights(landmarks: np.ndarray) -> np.ndarray:

@@ -36,7 +36,8 @@ def head_surface(neutral: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     that hair and ears are seen against; beyond it the depth stays that of the outline.
     """
     ears = neutral[[0, 16]]
-    middle, half_width, ear_y, ear_z = 0.5 * (ears[0, 0] + ears[1, 0]), np.ptp(ears[:, 0]) / 2, *ears[:, 1:].mean(0)
+    middle, ear_y, ear_z = ears.mean(0)
+    half_width = np.ptp(ears[:, 0]) / 2
     angles = np.linspace(0.1, np.pi - 0.1, 15)
     arc = np.stack([middle + half_width * 1.05 * np.cos(angles), ear_y + 0.15 * np.sin(angles),
                     np.full(15, ear_z - 0.01)], 1)
@@ -51,10 +52,11 @@ def head_surface(neutral: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...],
-              depth: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+              depth: Callable[[np.ndarray], np.ndarray], behind: float = 0.0) -> np.ndarray:
     """Pixels (N, 2) of a view with `pose` (4, 4) head → camera -> points (N, 3) on the surface `depth`, head space.
 
-    Walks along each ray to the surface by fixed-point iteration, which converges while the face looks at the camera.
+    `behind` moves the surface back, in metres. Walks along each ray by fixed-point iteration, which converges while the
+    face looks at the camera.
     """
     fx, fy, cx, cy = intrinsics
     rays = np.stack([(pixels[:, 0] - cx) / fx, (pixels[:, 1] - cy) / fy, np.ones(len(pixels))], 1) @ pose[:3, :3]
@@ -62,7 +64,7 @@ def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...
     along = np.full(len(pixels), -eye[2]) / rays[:, 2]
     for _ in range(8):
         places = eye + along[:, None] * rays
-        along = (depth(places[:, :2]) - eye[2]) / rays[:, 2]
+        along = (depth(places[:, :2]) - behind - eye[2]) / rays[:, 2]
     return eye + along[:, None] * rays
 
 
@@ -81,15 +83,14 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     places, colors = [], []
     for label, frames, count, behind in ((HEAD, views, splats - inner, 0.0), (MOUTH, wide, inner, MOUTH_DEPTH)):
         for t, share in zip(frames, np.diff(np.linspace(0, count, len(frames) + 1).round().astype(int))):
-            image, labels = clip.read_frames([t])[0], clip.read_labels([t])[0]
+            image, labels = clip.read_frames(np.array([t]))[0], clip.read_labels(np.array([t]))[0]
             rows, columns = np.nonzero(labels == label)
             if len(rows) == 0 or share == 0:
                 continue
             density = 1 + DETAIL * _near_detail(np.stack([columns, rows], 1), landmarks[t], poses[t], clip)
             chosen = rng.choice(len(rows), share, p=density / density.sum())
             pixels = np.stack([columns[chosen], rows[chosen]], 1) + rng.random((share, 2))
-            shift = surface if not behind else lambda xy: surface(xy) - behind
-            found = unproject(pixels, poses[t].astype(float), clip.info.intrinsics, shift)
+            found = unproject(pixels, poses[t].astype(float), clip.info.intrinsics, surface, behind)
             felt = code.weights(torch.from_numpy(found).float()).detach().numpy()
             places.append(found - felt @ (landmarks[t] - neutral))
             colors.append(image[rows[chosen], columns[chosen]] / 255)

@@ -1,6 +1,5 @@
 """What training minimises."""
 
-import torch
 from torch import Tensor
 
 from shared.metrics import ssim_map
@@ -31,13 +30,12 @@ def picture_losses(rgba: Tensor, batch: Batch, *, ssim_weight: float, gradient_w
                    alpha_weight: float) -> dict[str, Tensor]:
     """Rendered RGBA (B, H, W, 4) against a batch -> named terms; their sum is the loss.
 
-    Colour is compared after compositing, so hair may be half transparent wherever that gives the right picture; alpha
-    itself is held to the labels only away from their outline.
+    Colour is compared after compositing; alpha itself is held to the labels, and to the matte along the hair.
     """
     shown = over(rgba, batch.behind)
     difference = shown - batch.frames
     similarity = ssim_map(shown.movedim(-1, 1), batch.frames.movedim(-1, 1)).movedim(1, -1)
-    wrong_alpha = (rgba[..., 3] - batch.head).abs() * batch.sure
+    wrong_alpha = (rgba[..., 3] - batch.alpha).abs() * batch.sure
     return {
         "l1": (1 - ssim_weight) * weighted_mean(difference.abs(), batch.weights),
         "ssim": ssim_weight * weighted_mean(1 - similarity, batch.weights),

@@ -7,7 +7,7 @@ from stage2_gaussian.rasterize_cpu import rasterize_cpu
 
 
 def rasterize(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor,
-              intrinsics: tuple[float, float, float, float] | Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
+              intrinsics: tuple[float, ...] | Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
     """Splat B images of N Gaussians each, differentiably.
 
     means (B, N, 3) metres in camera space (x right, y down, z forward), quats (B, N, 4) wxyz of any length,

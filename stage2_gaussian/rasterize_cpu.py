@@ -11,6 +11,8 @@ pixels vectorise. The backward pass walks the same way again, recomputing alpha,
 the number of threads.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from numba import njit, prange
@@ -25,7 +27,7 @@ ALPHA_MIN = np.float32(1 / 255)
 T_STOP = np.float32(1e-4)
 GEOMETRY = 6  # gradient columns before the colours: u, v, three of the conic, opacity
 
-_fast = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "cache": True, "error_model": "numpy"}
+_fast: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "cache": True, "error_model": "numpy"}
 
 
 @njit(inline="always")
@@ -403,6 +405,6 @@ class _Rasterize(torch.autograd.Function):
 
 
 def rasterize_cpu(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor,
-                  intrinsics: tuple[float, float, float, float], width: int, height: int) -> tuple[Tensor, Tensor]:
+                  intrinsics: tuple[float, ...], width: int, height: int) -> tuple[Tensor, Tensor]:
     """Splat B images of N Gaussians each on the CPU; arguments and results as in `rasterize.rasterize`, float32."""
     return _Rasterize.apply(means, quats, scales, opacities, colors, intrinsics, width, height)

@@ -33,19 +33,21 @@ def load_head(path: Path | str, device: torch.device | str) -> Head:
     return head.to(device).eval().requires_grad_(False)
 
 
-def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, float, float, float], width: int,
+def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], width: int,
                 height: int) -> Tensor:
     """landmarks (B, 68, 3) metres, poses (B, 4, 4), intrinsics (fx, fy, cx, cy) pixels -> (B, H, W, 4) float.
 
     RGBA premultiplied by alpha, on the head's device, differentiable when gradients are on.
     """
     device = head.positions.device
-    rgb, alpha = rasterize(*head(landmarks.to(device), poses.to(device)), intrinsics, width, height)
+    splats = head(landmarks.to(device), poses.to(device))
+    rgb, alpha = rasterize(splats.means, splats.quats, splats.scales, splats.opacities, splats.colors, intrinsics, width,
+                           height)
     return torch.cat([rgb, alpha], -1)
 
 
 @torch.no_grad()
-def render_sequence(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, float, float, float],
+def render_sequence(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...],
                     width: int, height: int, batch: int = 16) -> Iterator[Tensor]:
     """As `render_head` for T frames, yielded as batches (≤ batch, H, W, 4)."""
     for start in range(0, len(landmarks), batch):

@@ -64,7 +64,7 @@ def make_clip(root: Path, size: int, frames: int, held_out: int) -> Clip:
             top = project(crown, poses[k], intrinsics)
             picture, label = Image.fromarray(plate), Image.new("L", (size, size))
 
-            def draw(polygon, color, value=None):
+            def draw(polygon, color, value=None, picture=picture, label=label):
                 path = [tuple(p) for p in polygon]
                 ImageDraw.Draw(picture).polygon(path, fill=color)
                 if value:
