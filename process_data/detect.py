@@ -3,10 +3,11 @@
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from shared.errors import TalkheadError
@@ -57,8 +58,6 @@ def track_chunk(video: Path, start: int, stop: int, matte: Path) -> tuple[np.nda
 
     Writes the person matte (256², 0–255) as a lossless grey video to `matte`.
     """
-    import cv2
-
     mesh = np.full((stop - start, N_MESH, 3), np.nan, np.float32)
     small = []
     with quiet_native_logs():
@@ -76,6 +75,9 @@ def track_chunk(video: Path, start: int, stop: int, matte: Path) -> tuple[np.nda
                 faces = finder.process(frame).multi_face_landmarks
                 if t < start:
                     continue
+                if t == 0:  # nothing comes before it, so let the tracker settle on the picture itself
+                    for _ in range(WARM_UP):
+                        faces = finder.process(frame).multi_face_landmarks
                 height, width = frame.shape[:2]
                 if faces:
                     points = np.array([(p.x, p.y, p.z) for p in faces[0].landmark], np.float32)
@@ -105,7 +107,7 @@ def track(video: Path, frames: int, work: Path, workers: int | None = None, quie
           progress(frames, "tracking face", quiet=quiet, unit="frame") as bar):
         jobs = {pool.submit(track_chunk, video, a, b, work / f"matte_{k:03d}.mkv"): (k, b - a) for k, a, b in todo}
         bar.update(frames - sum(length for _, length in jobs.values()))
-        for job in _as_completed(jobs):
+        for job in as_completed(jobs):
             k, length = jobs[job]
             mesh, small = job.result()
             with atomic_path(_part(work, k)) as partial:
@@ -122,12 +124,6 @@ def track(video: Path, frames: int, work: Path, workers: int | None = None, quie
 
 def _part(work: Path, k: int) -> Path:
     return work / f"track_{k:03d}.npz"
-
-
-def _as_completed(jobs):
-    from concurrent.futures import as_completed
-
-    return as_completed(jobs)
 
 
 def mattes(work: Path) -> Iterator[np.ndarray]:

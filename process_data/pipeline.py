@@ -5,12 +5,13 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from process_data import background, detect, pose, report, segment, shots, torso_motion, video
 from process_data.config import ProcessConfig
 from shared.audio_io import iter_audio
-from shared.camera import project
+from shared.camera import euler_degrees, project
 from shared.clip import BACKGROUND, Bad, Clip, ClipInfo, Shot
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
@@ -18,7 +19,7 @@ from shared.files import read_json, sha256, write_json
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, lip_opening, save_array, save_landmarks
 from shared.metrics import lag_ms
 from shared.training import progress
-from shared.video_io import GrayVideoWriter, probe, read_video, write_png
+from shared.video_io import GrayVideoWriter, probe, read_gray_video, read_video, write_png
 
 Split = dict[str, list[tuple[int, int]]]
 WORK = ".partial"
@@ -139,10 +140,6 @@ def _write_labels(clip: Clip, work: Path, landmarks: np.ndarray, poses: np.ndarr
 
 def _write_plates(clip: Clip, work: Path, spans: list[tuple[int, int]], names: list[str], config: ProcessConfig,
                   quiet: bool) -> None:
-    import cv2
-
-    from shared.video_io import read_gray_video
-
     wanted = {int(t): k for k, (a, b) in enumerate(spans)
               for t in np.linspace(a, b - 1, min(b - a, config.plate_samples)).astype(int)}
     frames: list[np.ndarray] = []
@@ -174,8 +171,6 @@ def _write_plates(clip: Clip, work: Path, spans: list[tuple[int, int]], names: l
 
 def _write_torso(clip: Clip, work: Path, spans: list[tuple[int, int]], lost: np.ndarray, count: int,
                  quiet: bool) -> None:
-    from shared.video_io import read_gray_video
-
     start, stop = max(spans, key=lambda span: span[1] - span[0])
     good = [t for t in range(start, stop) if not lost[t]] or [start]
     middle = good[len(good) // 2]
@@ -201,8 +196,6 @@ def _stretches(flags: np.ndarray, reason: str) -> list[Bad]:
 
 def _warnings(count: int, cuts: list[int], lost: np.ndarray, inside: np.ndarray, lag: float, samples: np.ndarray,
               poses: np.ndarray) -> list[str]:
-    from shared.camera import euler_degrees
-
     found = []
     if count < SHORT_SECONDS * FPS:
         found.append(f"only {count / FPS:.1f} s long; record 1 to 5 minutes for an avatar that speaks well")

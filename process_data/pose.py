@@ -13,7 +13,7 @@ from scipy.sparse.linalg import spsolve
 
 from process_data.config import ProcessConfig
 from process_data.landmarks68 import MESH68, RIGID, RIGID_WEIGHT
-from shared.camera import pose_matrix, rotation_from_rotvec, umeyama
+from shared.camera import pose_matrix, rotation_from_rotvec, rotvec_from_rotation, umeyama
 from shared.landmarks import EYE_CORNER_DISTANCE, JAW, LIPS, eye_opening, lip_opening
 
 FRONTAL = np.diag([1.0, -1.0, -1.0])
@@ -134,8 +134,6 @@ def _step(observed, points, start, rotations, translations, intrinsics, smooth, 
     grad_point = grad_point + prior * (points - start)
     scales = np.array([1, 1, 1, 1 / TRANSLATION_UNIT, 1 / TRANSLATION_UNIT, 1 / TRANSLATION_UNIT]) * (fx / z.mean()) * 0.1
     mean_rotation = rotations[len(rotations) // 2]
-    from shared.camera import rotvec_from_rotation
-
     state = np.concatenate([rotvec_from_rotation(rotations @ mean_rotation.T), translations], -1)
     banded = (smooth.T @ smooth).tocsr()
     hess = sparse.block_diag(list(hess_pose), format="csr") + sparse.kron(banded, sparse.diags(scales**2), format="csr")
