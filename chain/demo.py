@@ -63,3 +63,30 @@ def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[
         "seconds": {"this machine": seconds | {"all": sum(seconds.values())}},
     }
     return tables, video
+
+
+def tracker_table(clip: Clip, truth: Path) -> Table:
+    """How well `process` recovered what the actor really did."""
+    landmarks, poses = load_landmarks(truth / "landmarks.npy"), load_array(truth / "poses.npy", (4, 4))
+    count = min(len(landmarks), clip.info.frames)
+    tracked, found = clip.load_landmarks()[:count], clip.load_poses()[:count]
+    true = landmarks[:count]
+    return {"actor": {
+        "inner landmarks mm": 1000 * landmark_motion_error(tracked, true, INNER51),
+        "lips mm": 1000 * landmark_motion_error(tracked, true, LIPS),
+        "rotation degrees": rotation_error_degrees(found, poses[:count]),
+        "lip opening r": correlation(lip_opening(tracked), lip_opening(true)),
+    }}
+
+
+def lips_row(rows: np.ndarray, spoken: np.ndarray) -> dict[str, float]:
+    """Landmarks (T,68,3) against what the actor really did while saying the same sentence."""
+    count = min(len(rows), len(spoken))
+    rows, spoken = rows[:count], spoken[:count]
+    opening, true = lip_opening(rows), lip_opening(spoken)
+    return {
+        "lip opening r": correlation(opening, true),
+        "lips mm": 1000 * landmark_motion_error(rows, spoken, LIPS),
+        "velocity ratio": velocity_ratio(rows, spoken, LIPS),
+        "lag ms": lag_ms(true, opening),
+    }

@@ -22,6 +22,7 @@ from shared.files import atomic_path, write_json
 from shared.landmarks import LIPS
 from shared.metrics import psnr, ssim
 from shared.training import progress
+from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
 
 MOUTH_BOX_MARGIN = 0.25  # of the lips' width, on each side
 SHEET_FRAMES = 6
@@ -147,8 +148,7 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
         held = np.concatenate([clip.split(name) for name in splits])
         sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
     if avatar.stage1.is_file():
-        for split in splits:
-            tables[f"stage 1 on {split}"] = evaluate_stage1(avatar.stage1, clip, split, device)
+        tables["stage 1 against its baselines"] = evaluate_stage1(clip, avatar.stage1, splits=splits, device=device)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "eval.json", {"avatar": avatar.info.name, "clip": clip.info.name, "tables": tables})
     write_page(folder / "eval.html", f"{avatar.info.name}: held-out frames of {clip.info.name}", tables, sheet)

@@ -12,19 +12,20 @@ class Stage1Config:
     heads: int = 4
     window: int = 40  # frames that attention looks back, a layer
     look_ahead: int = 2  # frames of future sound, 80 ms
-    linear_past: int = 6  # frames of past sound that the linear path sees
+    linear_past: int = 4  # frames of past sound that the linear path sees
     components: int = 16  # principal components of lip and jaw motion
     dropout: float = 0.2
     formants: bool = True
 
-    steps: int = 700
-    batch: int = 16
+    steps: int = 600
+    patience: int = 150  # steps without a better held-out error after which training ends
+    batch: int = 8
     length: int = 75  # frames of a training window
     lr: float = 1e-3
     weight_decay: float = 0.05
     ema: float = 0.99
     held_out: float = 0.12  # of each clip's end, for choosing the ridge penalty and the best step
-    check_every: int = 50
+    check_every: int = 25
     save_every: int = 100
     lip_weight: float = 3.0
     velocity_weight: float = 1.0

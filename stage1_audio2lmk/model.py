@@ -6,17 +6,15 @@ from torch import Tensor, nn
 
 from shared.landmarks import JAW, LIPS, N_LANDMARKS
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS
+from stage1_audio2lmk.features import FEATURE_SIZE, HOPS, MELS
 
 MOVING = JAW + LIPS  # what sound tells; brows, eyes and nose stay with the neutral
 STEM_PAST = 4  # frames of the past in the convolution that opens the transformer's path
-POOLED_SIZE = MELS + FORMANT_SIZE
 
 
 def pooled(features: Tensor) -> Tensor:
-    """(..., FEATURE_SIZE) -> (..., 98): the frame's mean log-mel and its formants, for the linear path."""
-    mel = features[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)).mean(-2)
-    return torch.cat([mel, features[..., HOPS * MELS :]], -1)
+    """(..., FEATURE_SIZE) -> (..., 80): the frame's mean log-mel, for the linear path; formants made it worse there."""
+    return features[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)).mean(-2)
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -67,7 +65,7 @@ class LandmarkModel(nn.Module):
         self.register_buffer("basis", torch.zeros(config.components, len(MOVING) * 3))
         self.register_buffer("rest", torch.zeros(len(MOVING) * 3))
         taps = config.linear_past + 1 + config.look_ahead
-        self.linear = nn.Linear(taps * POOLED_SIZE, config.components)
+        self.linear = nn.Linear(taps * MELS, config.components)
         self.stem = nn.Conv1d(FEATURE_SIZE, dim, STEM_PAST + 1 + config.look_ahead)
         self.speaker = nn.Embedding(speakers + 1, dim)
         self.blocks = nn.ModuleList(Block(dim, config.heads, config.window, config.dropout) for _ in range(config.layers))
@@ -93,7 +91,7 @@ class LandmarkModel(nn.Module):
         return x
 
     def windows(self, x: Tensor) -> Tensor:
-        """Normalised features (B, T, FEATURE_SIZE) -> what the linear path sees, (B, T, taps·98)."""
+        """Normalised features (B, T, FEATURE_SIZE) -> what the linear path sees, (B, T, taps·80)."""
         config = self.config
         padded = F.pad(pooled(x), (0, 0, config.linear_past, config.look_ahead))
         return padded.unfold(1, config.linear_past + 1 + config.look_ahead, 1).transpose(2, 3).flatten(2)

@@ -92,13 +92,15 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
                 if held["lip mm"] < history["best"]:
                     history |= {"best": held["lip mm"], "best_step": step + 1}
                     best = {name: value.clone() for name, value in averaged.items()}
-                scalars.add("loss", float(loss), step + 1)
+                scalars.add("loss", loss.item(), step + 1)
                 scalars.add("held out/lip mm", held["lip mm"], step + 1)
                 scalars.add("held out/opening r", held["opening r"], step + 1)
                 bar.set_postfix_str(f"held-out lips {held['lip mm']:.2f} mm, r {held['opening r']:.2f}")
+            bar.update()
+            if step + 1 - history["best_step"] >= config.patience:
+                break
             if (step + 1) % config.save_every == 0:
                 _save_state(state, config, model, optimizer, averaged, best, rng, history)
-            bar.update()
     scalars.close()
     model.load_state_dict(best)
     held = held_out_error(model, recordings, device)
