@@ -1,0 +1,1 @@
+"""Torso: the rendered head and the warped mean torso plate -> torso and neck, composited into the full frame."""

@@ -1,0 +1,217 @@
+"""Training the torso of one clip: build the plate, then teach the StyleUNet what to change in it."""
+
+import hashlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from shared.clip import Clip
+from shared.config import config_to_dict
+from shared.errors import TalkheadError
+from shared.metrics import psnr
+from shared.training import Scalars, generator, progress
+from torso_styleunet import losses
+from torso_styleunet.composite import save_torso
+from torso_styleunet.config import TorsoConfig, resolve
+from torso_styleunet.dataset import Batch, HeadFrames, TorsoFrames, cache_heads
+from torso_styleunet.discriminator import PatchDiscriminator
+from torso_styleunet.model import Torso, over
+from torso_styleunet.plate import build_plate
+from torso_styleunet.warp import margin_of
+
+BAND = 1 / 48  # half-width of the neck seam and shoulder contour bands, in picture widths
+WARM_UP = 20  # steps over which the learning rate rises
+REPORT_EVERY = 20
+PICTURE_EVERY = 200
+
+
+def new_torso(clip: Clip, indices: np.ndarray, config: TorsoConfig, device: torch.device) -> Torso:
+    """An untrained torso: the median plate of the frames `indices`, motion statistics, seeded weights and noise."""
+    info = clip.info
+    motion = torch.from_numpy(clip.load_torso()[indices]).to(device)
+    margin = margin_of(motion, info.width, info.height)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed)
+        torso = Torso(config, info.width, info.height, margin)
+    torso.noise.copy_(torch.randn(torso.noise.shape, generator=generator(config.seed)))
+    torso.to(device)
+    torso.set_statistics(torch.from_numpy(clip.load_poses()[indices]).to(device), motion,
+                         torch.tensor(info.intrinsics, device=device))
+    rows = np.unique(np.linspace(0, len(indices) - 1, config.plate_frames).round().astype(int))
+    frames = zip(clip.read_frames(indices[rows]), clip.read_labels(indices[rows]))
+    with torch.no_grad():
+        torso.plate.copy_(build_plate(frames, motion[rows], margin))
+    return torso
+
+
+class Trainer:
+    """Everything that changes while training, and one step of it."""
+
+    def __init__(self, torso: Torso, data: TorsoFrames, config: TorsoConfig) -> None:
+        self.torso, self.data, self.config, self.step = torso, data, config, 0
+        rate = config.learning_rate
+        groups = [{"params": list(torso.generator.parameters()), "lr": rate},
+                  {"params": [torso.plate], "lr": rate * config.plate_rate}]
+        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+        self.rates = [group["lr"] for group in groups]
+        self.discriminator: PatchDiscriminator | None = None
+        if config.adversarial_weight > 0:
+            with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
+                torch.manual_seed(config.seed + 1)
+                self.discriminator = PatchDiscriminator().to(data.device)
+            self.judge = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.0, 0.99))
+
+    def advance(self) -> dict[str, Tensor]:
+        """One optimiser step -> its loss terms, detached. What it draws depends on seed and step alone."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, self.step])
+        batch = self.data.batch(self.data.pairs(config.batch // 2, rng))
+        factor = min(1.0, (self.step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * self.step / config.steps))
+        for group, rate in zip(self.optimizer.param_groups, self.rates):
+            group["lr"] = rate * factor
+        cuda = self.data.device.type == "cuda"
+        with torch.autocast(self.data.device.type, torch.bfloat16, enabled=cuda):
+            straight, flow = self.torso(batch.heads, batch.poses, batch.motion)
+        picture = over(batch.heads, torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1), batch.backgrounds)
+        where = losses.regions(batch.labels, max(1, round(BAND * self.torso.width)))
+        weights = 1 + config.region_weight * torch.maximum(where.contour, where.seam)
+        difference = picture - batch.frames
+        terms = {
+            "l1": losses.weighted_mean(difference.abs(), weights),
+            "laplacian": config.laplacian_weight * losses.laplacian_l1(difference, weights),
+            "temporal": config.temporal_weight * losses.temporal_l1(difference, weights),
+            "alpha": config.alpha_weight * losses.alpha_loss(straight[:, 3:], where),
+            "flow": config.flow_weight * (flow * (100 / self.torso.width)).square().mean(),
+        }
+        if self.discriminator is not None:
+            shown = torch.lerp(picture, batch.frames, where.head)  # the rendered head must not give it away
+            terms["adversarial"] = config.adversarial_weight * losses.generator_adversarial(self.discriminator(shown))
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(self.torso.generator.parameters(), 1.0)
+        self.optimizer.step()
+        if self.discriminator is not None:
+            terms["discriminator"] = self._judge(self.discriminator, batch, shown.detach())
+        self.step += 1
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _judge(self, discriminator: PatchDiscriminator, batch: Batch, shown: Tensor) -> Tensor:
+        """One step of the discriminator, with R1 every `r1_every` steps (lazy regularisation, StyleGAN2)."""
+        lazy = self.step % self.config.r1_every == 0
+        real = batch.frames.detach().requires_grad_(lazy)
+        real_logits = discriminator(real)
+        loss = losses.discriminator_adversarial(real_logits, discriminator(shown))
+        total = loss
+        if lazy:
+            total = loss + self.config.r1_weight * self.config.r1_every * losses.r1_penalty(real, real_logits)
+        self.judge.zero_grad(set_to_none=True)
+        total.backward()
+        self.judge.step()
+        return loss
+
+    def save(self, path: Path, fingerprint: str, seconds: float) -> None:
+        """Everything needed to go on, atomically."""
+        tensors = {f"torso/{name}": tensor for name, tensor in self.torso.state_dict().items()}
+        packed, rest = pack_optimizer(self.optimizer, "optimizer")
+        tensors |= packed
+        meta = {"step": self.step, "fingerprint": fingerprint, "seconds": seconds, "optimizer": rest}
+        if self.discriminator is not None:
+            tensors |= {f"discriminator/{name}": t for name, t in self.discriminator.state_dict().items()}
+            packed, meta["judge"] = pack_optimizer(self.judge, "judge")
+            tensors |= packed
+        save_checkpoint(path, tensors, meta)
+
+    def load(self, path: Path, fingerprint: str) -> float:
+        """Go on from what `save` wrote -> seconds already spent. Raises TalkheadError for a state of other data."""
+        tensors, meta = load_checkpoint(path, self.data.device)
+        if meta.get("fingerprint") != fingerprint:
+            raise TalkheadError(f"{path} was left by an interrupted training with another clip or configuration; "
+                                "delete it to start again, or train as before to finish it")
+        self.torso.load_state_dict(_under("torso/", tensors))
+        unpack_optimizer(self.optimizer, tensors, meta["optimizer"], "optimizer")
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(_under("discriminator/", tensors))
+            unpack_optimizer(self.judge, tensors, meta["judge"], "judge")
+        self.step = meta["step"]
+        return float(meta["seconds"])
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fingerprint(clip: Clip, indices: np.ndarray, config: TorsoConfig) -> str:
+    """What a resumed training must share with the one it continues."""
+    digest = hashlib.sha256(json.dumps([config_to_dict(config), clip.info.source_sha256]).encode())
+    for array in (indices, clip.load_poses(), clip.load_torso()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _look(torso: Torso, batch: Batch) -> tuple[Tensor, float]:
+    """Composited frames (B, 3, H, W) of a batch and their PSNR."""
+    with torch.autocast(batch.heads.device.type, torch.bfloat16, enabled=batch.heads.is_cuda):
+        straight, _ = torso(batch.heads, batch.poses, batch.motion)
+    torso_layer = torch.cat([straight[:, :3].clamp(0, 1), torch.sigmoid(straight[:, 3:])], 1)
+    picture = over(batch.heads, torso_layer, batch.backgrounds).clamp(0, 1)
+    return picture, float(psnr(picture.permute(0, 2, 3, 1), batch.frames.permute(0, 2, 3, 1)))
+
+
+def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig, device: torch.device,
+          state_dir: Path, quiet: bool = False) -> dict[str, float]:
+    """Train on the frames of clip.split("train") alone and write the torso to `out`, atomically.
+
+    `head_frames` takes frame indices (B,) and gives the rendered heads (B, H, W, 4), premultiplied float RGBA; each is
+    asked for once and cached under `state_dir` while training lasts, beside the state from which a killed training
+    goes on and the TensorBoard logs. Returns steps, seconds, the last loss and the PSNR of 16 training frames (dB).
+    Raises TalkheadError for an empty split, labels without a torso or a state of another training.
+    """
+    device = torch.device(device)
+    config = resolve(config, device)
+    start = time.monotonic()
+    indices = clip.split("train")
+    state, cache = state_dir / "state.safetensors", state_dir / "heads.npy"
+    heads = cache_heads(head_frames, indices, clip.info.height, clip.info.width, cache, quiet)
+    data = TorsoFrames(clip, indices, heads, device)
+    trainer = Trainer(new_torso(clip, indices, config, device), data, config)
+    fingerprint = _fingerprint(clip, indices, config)
+    spent = trainer.load(state, fingerprint) if state.is_file() else 0.0
+
+    shown = data.batch(np.linspace(0, len(data) - 1, min(16, len(data))).round().astype(int))
+    scalars = Scalars(state_dir / "logs")
+    saved = time.monotonic()
+    loss = math.nan
+    with progress(config.steps, "torso", trainer.step, quiet) as bar:
+        while trainer.step < config.steps:
+            terms = trainer.advance()
+            bar.update()
+            if trainer.step % REPORT_EVERY == 0 or trainer.step == config.steps:
+                values = {name: float(term) for name, term in terms.items()}
+                loss = sum(value for name, value in values.items() if name != "discriminator")
+                bar.set_postfix(loss=f"{loss:.4f}")
+                for name, value in {**values, "loss": loss}.items():
+                    scalars.add(f"torso/{name}", value, trainer.step)
+            if trainer.step % PICTURE_EVERY == 0:
+                picture, quality = _look(trainer.torso, Batch(*(tensor[:1] for tensor in shown)))
+                pair = torch.cat([picture[0], shown.frames[0]], -1)
+                scalars.image("torso/composite_true", (pair * 255).byte().permute(1, 2, 0).cpu().numpy(), trainer.step)
+                scalars.add("torso/psnr", quality, trainer.step)
+            if time.monotonic() - saved >= config.save_seconds:
+                trainer.save(state, fingerprint, spent + time.monotonic() - start)
+                saved = time.monotonic()
+    quality = float(np.mean([_look(trainer.torso, Batch(*(t[k : k + 1] for t in shown)))[1]
+                             for k in range(len(shown.frames))]))
+    scalars.close()
+    seconds = spent + time.monotonic() - start
+    save_torso(out, trainer.torso, {"step": trainer.step, "clip": clip.info.name})
+    state.unlink(missing_ok=True)
+    del heads, data.heads
+    cache.unlink(missing_ok=True)
+    return {"steps": float(trainer.step), "seconds": seconds, "loss": loss, "train_psnr": quality}

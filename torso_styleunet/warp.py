@@ -1,0 +1,63 @@
+"""Between a frame and the reference plate: the torso's similarity motion, and sampling the plate through it.
+
+Points are continuous image coordinates: a picture spans [0, W] × [0, H], the centre of pixel (row i, column j) is
+(j + 0.5, i + 0.5). A motion (dx, dy, angle, scale) takes plate point p to c + scale·R(angle)·(p - c) + (dx, dy) with
+c = (W/2, H/2). The plate may reach beyond the frame by a margin of whole pixels on every side.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pixel_centres(height: int, width: int, device: torch.device | str) -> Tensor:
+    """(H, W, 2) continuous (x, y) of every pixel centre."""
+    y = torch.arange(height, device=device, dtype=torch.float32) + 0.5
+    x = torch.arange(width, device=device, dtype=torch.float32) + 0.5
+    return torch.stack(torch.broadcast_tensors(x[None, :], y[:, None]), -1)
+
+
+def plate_to_frame(points: Tensor, motion: Tensor, width: int, height: int) -> Tensor:
+    """points (B, ..., 2) on the plate, motion (B, 4) -> (B, ..., 2) in the frame; pixels."""
+    centre, cos, sin, shift = _parts(points, motion, width, height)
+    x, y = (points - centre).unbind(-1)
+    return centre + torch.stack([cos * x - sin * y, sin * x + cos * y], -1) * _like(motion[:, 3:], points) + shift
+
+
+def frame_to_plate(points: Tensor, motion: Tensor, width: int, height: int) -> Tensor:
+    """The inverse of plate_to_frame: points (B, ..., 2) in the frame -> (B, ..., 2) on the plate; pixels."""
+    centre, cos, sin, shift = _parts(points, motion, width, height)
+    x, y = ((points - centre - shift) / _like(motion[:, 3:], points)).unbind(-1)
+    return centre + torch.stack([cos * x + sin * y, cos * y - sin * x], -1)
+
+
+def _like(value: Tensor, points: Tensor) -> Tensor:
+    """(B, C) -> (B, 1, ..., 1, C) against points (B, ..., 2)."""
+    return value.reshape(len(value), *[1] * (points.dim() - 2), value.shape[-1])
+
+
+def _parts(points: Tensor, motion: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    centre = torch.tensor([width / 2, height / 2], device=points.device, dtype=points.dtype)
+    angle = _like(motion[:, 2:3], points)[..., 0]
+    return centre, torch.cos(angle), torch.sin(angle), _like(motion[:, :2], points)
+
+
+def sample(image: Tensor, points: Tensor, margin: int = 0) -> Tensor:
+    """Bilinear look-up: image (B, C, h, w) or (C, h, w) shared by the batch, points (B, H, W, 2) -> (B, C, H, W).
+
+    `margin` is how many pixels the image reaches beyond the origin of the points. Outside the image its border
+    is repeated.
+    """
+    if image.dim() == 3:
+        image = image.expand(len(points), *image.shape)
+    size = torch.tensor([image.shape[-1], image.shape[-2]], device=points.device, dtype=points.dtype)
+    return F.grid_sample(image, (points + margin) * (2 / size) - 1, padding_mode="border", align_corners=False)
+
+
+def margin_of(motions: Tensor, width: int, height: int, limit: float = 0.5) -> int:
+    """How far, in whole pixels, frames with these motions (T, 4) reach beyond the plate's frame; at most `limit`·W."""
+    corners = torch.tensor([[0.0, 0.0], [width, 0.0], [0.0, height], [width, height]], device=motions.device)
+    points = frame_to_plate(corners.expand(len(motions), 4, 2), motions, width, height)
+    size = torch.tensor([width, height], device=motions.device, dtype=points.dtype)
+    reach = torch.maximum(-points, points - size).amax()
+    return int(min(max(torch.ceil(reach).item(), 0), limit * width))
