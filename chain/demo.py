@@ -1,6 +1,5 @@
 """The whole chain on the synthetic actor, measured against the actor's exact truth."""
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,9 @@ from chain.evaluate import evaluate_pictures
 from chain.synthesize import head_frames, synthesize
 from shared.audio_io import save_wav
 from shared.avatar import Avatar, create_from_clip
-from shared.camera import project, rotvec_from_rotation
 from shared.clip import Clip
-from shared.landmarks import INNER51, LIPS, lip_opening, load_array, load_landmarks
-from shared.metrics import correlation, lag_ms, landmark_distance, psnr, velocity_ratio
-from shared.video_io import read_video
+from shared.landmarks import INNER51, LIPS, SAMPLES_PER_FRAME, lip_opening, load_landmarks
+from shared.metrics import correlation, lag_ms, landmark_motion_error, rotation_error_degrees, velocity_ratio
 
 Table = dict[str, dict[str, float]]
 
@@ -57,17 +54,16 @@ def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[
     timed("synth", lambda: synthesize(avatar, out / "unheard.wav", video, device=device,
                                       save_landmarks_to=out / "predicted.npy"))
     tables = {
-        "tracker against the actor's truth": tracker_table(clip, truth),
-        "lips on an unheard sentence": lips_table(avatar, clip, sound, spoken, load_landmarks(out / "predicted.npy"), video),
+        "tracker against the actor's truth": tracker_table(clip, truth.landmarks, truth.poses),
+        "lips on an unheard sentence, against what the actor does": lips_table(clip, sound, spoken, out),
         "pictures of held-out frames (dB, SSIM)": evaluate_pictures(avatar, clip, ["test"], device, quiet=True),
         "seconds": {"this machine": seconds | {"all": sum(seconds.values())}},
     }
     return tables, video
 
 
-def tracker_table(clip: Clip, truth: Path) -> Table:
-    """How well `process` recovered what the actor really did."""
-    landmarks, poses = load_landmarks(truth / "landmarks.npy"), load_array(truth / "poses.npy", (4, 4))
+def tracker_table(clip: Clip, landmarks: np.ndarray, poses: np.ndarray) -> Table:
+    """How well `process` recovered what the actor really did: landmarks (T,68,3), poses (T,4,4)."""
     count = min(len(landmarks), clip.info.frames)
     tracked, found = clip.load_landmarks()[:count], clip.load_poses()[:count]
     true = landmarks[:count]
@@ -90,3 +86,31 @@ def lips_row(rows: np.ndarray, spoken: np.ndarray) -> dict[str, float]:
         "velocity ratio": velocity_ratio(rows, spoken, LIPS),
         "lag ms": lag_ms(true, opening),
     }
+
+
+def lips_table(clip: Clip, sound: np.ndarray, spoken: np.ndarray, out: Path) -> Table:
+    """Stage 1, its baselines, and the lips that a face tracker sees in the finished video."""
+    from process_data.detect import track
+    from process_data.landmarks68 import MESH68
+    from stage1_audio2lmk.baselines import mean_face, ridge
+
+    known = clip.load_audio()[: clip.info.frames * SAMPLES_PER_FRAME]
+    count = -(-len(sound) // SAMPLES_PER_FRAME)
+    padded = np.pad(sound, (0, count * SAMPLES_PER_FRAME - len(sound)))
+    learned = clip.load_landmarks()
+    train = clip.split("train")
+    heard = np.concatenate([known, padded])
+    both = np.concatenate([learned, np.zeros((count, *learned.shape[1:]), learned.dtype)])
+    rows = {"stage 1": load_landmarks(out / "predicted.npy"), "ridge ±4": ridge(heard, both, train)[len(learned) :],
+            "mean face": mean_face(learned, train, count)}
+    table = {name: lips_row(landmarks, spoken) for name, landmarks in rows.items()}
+    work = out / "seen"
+    work.mkdir(exist_ok=True)
+    track(out / "talk.mp4", count, work, quiet=True)
+    mesh = np.load(work / "mesh.npy")[:, MESH68]
+    seen = lip_opening(mesh * [1, -1, 1])
+    found = ~np.isnan(seen)
+    opening = lip_opening(spoken)[: len(seen)]
+    table["seen in the video"] = {"lip opening r": correlation(seen[found], opening[found]),
+                                  "lag ms": lag_ms(opening[found], seen[found])}
+    return table
