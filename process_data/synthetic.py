@@ -9,10 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from process_data.mesh_raster import vertex_normals, visible_triangles
-from process_data.synthetic_face import LABEL_OF_MATERIAL, HeadMesh, build_head, build_skin, neutral_landmarks
+from process_data.synthetic_face import LABEL_OF_MATERIAL, HeadMesh, Skin, build_head, build_skin, neutral_landmarks
 from process_data.synthetic_identity import make_identity
 from process_data.synthetic_scene import EYE_LINE, VISIBLE_HEIGHT, paint_background, paint_torso
 from process_data.synthetic_shade import compose
@@ -43,10 +44,6 @@ class ActorTruth:
     intrinsics: tuple[float, float, float, float]
     size: int
 
-    def __truediv__(self, name: str) -> Path:
-        """The path of one truth file, as in truth / "landmarks.npy"."""
-        return self.root / name
-
 
 def default_intrinsics(size: int) -> tuple[float, float, float, float]:
     """(fx, fy, cx, cy) in pixels of the actor's camera for square pictures of `size` pixels."""
@@ -73,8 +70,6 @@ def actor_motion(frames: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.
 
     Yaw stays within ±10°, pitch ±6°, roll ±4°; the torso within ±2 % of the picture.
     """
-    from scipy.spatial.transform import Rotation
-
     rng = np.random.default_rng([seed, 20])
     yaw, pitch, roll = (np.radians(_wander(rng, frames, degrees)) for degrees in (10.0, 6.0, 4.0))
     sway = np.stack([_wander(rng, frames, 0.020, 0.06, 0.3), _wander(rng, frames, 0.010, 0.06, 0.3)], 1)
@@ -89,16 +84,31 @@ def actor_motion(frames: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.
 
 
 @lru_cache(maxsize=4)
-def _person(seed: int) -> tuple[HeadMesh, np.ndarray]:
+def _skin(seed: int) -> Skin:
     identity = make_identity(seed)
-    skin = build_skin(identity, neutral_landmarks(identity))
-    return build_head(identity, skin), paint_atlas(identity, skin)
+    return build_skin(identity, neutral_landmarks(identity))
 
 
 @lru_cache(maxsize=4)
-def _scene(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    identity = make_identity(seed)
-    return paint_torso(identity, size), paint_background(identity, size)
+def make_head(seed: int) -> HeadMesh:
+    """The head mesh of this seed's person; made once."""
+    return build_head(make_identity(seed), _skin(seed))
+
+
+@lru_cache(maxsize=4)
+def _atlas(seed: int) -> np.ndarray:
+    return paint_atlas(make_identity(seed), _skin(seed))
+
+
+@lru_cache(maxsize=4)
+def _torso_plate(seed: int, size: int) -> np.ndarray:
+    return paint_torso(make_identity(seed), size)
+
+
+@lru_cache(maxsize=4)
+def make_background(seed: int, size: int) -> np.ndarray:
+    """The room behind this seed's person: (size, size, 3) uint8 sRGB; made once."""
+    return paint_background(make_identity(seed), size)
 
 
 def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
@@ -148,12 +158,11 @@ def render_actor(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndar
                             f"{len(poses)} and {len(torso_motion)} frames")
     if size < 32 or size % 2:
         raise TalkheadError(f"the actor's size should be an even number of pixels, 32 or more; found {size}")
-    camera_numbers = tuple(float(value) for value in (intrinsics or default_intrinsics(size)))
-    head, atlas = _person(seed)
-    plate, background = _scene(seed, size)
-    fx, fy, cx, cy = camera_numbers
+    head, atlas = make_head(seed), _atlas(seed)
+    plate, background = _torso_plate(seed, size), make_background(seed, size)
+    fx, fy, cx, cy = intrinsics = default_intrinsics(size) if intrinsics is None else intrinsics
     for shape, pose, torso in zip(landmarks, poses, torso_motion):
-        vertices = camera_vertices(head, shape, pose, torso, camera_numbers, size)
+        vertices = camera_vertices(head, shape, pose, torso, intrinsics, size)
         screen = (vertices[:, :2] / vertices[:, 2:] * [fx, fy] + [cx, cy]) * SAMPLES
         depth = np.ascontiguousarray(vertices[:, 2])
         ids, _ = visible_triangles(screen, depth, head.triangles, size * SAMPLES, size * SAMPLES)
@@ -184,15 +193,15 @@ def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed
                        neutral_landmarks(make_identity(seed)).astype(np.float32)[None], default_intrinsics(size), size)
     pictures = render_actor(landmarks, poses, torso, size=size, seed=seed)
     with (VideoWriter(truth.video, size, size, audio=sound, crf=16) as video,
-          GrayVideoWriter(truth / "labels.mkv", size, size) as matte):
+          GrayVideoWriter(truth.root / "labels.mkv", size, size) as matte):
         for picture, labels in tqdm(pictures, "actor", total=frames, disable=quiet, unit="frame"):
             video.write(picture)
             matte.write(labels)
-    save_landmarks(truth / "landmarks.npy", landmarks)
-    save_landmarks(truth / "neutral.npy", truth.neutral)
-    save_array(truth / "poses.npy", poses)
-    save_array(truth / "torso.npy", torso)
-    write_png(truth / "background.png", _scene(seed, size)[1])
-    write_json(truth / "truth.json", {"intrinsics": list(truth.intrinsics), "size": size, "width": size, "height": size,
+    save_landmarks(truth.root / "landmarks.npy", landmarks)
+    save_landmarks(truth.root / "neutral.npy", truth.neutral)
+    save_array(truth.root / "poses.npy", poses)
+    save_array(truth.root / "torso.npy", torso)
+    write_png(truth.root / "background.png", make_background(seed, size))
+    write_json(truth.root / "truth.json", {"intrinsics": list(truth.intrinsics), "size": size, "width": size, "height": size,
                                       "fps": FPS, "frames": frames, "seed": seed})
     return truth

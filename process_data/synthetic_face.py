@@ -1,7 +1,7 @@
 """The synthetic actor's head as a mesh that its 68 landmarks move.
 
 The skin is modelled with the mouth a little open. Its landmarks are vertices; the lip and lid edges are splines through
-them; every other vertex follows by a thin-plate interpolation of the landmarks' displacement. Because the interpolation
+them; every other vertex follows by radial-basis interpolation of the landmarks' displacement. Because the interpolation
 works on a chart in which the lips are apart, they move independently, open onto the mouth and close completely. Every
 vertex is a linear function of the 68 landmarks, and the landmark vertices are the landmarks themselves.
 """
@@ -24,7 +24,7 @@ LABEL_OF_MATERIAL = np.array([3, 2, 3, 4], np.uint8)
 # the right half of the average adult's landmarks, millimetres, and those on the midline
 _RIGHT = {
     0: (-77, -3, -52), 1: (-76.5, -20, -56), 2: (-75, -38, -56), 3: (-72, -56, -53), 4: (-66, -75, -47),
-    5: (-52, -98, -26), 6: (-38, -109, -9), 7: (-20, -118, 6),
+    5: (-52, -98, -26), 6: (-38, -108, -9), 7: (-20, -116.5, 6),
     17: (-57, 17, -3), 18: (-50, 23, 6), 19: (-40, 26, 13), 20: (-28, 25.5, 18.5), 21: (-14, 22, 21.5),
     31: (-11.5, -43, 24), 32: (-6, -46.5, 27.5),
     36: (-45, 0, 0), 37: (-37, 4.3, 6), 38: (-27, 4.5, 7.5), 39: (-18, -1.5, 6), 40: (-27, -4.2, 6.2), 41: (-37, -3.8, 5),
@@ -53,7 +53,7 @@ _SHAPE = np.array([
     (-40, -42, 9.5, .05), (-50, -34, 3, .02), (-44, -58, 4, .2), (-32, -66, 9, .25), (-31, -76, 8, .5),
     (-56, -56, -14, .2), (-64, -45, -27, .1), (-50, -76, -12, .55), (-36, -88, 6, .85), (-20, -90, 16, .95),
     (0, -89, 18.5, 1), (-10, -90, 18, 1), (0, -98, 20, 1), (0, -107, 21, 1), (-13, -104, 18.5, 1), (-24, -106, 10.5, .95),
-    (0, -116, 17, 1), (-60, -86, -33, .5), (0, -121, -2, .9), (-22, -114, -12, .8), (-40, -102, -28, .6), (0, -112, -25, .6),
+    (0, -116, 17, 1), (-60, -86, -33, .5), (0, -121, -2, .9), (-22, -112, -12, .8), (-42, -100, -28, .6), (0, -112, -25, .6),
     (-30, -104, -40, .4), (-56, -84, -52, .25), (0, -100, -45, .2), (-45, -80, -70, .1), (-68, -60, -72, .05),
     (-62, -55, -95, 0), (-40, -78, -95, 0), (0, -90, -70, 0),
 ])
@@ -237,9 +237,12 @@ def _chart_grid(spacing: float, centre: tuple[float, float], radii: tuple[float,
     return points[(points[:, 0] / rx) ** 2 + (points[:, 1] / ry) ** 2 < 1] + centre
 
 
-def _thin_plate(centres: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Matrix (Q, C) of 2-D thin-plate interpolation, chart (C, 2) -> chart (Q, 2), as an RBF of the identity."""
-    return RBFInterpolator(centres, np.eye(len(centres)), kernel="thin_plate_spline", smoothing=1e-9)(queries)
+def _interpolation(centres: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """Matrix (Q, C) that interpolates values at chart places (C, 2) to chart places (Q, 2).
+
+    Radial basis |r|: it overshoots far less than thin plates, so noise on a landmark does not shake the cheeks.
+    """
+    return RBFInterpolator(centres, np.eye(len(centres)), kernel="linear", smoothing=1e-9)(queries)
 
 
 @dataclass(frozen=True)
@@ -266,7 +269,6 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
         return identity.reshape(points) * scale + shift
 
     shape = both_sides(_SHAPE)
-    shape_rest = rotate_jaw(person(shape[:, :3]), shape[:, 3], REST_JAW)
     rest = rotate_jaw(neutral * 1000, JAW_WEIGHT, REST_JAW)
 
     s_lip, s_lid = np.linspace(0, 1, 33), np.linspace(0, 1, 19)
@@ -294,6 +296,13 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
                 contour_weights.append((follow * rows + (1 - follow) * corner)[keep])
                 residual = (1 - follow) * (rows - corner) @ rest
                 contour_bulge.append((residual + np.outer(taper, offset))[keep])
+    s_brow = np.linspace(0.05, 0.95, 7)
+    for knots in BROWS:
+        rows = spline_weights(knots, s_brow)
+        for follow, down, back in ((1.0, 4.0, 2.0), (0.5, 8.5, 4.5)):
+            offset = np.stack([0 * s_brow, 0 * s_brow - down, -back * (2 * s_brow - 1) ** 2], 1)
+            contour_weights.append(follow * rows)
+            contour_bulge.append((1 - follow) * rows @ rest + offset)
     contour_weights, contour_bulge = np.concatenate(contour_weights), np.concatenate(contour_bulge)
     contour = contour_weights @ rest + contour_bulge
     fresh = cKDTree(rest).query(contour)[0] > 0.35
@@ -302,6 +311,18 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
     first = np.sort(first)
     contour_weights, contour = contour_weights[first], contour[first]
 
+    # what the landmarks' displacement does to the rest of the skin
+    fixed_chart = to_chart(np.concatenate([rest, contour]))
+    anchors = to_chart(person(both_sides(_ANCHORS)))
+    fixed_weights = np.concatenate([np.eye(68), contour_weights])
+    sparse = np.concatenate([np.ones(68, bool), np.arange(len(contour)) % 2 == 0])
+    control = np.concatenate([fixed_chart[sparse], anchors])
+    control_weights = np.concatenate([fixed_weights[sparse], np.zeros((len(anchors), 68))])
+
+    # the shape is known where the mouth is closed: take it to the open rest by that same displacement
+    shape_neutral = person(shape[:, :3])
+    shape_chart = to_chart(rotate_jaw(shape_neutral, shape[:, 3], REST_JAW))
+    shape_rest = shape_neutral + _interpolation(control, shape_chart) @ control_weights @ (rest - 1000 * neutral)
     known = np.concatenate([rest, contour, shape_rest])
     known_chart = to_chart(known)
     distance = np.linalg.norm(known - CENTRE, axis=1)
@@ -310,7 +331,6 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
     apart[pairs.max(1)] = False
     radius_of = RBFInterpolator(known_chart[apart], distance[apart], kernel="thin_plate_spline", smoothing=1e-6)
 
-    fixed_chart = to_chart(np.concatenate([rest, contour]))
     free = np.concatenate([
         _chart_grid(0.016, (0, -0.22), (0.38, 0.36)),
         _chart_grid(0.028, (0, -0.1), (0.95, 0.95)),
@@ -337,14 +357,9 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
     triangles[clockwise] = triangles[clockwise][:, [0, 2, 1]]
 
     points = np.concatenate([rest, contour, from_chart(free, radius_of(free))])
-    anchors = to_chart(person(both_sides(_ANCHORS)))
-    centres_weights = np.concatenate([np.eye(68), contour_weights])
-    sparse = np.concatenate([np.ones(68, bool), np.arange(len(contour)) % 2 == 0])
-    control = np.concatenate([fixed_chart[sparse], anchors])
-    control_weights = np.concatenate([centres_weights[sparse], np.zeros((len(anchors), 68))])
-    free_weights = _thin_plate(control, free) @ control_weights
+    free_weights = _interpolation(control, free) @ control_weights
     fade = np.clip((2.0 - np.hypot(free[:, 0], free[:, 1])) / 0.5, 0, 1)
-    weights = np.concatenate([centres_weights, free_weights * fade[:, None]])
+    weights = np.concatenate([fixed_weights, free_weights * fade[:, None]])
     return Skin(points, weights, triangles, chart, rest, radius_of, person)
 
 
@@ -352,10 +367,10 @@ def hair_field(identity: Identity, points: np.ndarray) -> np.ndarray:
     """How far inside the hair points (N, 3) mm of the scalp lie: (N,), about millimetres, negative on bare skin."""
     x, y, z = points.T
     side = np.abs(x)
-    line = 66 + identity.hairline - 0.006 * side**2 - 6 * np.exp(-((side - 34) / 12) ** 2) * -1
-    front = y - line
-    behind = (-z - 40) * 1.0 + np.clip(y + 8, -30, 60) * 0.25 - np.clip(-y - 12, 0, 40) * 1.6
-    return np.maximum(front, np.where(side > 40, behind, -60))
+    line = 68 + identity.hairline - 0.0075 * side**2 + 5 * np.exp(-(((side - 30) / 12) ** 2))
+    ear = np.clip((4 - y) / 16, 0, 1)  # the hair leaves the ear free, with a sideburn before it
+    behind = -z - 42 - 46 * ear**2 * (3 - 2 * ear) - np.clip(-y - 70, 0, None)
+    return np.maximum(y - line, np.where(side > 40, behind, -60))
 
 
 def build_head(identity: Identity, skin: Skin) -> HeadMesh:
@@ -370,13 +385,16 @@ def build_head(identity: Identity, skin: Skin) -> HeadMesh:
     angle = np.arctan2(chart[:, 1], chart[:, 0])
     clumps = sum(np.sin(k * angle + rng.uniform(0, 6.28) + 2 * np.hypot(chart[:, 0], chart[:, 1])) / k for k in (5, 9, 17, 31))
     grow = np.clip(field / 10, 0, 1)
-    lift = grow * grow * (3 - 2 * grow) * (9 + 1.2 * clumps) + np.clip(field / 60, 0, 1) * 6
+    above = np.clip((points[:, 1] - 15) / 60, 0, 1)
+    top = np.exp(-((points[:, 0] / 76) ** 4))
+    lift = grow * grow * (3 - 2 * grow) * (4 + above * (3 + 9 * top + 1.6 * clumps)) + top * np.clip(field / 45, 0, 1) * 9
+    lift[:68] = 0
     outward = (points - CENTRE) / np.linalg.norm(points - CENTRE, axis=1, keepdims=True)
     hairy = points + outward * lift[:, None]
     base = hairy + weights @ to_neutral
     gloss = 0.25 + 0.25 * np.exp(-(((base[:, 0]) / 12) ** 2)) * (base[:, 1] < 0)
     lips = (np.abs(base[:, 0]) < 26) & (np.abs(base[:, 1] + 71 * identity.face_length) < 11)
-    gloss = np.where(field > 0, 0.12, np.where(lips, 0.55, gloss))
+    gloss = np.where(field > 0, 0.06, np.where(lips, 0.55, gloss))
     builder.add(base, weights, skin.triangles, SKIN, chart_uv(chart), 1.0, gloss)
     skin_count = builder.count
 
@@ -421,7 +439,7 @@ def _add_lids(builder: _Builder, neutral: np.ndarray) -> None:
         back = edge + [0, 0, -4.0]
         back[:, :2] += 0.1 * (edge[:, :2].mean(0) - edge[:, :2])
         uv = np.concatenate([np.full((n, 2), [0.1, 0.92]), np.full((n, 2), [0.1, 0.92])])
-        builder.add(np.concatenate([edge, back]), np.concatenate([loop, loop]), grid_triangles(2, n, True)[:, ::-1], EYE, uv,
+        builder.add(np.concatenate([edge, back]), np.concatenate([loop, loop]), grid_triangles(2, n, True), EYE, uv,
                     0.75, 0.2)
 
 
@@ -434,20 +452,23 @@ def _add_mouth(builder: _Builder, neutral: np.ndarray) -> None:
     sign[65:] = -1
     corner = np.sin(np.pi * np.concatenate([np.linspace(0, 1, 65), np.linspace(1, 0, 65)[1:-1]])) ** 0.5
     rings, shade, ramp = [], [], []
-    for depth, up, narrow, dark, u in ((0, 0, 1, 1, .05), (1.6, 0.1, 1, .9, .08), (4, 1.2, 1, .55, .2), (9, 6, .98, .2, .5),
-                                       (20, 10, .8, .07, .8), (40, 4, .4, .03, .95)):
+    for depth, up, narrow, dark, u in ((0, 0, 1, 1, .05), (1.6, 0.1, 1, .9, .08), (4, 1.2, 1, .55, .2), (9, 6, .98, .32, .5),
+                                       (20, 10, .8, .14, .8), (28, 4, 0, .05, .95)):
         ring = edge.copy()
         ring[:, 0] *= narrow
-        ring[:, 1] += sign * up * corner
-        ring[:, 2] = ring[:, 2] * (1 if depth < 10 else 0.5) - depth
+        ring[:, 1] = ring[:, 1].mean() + (ring[:, 1] - ring[:, 1].mean()) * min(1, 2 * narrow)
+        ring[:, 1] += sign * up * corner * min(1, 2 * narrow)
+        ring[:, 2] = ring[:, 2] * (1 if depth < 10 else 0.5) - depth if narrow else ring[:, 2].mean() / 2 - depth
         rings.append(ring)
         shade.append(np.full(n, dark))
         ramp.append(np.full(n, u))
     count = len(rings)
     uv = np.stack([np.concatenate(ramp), np.full(n * count, 0.25)], 1)
-    start = builder.add(np.concatenate(rings), np.tile(loop, (count, 1)), np.zeros((0, 3), int), MOUTH, uv,
+    weights = np.tile(loop, (count, 1))
+    weights[-n:] = loop.mean(0)  # the bag's end is one point
+    start = builder.add(np.concatenate(rings), weights, np.zeros((0, 3), int), MOUTH, uv,
                         np.concatenate(shade), 0.5)
-    faces = grid_triangles(count, n, True)[:, ::-1] + start
+    faces = grid_triangles(count, n, True) + start
     lip = faces.min(1) < start + n
     builder.join(faces[lip], SKIN)
     builder.join(faces[~lip], MOUTH)
@@ -459,10 +480,10 @@ def _add_mouth(builder: _Builder, neutral: np.ndarray) -> None:
     _add_teeth(builder, np.zeros(68), neutral[62, 1] + 7.5, neutral[62, 1] - 2.2, upper_front, 0.05)
     _add_teeth(builder, jaw, neutral[66, 1] - 2.6, neutral[66, 1] - 11, upper_front - 2.5, 0.55)
     s, t = np.meshgrid(np.linspace(0, np.pi, 13), np.linspace(0, np.pi / 2, 7), indexing="xy")
-    tongue = np.stack([-17 * np.cos(s) * np.sin(t + 0.001), neutral[66, 1] - 11 + 6 * np.sin(s) * np.cos(t) ** 0.7,
+    tongue = np.stack([-17 * np.cos(s) * np.sin(t + 0.001), neutral[66, 1] - 10 + 11 * np.sin(s) * np.cos(t) ** 0.7,
                        neutral[66, 2] - 30 + 20 * np.sin(t) * (0.6 + 0.4 * np.sin(s))], -1).reshape(-1, 3)
     builder.add(tongue, np.tile(jaw, (len(tongue), 1)), np.concatenate([grid_triangles(7, 13), grid_triangles(7, 13)[:, ::-1]]),
-                MOUTH, np.tile([[0.3, 0.75]], (len(tongue), 1)), 0.4, 0.5)
+                MOUTH, np.tile([[0.3, 0.75]], (len(tongue), 1)), 0.55, 0.5)
 
 
 def _add_teeth(builder: _Builder, follow: np.ndarray, top: float, bottom: float, front: float, u_start: float) -> None:
@@ -510,20 +531,21 @@ def _add_ears(builder: _Builder, person) -> None:
     shade = np.interp(r, profile_at, [.35, .45, .7, 1, .7, .7, 1, .9])
     lobe = np.clip(-np.sin(a) - 0.5, 0, 1) * 2
     profile = profile * (1 - lobe * np.clip((r - .45) * 4, 0, 1)) + lobe * 1.5
-    back = 17 * r * np.cos(a) * np.where(np.sin(a) > 0, 1.0 + 0.12 * np.sin(a), 1.0 + 0.25 * np.sin(a))
+    narrow = np.where(np.sin(a) > 0, 1 + 0.12 * np.sin(a), 1 + 0.25 * np.sin(a))
+    back = 17 * r * np.sign(np.cos(a)) * np.abs(np.cos(a)) ** 0.75 * narrow
     up = 31 * r * np.sin(a)
     for side in (-1, 1):
-        spread = 0.55
+        spread = 0.62
         backward = np.array([side * np.sin(spread), 0, -np.cos(spread)])
         outward = np.array([side * np.cos(spread), 0, np.sin(spread)])
-        place = person(np.array([[side * 80.0, -20.0, -72.0]]))[0]
+        place = person(np.array([[side * 82.0, -21.0, -66.0]]))[0]
         ear = place + back[..., None] * backward + profile[..., None] * outward + up[..., None] * np.array([0, .98, -.12])
         ear = ear.reshape(-1, 3)
         faces = grid_triangles(16, 48, True)
-        if side > 0:
+        if side < 0:
             faces = faces[:, ::-1]
         uv = np.tile(chart_uv(to_chart(person(np.array([[side * 66.0, -30.0, -20.0]])))), (len(ear), 1))
-        builder.add(ear, np.zeros((len(ear), 68)), np.concatenate([faces, faces[:, ::-1]])[: len(faces)], SKIN, uv,
+        builder.add(ear, np.zeros((len(ear), 68)), faces, SKIN, uv,
                     0.9 * shade.reshape(-1), 0.25)
 
 
@@ -532,8 +554,8 @@ def _add_neck(builder: _Builder, person) -> None:
     levels = np.linspace(0, 1, 26)
     around = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     t, a = np.meshgrid(levels, around, indexing="ij")
-    y = -62 - 165 * t
-    wide = np.interp(t, [0, .3, .6, .8, 1], [54, 56, 58, 66, 84])
+    y = -62 - 150 * t
+    wide = np.interp(t, [0, .3, .6, .8, 1], [55, 55, 57, 64, 84])
     deep = np.interp(t, [0, .3, .6, 1], [50, 50, 52, 58])
     z = -82 + 8 * t + deep * np.sin(a) + 3 * np.exp(-((t - .38) / .08) ** 2) * np.clip(np.sin(a), 0, 1) ** 24
     muscle = 2.5 * np.exp(-(((np.abs(np.cos(a)) - (0.75 - 0.55 * t)) / .16) ** 2)) * (np.sin(a) > 0)
@@ -542,4 +564,5 @@ def _add_neck(builder: _Builder, person) -> None:
     follow = np.clip((t - 0.15) / 0.6, 0, 1)
     follow = follow * follow * (3 - 2 * follow)
     uv = np.stack([a / (2 * np.pi), t], -1).reshape(-1, 2)
-    builder.add(points, np.zeros((points.shape[0], 68)), grid_triangles(26, 64, True)[:, ::-1], NECK, uv, shade, 0.15, follow.reshape(-1))
+    builder.add(points, np.zeros((len(points), 68)), grid_triangles(26, 64, True)[:, ::-1], NECK, uv, shade, 0.15,
+                follow.reshape(-1))

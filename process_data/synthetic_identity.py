@@ -55,13 +55,13 @@ def make_identity(seed: int) -> Identity:
     """The person of this seed: seeds 0, 1, 2, … are different people, the same seed is always the same one."""
     rng = np.random.default_rng([seed, 1])
 
-    def pick(colours, offset: int) -> tuple[float, float, float]:
-        base = np.array(colours[(seed + offset) % len(colours)])
-        return tuple(float(c) for c in np.clip(base * rng.uniform(0.94, 1.06), 0, 1))
+    def pick(colours) -> tuple[float, float, float]:
+        red, green, blue = np.clip(np.array(colours[seed % len(colours)]) * rng.uniform(0.94, 1.06), 0, 1)
+        return float(red), float(green), float(blue)
 
     return Identity(
-        seed=seed, skin=pick(SKIN, 0), hair=pick(HAIR, 0), iris=pick(IRIS, 0), jacket=pick(JACKET, 0),
-        shirt=pick(SHIRT, 0), wall=pick(WALL, 0),
+        seed=seed, skin=pick(SKIN), hair=pick(HAIR), iris=pick(IRIS), jacket=pick(JACKET),
+        shirt=pick(SHIRT), wall=pick(WALL),
         freckles=float(rng.uniform(0.1, 0.7)),
         jaw_width=float(rng.uniform(0.93, 1.05)),
         face_length=float(rng.uniform(0.97, 1.04)),

@@ -42,7 +42,7 @@ def paint_torso(identity: Identity, size: int) -> np.ndarray:
     n = round(size * PLATE_SCALE * (1 + 2 * PLATE_MARGIN))
     metre = size * PLATE_SCALE / VISIBLE_HEIGHT
     grid = (np.arange(n) + 0.5) / metre
-    x, y = np.meshgrid(grid - (0.5 + PLATE_MARGIN) * VISIBLE_HEIGHT, grid - (EYE_LINE + PLATE_MARGIN) * VISIBLE_HEIGHT)
+    x, y = np.meshgrid(grid - (0.5 + PLATE_MARGIN) * VISIBLE_HEIGHT, grid - (EYE_LINE + PLATE_MARGIN) * VISIBLE_HEIGHT + 0.020)
     side = np.abs(x)
     flat = np.stack([x.ravel(), y.ravel()], 1)
     mirrored = np.stack([side.ravel(), y.ravel()], 1)
@@ -55,10 +55,10 @@ def paint_torso(identity: Identity, size: int) -> np.ndarray:
         - 0.6 * np.clip(0.068 - side, 0, None)
     depth = y - shoulder
     body = depth * 0.95
-    opening = (0.233 - y) - 0.75 * side  # positive inside the V of the jacket
+    opening = (0.345 - y) * 0.36 - side  # positive inside the V of the jacket
     wobble = gaussian_filter(rng.standard_normal((n, n)).astype(np.float32), metre * 0.014)
     folds = wobble / wobble.std() * 0.0016
-    folds += 0.003 * np.sin((x * 38 + np.abs(x) * 55 - y * 42)) * smoothstep(0.10, 0.2, side)
+    folds += 0.003 * np.sin(x * 38 + np.abs(x) * 55 - y * 42) * smoothstep(0.10, 0.2, side)
     bulk = -0.10 * (side / 0.23) ** 2 - 0.035 * np.exp(-np.clip(depth, 0, None) / 0.018)
     layer = np.zeros((n, n, 4), np.float32)
 
@@ -68,7 +68,7 @@ def paint_torso(identity: Identity, size: int) -> np.ndarray:
     cloth = srgb_to_linear(np.array(identity.shirt)) * (stripes * _light(shirt_height, metre))[..., None]
     neck_hole = np.minimum((0.221 - y) * 0.9 - 0.55 * side, 0.058 - side)
     shade = 1 - 0.45 * np.exp(-np.clip(-neck_hole, 0, None) / 0.014)
-    _fill(layer, cloth * shade[..., None], smoothstep(-edge, edge, np.minimum(body, -neck_hole)))
+    _fill(layer, cloth * shade[..., None], smoothstep(-edge, edge, np.minimum(np.minimum(body, -neck_hole), opening + 0.02)))
 
     # placket and buttons
     amount = smoothstep(0.0008, 0, np.abs(side - 0.011)) * (y > 0.223) * 0.35
@@ -84,23 +84,24 @@ def paint_torso(identity: Identity, size: int) -> np.ndarray:
     jacket = srgb_to_linear(np.array(identity.jacket)) * 1.15
     jacket_light = _light(bulk + folds, metre)
     coat = jacket * (weave * check * jacket_light)[..., None]
-    _fill(layer, coat, smoothstep(-edge, edge, np.minimum(body, -opening - 0.010)))
-    shadow = np.exp(-np.clip(opening + 0.008, 0, None) / 0.010) * smoothstep(-0.012, 0, opening + 0.01)
-    _fill(layer, layer[..., :3] * 0.35, 0.5 * shadow * layer[..., 3] * (opening > -0.01))
-    lapel = np.array([(0.052, 0.172), (0.078, 0.166), (0.098, 0.226), (0.128, 0.222), (0.120, 0.262), (0.055, 0.400),
-                      (-0.02, 0.400), (-0.02, 0.290), (0.016, 0.226)])
+    _fill(layer, coat, smoothstep(-edge, edge, np.minimum(body, -opening)))
+    shadow = np.exp(-np.clip(opening, 0, None) / 0.007) * (opening > 0)
+    _fill(layer, layer[..., :3] * 0.35, 0.6 * shadow * layer[..., 3])
+    lapel = np.array([(0.040, 0.150), (0.074, 0.150), (0.094, 0.222), (0.122, 0.214), (0.116, 0.262), (0.050, 0.420),
+                      (-0.03, 0.420), (-0.03, 0.340), (0.03, 0.2)])
     for sign in (-1, 1):
         distance = inside(lapel, np.stack([sign * flat[:, 0], flat[:, 1]], 1))
-        distance = np.minimum(distance, -(opening + 0.010))
+        distance = np.minimum(distance, -opening)
         soft = _light(bulk + folds + 0.006 * np.clip(distance / 0.004, 0, 1) ** 0.5 * 0.4, metre)
         fall = smoothstep(0.010, 0.0, -distance) * (distance < 0)
-        _fill(layer, layer[..., :3] * 0.45, 0.7 * fall * (layer[..., 3] > 0.5) * (opening < -0.012))
+        _fill(layer, layer[..., :3] * 0.45, 0.7 * fall * (layer[..., 3] > 0.5) * (opening < 0))
         rim = 1 - 0.25 * np.exp(-np.abs(distance) / 0.0014)
         _fill(layer, jacket * 1.08 * (weave * check * soft * rim)[..., None],
               smoothstep(-edge, edge, np.minimum(distance, body)))
 
     # collar of the shirt over it
-    collar = np.array([(0.054, 0.148), (0.067, 0.152), (0.078, 0.178), (0.050, 0.226), (0.004, 0.221), (0.030, 0.200), (0.048, 0.180)])
+    collar = np.array([(0.054, 0.148), (0.067, 0.152), (0.078, 0.178), (0.050, 0.226), (0.004, 0.221), (0.030, 0.200),
+                       (0.048, 0.180)])
     distance = inside(collar, mirrored)
     fall = np.exp(-np.clip(-distance, 0, None) / 0.004) * (distance < 0) * 0.6
     _fill(layer, layer[..., :3] * 0.4, fall * layer[..., 3])
@@ -115,7 +116,7 @@ def paint_background(identity: Identity, size: int) -> np.ndarray:
     """(size, size, 3) uint8 sRGB: a wall with shelves and a lamp out of focus."""
     rng = np.random.default_rng([identity.seed, 7])
     grid = (np.arange(size) + 0.5) / size
-    x, y = np.meshgrid(grid, grid)
+    x, y = np.meshgrid(grid if identity.seed % 2 == 0 else grid[::-1], grid)
     wall = np.array(identity.wall)
     picture = wall * (1.12 - 0.30 * np.hypot(x - 0.25, y - 0.15))[..., None]
     left = 0.60 + rng.uniform(0, 0.1)

@@ -76,12 +76,12 @@ def compose(ids, screen, depth, triangles, normals, uv, occlusion, gloss, materi
     cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
     share = 1.0 / (samples * samples)
     for row in numba.prange(height):
-        colour = np.zeros(3)
+        colour, head_light, neck_light = np.zeros(3), np.zeros(3), np.zeros(3)
         cloth = np.zeros(4)
         cover = np.zeros(5)
         for column in range(width):
-            head_r, head_g, head_b = 0.0, 0.0, 0.0
-            neck_r, neck_g, neck_b = 0.0, 0.0, 0.0
+            head_light[:] = 0.0
+            neck_light[:] = 0.0
             cover[:] = 0.0
             for i in range(samples):
                 for j in range(samples):
@@ -93,10 +93,9 @@ def compose(ids, screen, depth, triangles, normals, uv, occlusion, gloss, materi
                     wa, wb, wc = perspective_weights(screen, depth, a, b, c, q + 0.5, r + 0.5)
                     _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material[f], atlas, colour)
                     cover[label_of_material[material[f]]] += share
-                    if material[f] == _NECK:
-                        neck_r, neck_g, neck_b = neck_r + colour[0] * share, neck_g + colour[1] * share, neck_b + colour[2] * share
-                    else:
-                        head_r, head_g, head_b = head_r + colour[0] * share, head_g + colour[1] * share, head_b + colour[2] * share
+                    layer = neck_light if material[f] == _NECK else head_light
+                    for k in range(3):
+                        layer[k] += colour[k] * share
             px, py = column + 0.5 - dx - width / 2, row + 0.5 - dy - height / 2
             x = cosine * px + sine * py + width / 2
             y = -sine * px + cosine * py + height / 2
@@ -107,21 +106,16 @@ def compose(ids, screen, depth, triangles, normals, uv, occlusion, gloss, materi
                 labels[row, column] = 0
                 continue
             neck = cover[2]
-            behind = max(1.0 - head, 1e-9)
+            behind = max(1.0 - head, 1e-9)  # the share of the pixel that the head leaves free
             neck_share = min(1.0, neck / behind)
-            back = (1.0 - head) * (1.0 - cloth[3])
-            wall = back * (1.0 - neck_share)
-            cover[1] = (1.0 - head) * cloth[3]
-            cover[2] = back * neck_share
-            cover[0] = wall
-            through = (1.0 - cloth[3]) * neck_share * behind / max(neck, 1e-9)
-            bg = background[row, column]
-            red = head_r + behind * cloth[0] + through * neck_r + wall * _TO_LINEAR[bg[0]]
-            green = head_g + behind * cloth[1] + through * neck_g + wall * _TO_LINEAR[bg[1]]
-            blue = head_b + behind * cloth[2] + through * neck_b + wall * _TO_LINEAR[bg[2]]
-            picture[row, column, 0] = _TO_SRGB[int(4095 * min(max(red, 0.0), 1.0))]
-            picture[row, column, 1] = _TO_SRGB[int(4095 * min(max(green, 0.0), 1.0))]
-            picture[row, column, 2] = _TO_SRGB[int(4095 * min(max(blue, 0.0), 1.0))]
+            cover[1] = behind * cloth[3]
+            cover[2] = behind * (1.0 - cloth[3]) * neck_share
+            cover[0] = behind * (1.0 - cloth[3]) * (1.0 - neck_share)
+            for k in range(3):
+                light = head_light[k] + behind * cloth[k] + cover[0] * _TO_LINEAR[background[row, column, k]]
+                if neck > 0.0:
+                    light += cover[2] * neck_light[k] / neck
+                picture[row, column, k] = _TO_SRGB[int(4095 * min(max(light, 0.0), 1.0))]
             best = 0
             for k in range(1, 5):
                 if cover[k] > cover[best]:

@@ -18,36 +18,51 @@ UTTERANCES = {"train": "actor_speech", "test": "actor_test"}
 
 # mouth shapes: jaw drop mm, inner lip gap mm, corners outward mm, lips forward mm, lower lip under the teeth 0–1
 SHAPES: dict[str, tuple[float, float, float, float, float]] = {
-    "silence": (0, 0, 0, 0, 0), "closed": (1.0, 0, 0, 0.6, 0), "teeth on lip": (1.8, 2.2, 0.6, 0, 1), "open": (9, 13, 0.8, 0, 0),
-    "mid": (6, 9, 1.2, 0, 0), "wide": (3, 5.0, 3.0, -0.4, 0), "central": (4, 6, 0, 0, 0), "round": (3.5, 4.5, -6.0, 4.2, 0),
-    "half round": (6.5, 8.5, -4.0, 3.0, 0), "pucker": (2, 3.0, -7.0, 5.0, 0), "teeth": (1.2, 3.2, 1.6, 0.2, 0), "tongue tip": (3.0, 4.8, 0.6, 0, 0),
-    "rush": (2.0, 4.6, -4.0, 4.2, 0), "back": (3.5, 5.0, 0.2, 0, 0), "r": (2.8, 4.2, -3.4, 2.8, 0), "between teeth": (3.2, 4.8, 0.5, 0.2, 0),
+    "silence": (0, 0, 0, 0, 0),
+    "closed": (1.0, 0, 0, 0.6, 0),
+    "teeth on lip": (1.8, 2.2, 0.6, 0, 1),
+    "between teeth": (3.2, 4.8, 0.5, 0.2, 0),
+    "teeth": (1.2, 3.2, 1.6, 0.2, 0),
+    "tongue tip": (3.0, 4.8, 0.6, 0, 0),
+    "back": (3.5, 5.0, 0.2, 0, 0),
+    "rush": (2.0, 4.6, -4.0, 4.2, 0),
+    "r": (2.8, 4.2, -3.4, 2.8, 0),
+    "open": (9.5, 14, 0.8, 0, 0),
+    "mid": (6.5, 10.5, 1.2, 0, 0),
+    "wide": (3, 5.6, 3.0, -0.4, 0),
+    "central": (4, 6, 0, 0, 0),
+    "half round": (6.5, 8.5, -4.0, 3.0, 0),
+    "round": (3.5, 4.5, -6.0, 4.2, 0),
+    "pucker": (2, 3.0, -7.0, 5.0, 0),
 }
-# espeak-ng mnemonics, longest match first
-VISEMES: list[tuple[str, tuple[str, ...]]] = [
-    ("aI", ("open", "wide")), ("aU", ("open", "round")), ("OI", ("half round", "wide")), ("eI", ("mid", "wide")), ("oU", ("half round", "pucker")),
-    ("o@", ("half round", "r")), ("O@", ("half round", "r")), ("e@", ("mid", "r")), ("i@", ("wide", "central")), ("U@", ("round", "r")), ("A@", ("open", "r")),
-    ("tS", ("rush",)), ("dZ", ("rush",)), ("A", ("open",)), ("a", ("open",)), ("0", ("open",)), ("V", ("mid",)), ("E", ("mid",)), ("e", ("mid",)),
-    ("O", ("half round",)), ("o", ("half round",)), ("U", ("round",)), ("u", ("pucker",)), ("w", ("pucker",)), ("I", ("wide",)), ("i", ("wide",)),
-    ("j", ("wide",)), (";", ("wide",)), ("3", ("r",)), ("@", ("central",)), ("p", ("closed",)), ("b", ("closed",)), ("m", ("closed",)),
-    ("f", ("teeth on lip",)), ("v", ("teeth on lip",)), ("T", ("between teeth",)), ("D", ("between teeth",)), ("S", ("rush",)), ("Z", ("rush",)),
-    ("s", ("teeth",)), ("z", ("teeth",)), ("t", ("tongue tip",)), ("d", ("tongue tip",)), ("n", ("tongue tip",)), ("l", ("tongue tip",)),
-    ("r", ("r",)), ("k", ("back",)), ("g", ("back",)), ("N", ("back",)), ("h", ("central",)), ("?", ("central",)),
-]
+# the beginnings of espeak-ng's mnemonics that have each shape
+SINGLE = {
+    "closed": "p b m", "teeth on lip": "f v", "between teeth": "T D", "teeth": "s z", "tongue tip": "t d n l",
+    "back": "k g N", "rush": "S Z tS dZ", "r": "r 3", "open": "a A 0", "mid": "V E e", "wide": "I i j ;",
+    "central": "@ h ?", "half round": "O o", "round": "U", "pucker": "u w",
+}
+DIPHTHONGS = {
+    "aI": ("open", "wide"), "aU": ("open", "round"), "OI": ("half round", "wide"), "eI": ("mid", "wide"),
+    "oU": ("half round", "pucker"), "o@": ("half round", "r"), "O@": ("half round", "r"), "e@": ("mid", "r"),
+    "i@": ("wide", "central"), "U@": ("round", "r"), "A@": ("open", "r"),
+}
+VISEMES = {start: (shape,) for shape, starts in SINGLE.items() for start in starts.split()} | DIPHTHONGS
 # how strongly a shape insists on itself against its neighbours
-STRENGTH = {"closed": 3.0, "teeth on lip": 2.6, "pucker": 1.6, "rush": 1.5, "round": 1.3, "open": 1.2, "teeth": 1.1, "silence": 1.5,
-            "tongue tip": 0.5, "back": 0.45, "central": 0.6, "between teeth": 0.8, "r": 0.9}
-SPREAD = 0.045  # seconds over which a shape's influence dies away beside its own time
-LIP_CONTACT = 0.075  # seconds for which p, b and m keep the lips together
-CONTACT_RAMP = 0.065  # seconds in which they part
+STRENGTH = {
+    "closed": 3.0, "teeth on lip": 2.6, "pucker": 1.6, "rush": 1.5, "silence": 1.5, "round": 1.3, "open": 1.2, "teeth": 1.1,
+    "r": 0.9, "between teeth": 0.8, "central": 0.6, "tongue tip": 0.5, "back": 0.45,
+}
+SPREAD = 0.035  # seconds over which a shape's influence dies away beside its own time
+LIP_CONTACT = 0.06  # seconds for which p, b and m keep the lips together
+CONTACT_RAMP = 0.05  # seconds in which they part
 
 
 def visemes(phoneme: str) -> tuple[str, ...]:
     """espeak-ng phoneme mnemonic -> its mouth shapes in order (two for a diphthong). Raises TalkheadError if unknown."""
-    for prefix, shapes in VISEMES:
-        if phoneme.startswith(prefix):
-            return shapes
-    raise TalkheadError(f"the phoneme {phoneme!r} has no mouth shape; add it to VISEMES in synthetic_speech.py")
+    shapes = VISEMES.get(phoneme[:2]) or VISEMES.get(phoneme[:1])
+    if shapes is None:
+        raise TalkheadError(f"the phoneme {phoneme!r} has no mouth shape; add it to SINGLE in synthetic_speech.py")
+    return shapes
 
 
 def load_phonemes(utterance: Literal["train", "test"]) -> list[tuple[str, float, float]]:
@@ -133,7 +148,7 @@ def shape_mouth(neutral: np.ndarray, track: np.ndarray) -> np.ndarray:
     out[..., 2] += (forward * (0.55 + 0.45 * arch) - 0.25 * wide * (1 - arch)) * lips
     pout = np.clip(forward, 0, None)
     out[..., 1] += 0.18 * pout * (upper - inner * upper) - 0.22 * pout * (lower - inner * lower)
-    out[..., 1] += tuck * profile * (1.1 * lower + 0.9 * upper * 0)
+    out[..., 1] += np.minimum(1.1 * tuck, gap) * profile * lower
     out[..., 2] -= tuck * 2.2 * profile * lower
     return out / 1000
 

@@ -5,8 +5,23 @@ from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 from process_data.polygons import signed_distance
 from process_data.synthetic_face import (
-    BROWS, EYE, LIDS, LIP_INNER, LIP_OUTER, MOUTH, NECK, SKIN, TILES, Skin, chart_uv, from_chart, hair_field, lip_loop,
-    spline_weights, to_chart, uv_chart,
+    BROWS,
+    EYE,
+    LIDS,
+    LIP_INNER,
+    LIP_OUTER,
+    MOUTH,
+    NECK,
+    SKIN,
+    TILES,
+    Skin,
+    chart_uv,
+    from_chart,
+    hair_field,
+    lip_loop,
+    spline_weights,
+    to_chart,
+    uv_chart,
 )
 from process_data.synthetic_identity import Identity
 
@@ -91,7 +106,7 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     picture *= (1 + 0.016 * mottle)[..., None]
     picture[..., 0] *= 1 + 0.012 * noise(rng, (n, n), 22)
     red, shade = base * [1.02, 0.80, 0.78], base * [0.72, 0.60, 0.58]
-    _blend(picture, red, 0.55 * _spot(points, (42, -34), (19, 15)))
+    _blend(picture, red, 0.38 * _spot(points, (42, -34), (19, 15)))
     _blend(picture, red, 0.50 * _spot(points, (0, -36), (14, 9)))
     _blend(picture, red, 0.30 * _spot(points, (0, -112), (18, 12)))
     _blend(picture, shade, 0.28 * _spot(points, (25, -9), (15, 6)))
@@ -100,13 +115,14 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     _blend(picture, shade, 0.25 * _spot(points, (25, -52), (5, 13)) + 0.16 * _spot(points, (0, -54), (3, 6)))
     _blend(picture, shade, 0.35 * _spot(points, (0, rest[57, 1] - 5), (17, 4)))
     _blend(picture, shade, 0.30 * _spot(points, (18, -44), (5, 5)))
-    _blend(picture, base * 0.45, 0.75 * smoothstep(-112, -136, y - 0.10 * np.abs(x) * 0 + 0.12 * np.abs(x)))
-    spots = noise(rng, (n, n), 2.2) * smoothstep(50, 15, np.hypot(np.abs(x) - 30, y + 24))
-    _blend(picture, base * [0.74, 0.60, 0.50], identity.freckles * 0.55 * smoothstep(1.4, 2.2, spots))
+    _blend(picture, base * 0.45, 0.75 * smoothstep(-112, -136, y + 0.12 * np.abs(x)))
+    spots = noise(rng, (n, n), 1.7) * smoothstep(50, 15, np.hypot(np.abs(x) - 30, y + 24))
+    _blend(picture, base * [0.74, 0.60, 0.50], identity.freckles * 0.4 * smoothstep(1.4, 2.2, spots))
 
     # nostrils
     nose = rest[[32, 34]].mean(0)
-    nostril = np.exp(-(((np.abs(x) - 8.0) / 4.0) ** 2) - ((y - nose[1] - 2.2 - 0.1 * np.abs(x)) / 2.0) ** 2) * (points[..., 2] > 10)
+    nostril = np.exp(-(((np.abs(x) - 8.0) / 4.0) ** 2) - ((y - nose[1] - 2.2 - 0.1 * np.abs(x)) / 2.0) ** 2)
+    nostril *= points[..., 2] > 10
     _blend(picture, base * 0.16, np.clip(1.25 * nostril, 0, 0.92))
 
     # lips
@@ -114,17 +130,16 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     flat = points[window][:, :2].astype(np.float64)
     outer = signed_distance(flat, (lip_loop(LIP_OUTER) @ rest)[:, :2])
     inner = signed_distance(flat, (lip_loop(LIP_INNER) @ rest)[:, :2])
-    lip_colour = base * [0.84, 0.56, 0.56]
+    lip_colour = base * [0.88, 0.62, 0.62]
     amount = np.zeros((n, n), np.float32)
     amount[window] = smoothstep(-1.0, 1.2, outer) * 0.9
     wrinkles = 1 + 0.05 * noise(rng, (n, n), (7, 1.4))
-    _blend(picture, 1, 0 * amount)
-    picture += amount[..., None] * (lip_colour * wrinkles[..., None] - picture)
+    _blend(picture, lip_colour * wrinkles[..., None], amount)
     rim = np.zeros((n, n), np.float32)
     rim[window] = np.exp(-((outer + 1.5) / 1.5) ** 2) * 0.10
     _blend(picture, np.minimum(base * 1.2, 1), rim)
     dark = np.zeros((n, n), np.float32)
-    dark[window] = smoothstep(-2.2, 0.0, inner) * 0.55
+    dark[window] = smoothstep(-1.2, 0.0, inner) * 0.5
     _blend(picture, base * [0.38, 0.20, 0.20], dark)
 
     # lids: crease, lash lines
@@ -148,17 +163,17 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     # brows
     hairs = np.zeros((n, n), np.float32)
     for knots, side in zip(BROWS, (-1, 1)):
-        s = rng.uniform(0, 1, 420)
+        s = rng.uniform(0, 1, 300)
         outward = s if side > 0 else 1 - s  # 0 at the nose, 1 at the temple
         spine = spline_weights(knots, s) @ rest
-        thick = np.interp(outward, [0, .25, .7, 1], [3.4, 3.8, 2.6, 0.9])
+        thick = np.interp(outward, [0, .25, .7, 1], [1.6, 2.9, 2.0, 0.7])
         root = spine + [0, -1.2, 0]
         root[:, 1] += rng.uniform(-1, 1, len(s)) * thick
         lean = np.interp(outward, [0, .3, 1], [1.3, 0.65, -0.25]) + rng.normal(0, 0.12, len(s))
         length = np.interp(outward, [0, .5, 1], [4.5, 6, 5])
         tip = root + np.stack([side * np.cos(lean) * length, np.sin(lean) * length, -0.3 * length], 1)
         _strokes(hairs, chart_uv(to_chart(root)) * n, chart_uv(to_chart(tip)) * n, 1.6)
-    _blend(picture, np.array(identity.hair) * 0.8, np.clip(gaussian_filter(hairs, 0.7) * 1.05, 0, 0.92))
+    _blend(picture, np.array(identity.hair) * 0.9, np.clip(gaussian_filter(hairs, 0.8), 0, 0.85))
 
     # hair: strands run back over the head, away from the face
     uu, vv = np.meshgrid((np.arange(n) + 0.5) / n - 0.5, 0.5 - (np.arange(n) + 0.5) / n)
@@ -167,8 +182,8 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     strands = np.zeros((n, n), np.float32)
     for period, weight in ((420, 0.5), (1400, 0.7), (2600, 0.5)):
         line = gaussian_filter(rng.standard_normal((period, 12)).astype(np.float32), (0.6, 1.0), mode="wrap")
-        at = [(bent + np.pi) / (2 * np.pi) * period, away * 24]
-        strands += weight * map_coordinates(line / line.std(), at, order=1, mode="wrap")
+        turn = (bent + np.pi) / (2 * np.pi) * period
+        strands += weight * map_coordinates(line / line.std(), [turn, away * 24], order=1, mode="wrap")
     field = hair_field(identity, points.reshape(-1, 3)).reshape(n, n) + 2.2 * strands + 1.5 * noise(rng, (n, n), 6)
     shine = 0.55 * np.exp(-((away - 0.27) / 0.05) ** 2)
     hair = np.array(identity.hair, np.float32) * (1 + 0.28 * strands + shine)[..., None]
@@ -206,7 +221,7 @@ def paint_mouth(identity: Identity, size: tuple[int, int]) -> np.ndarray:
     teeth = (v > 0.5) & (v < 0.735)
     along = (u % 0.5) / 0.5
     # eight visible teeth across the arch; the gaps are where the sine of the tooth count is near zero
-    place = np.sign(along - 0.5) * np.abs((along - 0.45 / 0.9 * 1.0) * 2) ** 1.15
+    place = np.sign(along - 0.5) * np.abs((along - 0.5) * 2) ** 1.15
     gap = np.abs(np.sin(np.pi * 4.2 * place))
     enamel = np.array([0.93, 0.90, 0.84]) * (0.80 + 0.20 * smoothstep(0.0, 0.30, gap))[..., None]
     gum = smoothstep(0.535, 0.52, v)[..., None]
