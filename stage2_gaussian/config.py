@@ -18,7 +18,7 @@ class Stage2Config:
     hidden: int = 128  # width of the network that makes the coefficients
     steps: int = 0
     batch: int = 0  # frames a step
-    rate_position: float = 6e-5  # learning rates at the start; metres for positions
+    rate_position: float = 2e-4  # learning rates at the start; metres for positions
     rate_scale: float = 5e-3
     rate_rotation: float = 2e-3
     rate_opacity: float = 2e-2

@@ -49,8 +49,8 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     """Soft alpha along the head's outline, so that hair does not carry the colour of the plate with it.
 
     frames and plates (B, H, W, 3), head and background bool (B, H, W), reach in pixels. Within `reach` of the outline,
-    and away from neck and torso, a pixel is taken as a mix of the mean head colour F nearby and the plate B, so that
-    alpha = (I - B)·(F - B) / |F - B|². Returns alpha (B, H, W), where it is known (B, H, W), and bool (B, H, W) the
+    a pixel I is taken as a mix of the mean head colour F nearby and the plate B, so that
+    alpha = (I - B)·(F - B) / |F - B|²; close to neck and torso only where it shows little but the plate. Returns alpha (B, H, W), where it is known (B, H, W), and bool (B, H, W) the
     outline's pixels that show the plate behind the head.
     """
     reach = max(1, reach)
@@ -63,7 +63,8 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     contrast = spread.square().sum(-1)
     mixed = (((frames - plates) * spread).sum(-1) / contrast.clamp_min(1e-6)).clamp(0, 1)
     band, body, seen = band[:, 0], body[:, 0], nearby[:, 3] > 1e-3
-    told = band & ~body & seen & (contrast > CONTRAST)
+    bare = (frames - plates).square().sum(-1) < 0.1 * contrast
+    told = band & seen & (contrast > CONTRAST) & (~body | bare)
     return torch.where(told, mixed, plane[:, 0]), (told | ~band).float(), band & ~body & background
 
 
