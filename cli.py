@@ -182,11 +182,9 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, overwrite: bool
     from shared.avatar import Avatar, create_from_clip
     from shared.clip import Clip
 
-    target = Avatar(avatar_of(clip, avatar))
-    refuse_existing(target.stage1, overwrite)
-    create_from_clip(target, Clip(clip))
-    _train_stage1([clip], target.stage1, Clip(clip).training / "stage1", base, overwrite, device, config_file,
-                  overrides)
+    source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
+    _train_stage1([clip], target.stage1, source.training / "stage1", base, overwrite, device, config_file, overrides)
+    create_from_clip(target, source)
 
 
 def _train_stage1(clips: list[Path], out: Path, state: Path, base: Path | None, overwrite: bool, device: str,

@@ -129,7 +129,7 @@ def _step(observed, points, start, rotations, translations, intrinsics, smooth, 
 
     # prior on the shape fixes the gauge; smoothness couples neighbouring poses (rotation vectors are local, so the
     # second difference of the whole pose is linearised about the present one)
-    prior = 0.02 * weight.sum() / number * (fx / z.mean()) ** 2
+    prior = 0.002 * weight.sum() / number * (fx / z.mean()) ** 2
     hess_point = hess_point + prior * np.eye(3)
     grad_point = grad_point + prior * (points - start)
     scales = np.array([1, 1, 1, 1 / TRANSLATION_UNIT, 1 / TRANSLATION_UNIT, 1 / TRANSLATION_UNIT]) * (fx / z.mean()) * 0.1

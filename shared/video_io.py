@@ -269,7 +269,7 @@ def read_png(path: Path | str) -> np.ndarray:
     """Read a picture as uint8 (H, W, 3) RGB. Raises TalkheadError if it is missing or no picture."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise TalkheadError(f"{path} does not exist") from None
     except OSError as error:
@@ -280,7 +280,7 @@ def read_rgba(path: Path | str, size: tuple[int, int]) -> np.ndarray:
     """Read a picture with straight alpha as uint8 (H, W, 4). Raises TalkheadError unless it is (H, W) = `size`."""
     try:
         with Image.open(path) as image:
-            rgba = np.asarray(image.convert("RGBA"))
+            rgba = np.array(image.convert("RGBA"))
     except OSError as error:
         raise TalkheadError(f"{path} is not a readable picture") from error
     if rgba.shape[:2] != size:

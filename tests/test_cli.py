@@ -20,9 +20,9 @@ def run(*arguments):
 
 
 def refused(result, sentence):
-    """Exit code 2 and exactly one line, `Error: …`, that holds `sentence`; no traceback."""
+    """Exit code 2 and, progress bars aside, exactly one line `Error: …` that holds `sentence`; no traceback."""
     assert result.exit_code == 2, result.output
-    lines = [line for line in result.output.splitlines() if line.strip()]
+    lines = [line for line in result.output.splitlines() if line.strip() and "it/s" not in line and "frame/s" not in line]
     assert len(lines) == 1 and lines[0].startswith("Error: "), result.output
     assert sentence in lines[0]
 
