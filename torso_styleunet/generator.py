@@ -30,9 +30,8 @@ class StyleUNet(nn.Module):
         )
         self.residual = nn.Conv2d(widths[0], 4 * stride**2, 3, padding=1)
         self.flow = nn.Conv2d(widths[min(FLOW_LEVEL, levels)], 2, 3, padding=1)
-        for layer in (self.residual, self.flow):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in (*self.residual.parameters(), *self.flow.parameters()):
+            nn.init.zeros_(parameter)
 
     @property
     def multiple(self) -> int:

@@ -1,6 +1,5 @@
 """The torso model of one person: plate, fixed noise, motion statistics and the StyleUNet that refines the plate."""
 
-import math
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ class Torso(nn.Module):
         super().__init__()
         self.config, self.width, self.height, self.margin = config, width, height, margin
         self.generator = StyleUNet(CODE_DIM, config.channels, config.levels, config.max_channels, config.style_dim,
-                                   config.stride).to(memory_format=torch.channels_last)
+                                   config.stride)
         size = (height + 2 * margin, width + 2 * margin)
         self.plate = nn.Parameter(torch.zeros(4, *size))
         self.register_buffer("noise", torch.zeros(1, *size))

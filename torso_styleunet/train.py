@@ -56,10 +56,9 @@ class Trainer:
     def __init__(self, torso: Torso, data: TorsoFrames, config: TorsoConfig) -> None:
         self.torso, self.data, self.config, self.step = torso, data, config, 0
         rate = config.learning_rate
-        groups = [{"params": list(torso.generator.parameters()), "lr": rate},
-                  {"params": [torso.plate], "lr": rate * config.plate_rate}]
-        self.optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        self.rates = [group["lr"] for group in groups]
+        self.rates = [rate, rate * config.plate_rate]
+        self.optimizer = torch.optim.Adam(torso.generator.parameters(), lr=rate, betas=(0.9, 0.99))
+        self.optimizer.add_param_group({"params": [torso.plate]})
         self.discriminator: PatchDiscriminator | None = None
         if config.adversarial_weight > 0:
             with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):

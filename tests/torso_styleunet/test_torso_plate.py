@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+
+from shared.clip import Clip
+from shared.errors import TalkheadError
+from torso_styleunet.plate import build_plate, masked_median, push_pull, warp_plate
+from torso_styleunet.warp import frame_to_plate, margin_of, pixel_centres, plate_to_frame, sample
+
+
+def slow_warp(image: np.ndarray, motion: np.ndarray) -> np.ndarray:
+    """For every pixel of the frame: undo the similarity, look up with bilinear weights, repeat the border."""
+    height, width, _ = image.shape
+    dx, dy, angle, scale = motion
+    centre = np.array([width / 2, height / 2])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    out = np.zeros_like(image)
+    for i in range(height):
+        for j in range(width):
+            p = centre + rotation.T @ (np.array([j + 0.5, i + 0.5]) - centre - (dx, dy)) / scale - 0.5
+            x, y = np.clip(p[0], 0, width - 1), np.clip(p[1], 0, height - 1)
+            x0, y0 = min(int(x), width - 2), min(int(y), height - 2)
+            a, b = x - x0, y - y0
+            out[i, j] = ((1 - a) * (1 - b) * image[y0, x0] + a * (1 - b) * image[y0, x0 + 1]
+                         + (1 - a) * b * image[y0 + 1, x0] + a * b * image[y0 + 1, x0 + 1])
+    return out
+
+
+@pytest.mark.parametrize("motion", [(0, 0, 0, 1), (3.4, -2.2, 0.2, 1.1), (-5.0, 4.0, -0.4, 0.9)])
+def test_warp_equals_a_loop_over_pixels(motion: tuple[float, ...]) -> None:
+    image = np.random.default_rng(0).random((14, 18, 3)).astype(np.float32)
+    plate = torch.from_numpy(image).permute(2, 0, 1)
+    warped = warp_plate(plate, torch.tensor([motion]), 18, 14, 0)[0].permute(1, 2, 0)
+    np.testing.assert_allclose(warped, slow_warp(image, np.array(motion)), atol=2e-5)
+
+
+def test_points_follow_the_formula_and_come_back() -> None:
+    motion = torch.tensor([[4.0, -3.0, 0.3, 1.2], [0.0, 1.0, -0.1, 0.8]])
+    points = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(0)) * 60
+    there = plate_to_frame(points, motion, 60, 40)
+    dx, dy, angle, scale = motion[0].tolist()
+    rotation = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], dtype=torch.float32)
+    centre = torch.tensor([30.0, 20.0])
+    torch.testing.assert_close(there[0, 0], centre + scale * rotation @ (points[0, 0] - centre) + motion[0, :2])
+    torch.testing.assert_close(frame_to_plate(there, motion, 60, 40), points, rtol=1e-4, atol=1e-4)
+
+
+def test_margin_covers_every_frame_and_is_bounded() -> None:
+    motions = torch.tensor([[0.0, 0, 0, 1], [7.0, 0, 0, 1], [0.0, -9.5, 0, 1]])
+    assert margin_of(motions, 64, 64) == 10
+    assert margin_of(motions[:1], 64, 64) == 0
+    assert margin_of(torch.tensor([[900.0, 0, 0, 1]]), 64, 64) == 32
+
+
+def test_a_plate_with_a_margin_is_the_same_plate() -> None:
+    plate = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    grid = pixel_centres(12, 12, "cpu")[None]
+    torch.testing.assert_close(sample(plate, grid, 4)[0], plate[:, 4:16, 4:16], rtol=1e-4, atol=1e-5)
+
+
+def test_masked_median_equals_numpy() -> None:
+    rng = np.random.default_rng(0)
+    values, mask = rng.random((7, 3, 30)).astype(np.float32), rng.random((7, 30)) > 0.4
+    mask[:, 0] = False
+    median = masked_median(torch.from_numpy(values), torch.from_numpy(mask))
+    for p in range(30):
+        expected = np.median(values[mask[:, p], :, p], axis=0) if mask[:, p].any() else np.zeros(3)
+        np.testing.assert_allclose(median[:, p], expected, atol=1e-6)
+
+
+def test_push_pull_keeps_what_is_known_and_stays_within_it() -> None:
+    rng = torch.Generator().manual_seed(0)
+    values = torch.rand(2, 33, 21, generator=rng)
+    weights = (torch.rand(1, 33, 21, generator=rng) > 0.8).float()
+    filled = push_pull(values, weights)
+    torch.testing.assert_close(filled * weights, values * weights)
+    assert filled.min() >= (values * weights + (1 - weights)).min() - 1e-5
+    assert filled.max() <= (values * weights).max() + 1e-5
+    constant = push_pull(torch.full((1, 33, 21), 0.7), weights)
+    torch.testing.assert_close(constant, torch.full((1, 33, 21), 0.7))
+
+
+def test_plate_of_the_toy_person(toy_clip: Clip) -> None:
+    indices = toy_clip.split("train")
+    motion = torch.from_numpy(toy_clip.load_torso()[indices])
+    margin = margin_of(motion, 64, 64)
+    plate = build_plate(zip(toy_clip.read_frames(indices), toy_clip.read_labels(indices)), motion, margin)
+    assert plate.shape == (4, 64 + 2 * margin, 64 + 2 * margin) and plate.isfinite().all()
+
+    frames, labels = toy_clip.read_frames(np.arange(20, 24)), toy_clip.read_labels(np.arange(20, 24))
+    warped = warp_plate(plate, torch.from_numpy(toy_clip.load_torso()[20:24]), 64, 64, margin)
+    alpha = torch.sigmoid(warped[:, 3]).numpy()
+    assert (alpha[(labels == 1) | (labels == 2)] > 0.5).mean() > 0.99
+    assert (alpha[labels == 0] < 0.5).mean() > 0.99
+    error = abs(warped[:, :3].permute(0, 2, 3, 1).numpy() - frames / 255)[labels == 1]
+    assert error.mean() < 0.05
+
+    chin = margin + 36  # a few rows above the visible neck, always behind the head
+    assert torch.sigmoid(plate[3, chin, margin + 32]) > 0.9, "the neck goes on under the chin"
+    skin = plate[:3, margin + 44, margin + 32]
+    assert (plate[:3, chin, margin + 32] - skin).abs().max() < 0.1
+
+
+def test_labels_without_a_person_are_refused() -> None:
+    frames = [(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))]
+    with pytest.raises(TalkheadError, match="no torso"):
+        build_plate(frames, torch.tensor([[0.0, 0, 0, 1]]), 0)
