@@ -24,7 +24,7 @@ LABEL_OF_MATERIAL = np.array([3, 2, 3, 4], np.uint8)
 # the right half of the average adult's landmarks, millimetres, and those on the midline
 _RIGHT = {
     0: (-77, -3, -52), 1: (-76.5, -20, -56), 2: (-75, -38, -56), 3: (-72, -56, -53), 4: (-66, -75, -47),
-    5: (-52, -98, -26), 6: (-38, -108, -9), 7: (-20, -116.5, 6),
+    5: (-51, -96.5, -26), 6: (-36.5, -106.5, -9), 7: (-19.5, -116, 6),
     17: (-57, 17, -3), 18: (-50, 23, 6), 19: (-40, 26, 13), 20: (-28, 25.5, 18.5), 21: (-14, 22, 21.5),
     31: (-11.5, -43, 24), 32: (-6, -46.5, 27.5),
     36: (-45, 0, 0), 37: (-37, 4.3, 6), 38: (-27, 4.5, 7.5), 39: (-18, -1.5, 6), 40: (-27, -4.2, 6.2), 41: (-37, -3.8, 5),
@@ -331,19 +331,11 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
     apart[pairs.max(1)] = False
     radius_of = RBFInterpolator(known_chart[apart], distance[apart], kernel="thin_plate_spline", smoothing=1e-6)
 
-    free = np.concatenate([
-        _chart_grid(0.016, (0, -0.22), (0.38, 0.36)),
-        _chart_grid(0.028, (0, -0.1), (0.95, 0.95)),
-        _chart_grid(0.06, (0, 0), (2.2, 2.2)),
-    ])
-    limits = np.concatenate([np.full(n, gap) for n, gap in zip(
-        (len(_chart_grid(0.016, (0, -0.22), (0.38, 0.36))), len(_chart_grid(0.028, (0, -0.1), (0.95, 0.95))),
-         len(_chart_grid(0.06, (0, 0), (2.2, 2.2)))), (0.010, 0.019, 0.04))])
-    kept: list[np.ndarray] = [fixed_chart]
-    for gap in (0.010, 0.019, 0.04):
-        layer = free[limits == gap]
-        layer = layer[cKDTree(np.concatenate(kept)).query(layer)[0] > gap]
-        kept.append(layer)
+    kept = [fixed_chart]
+    for spacing, gap, centre, radii in ((0.016, 0.010, (0, -0.22), (0.38, 0.36)), (0.028, 0.019, (0, -0.1), (0.95, 0.95)),
+                                        (0.06, 0.04, (0, 0), (2.2, 2.2))):
+        layer = _chart_grid(spacing, centre, radii)
+        kept.append(layer[cKDTree(np.concatenate(kept)).query(layer)[0] > gap])
     free = np.concatenate(kept[1:])
     holes = [to_chart(_loop(LIP_INNER, 65) @ rest)] + [to_chart(_loop(pair, 37) @ rest) for pair in LIDS]
     inside = np.any([signed_distance(free, hole) > 0 for hole in holes], axis=0)
