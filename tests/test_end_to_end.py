@@ -1,0 +1,89 @@
+"""The whole chain on a few seconds of the synthetic actor: process → stage 1 → stage 2 → torso → synth, by commands."""
+
+import contextlib
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from cli import cli
+from process_data.synthetic import actor_landmarks, make_actor
+from shared.audio_io import load_audio, save_wav
+from shared.clip import Clip
+from shared.landmark_edit import smile
+from shared.landmarks import LIPS, lip_opening, load_landmarks, save_landmarks
+from shared.metrics import correlation, psnr
+from shared.video_io import read_video
+
+
+def talkhead(*arguments, cwd):
+    with contextlib.chdir(cwd):
+        result = CliRunner().invoke(cli, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with the clip `me`, the avatar `me.avatar` and an unheard sentence, made by the user's commands."""
+    root = tmp_path_factory.mktemp("chain")
+    truth = make_actor(root, size=160, seconds=12, seed=0, quiet=True)
+    talkhead("process", truth.video, "me", cwd=root)
+    talkhead("stage1", "finetune", "me", "--set", "steps=150", cwd=root)
+    talkhead("stage2", "train", "me", "--set", "steps=250", cwd=root)
+    talkhead("torso", "train", "me", "--set", "steps=60", cwd=root)
+    sound, spoken = actor_landmarks("test", seed=0)
+    save_wav(root / "unheard.wav", sound[: 3 * 16000])
+    return root, spoken[:75]
+
+
+def test_the_avatar_speaks_an_unheard_sentence(trained):
+    root, spoken = trained
+    talkhead("synth", "me.avatar", "unheard.wav", "-o", "talk.mp4", "--save-landmarks", "said.npy", cwd=root)
+    frames = list(read_video(root / "talk.mp4"))
+    assert len(frames) == 75 and frames[0].shape == (160, 160, 3)
+    assert abs(len(load_audio(root / "talk.mp4")) - 48000) <= 1024
+    said = load_landmarks(root / "said.npy")
+    assert correlation(lip_opening(said), lip_opening(spoken)) > 0.5
+
+
+def test_pictures_of_held_out_frames_are_like_the_video(trained):
+    root, _ = trained
+    out = talkhead("eval", "me.avatar", "me", cwd=root)
+    assert "full psnr" in out and "ridge" in out
+    header, row = next((a, b) for a, b in zip(out.splitlines(), out.splitlines()[1:]) if "full psnr" in a)
+    values = dict(zip(["full psnr", "full ssim", "head psnr", "head ssim", "mouth psnr"], map(float, row.split()[1:])))
+    assert values["full psnr"] > 26 and values["mouth psnr"] > 22, out
+    page = (root / "me.avatar" / "eval" / "eval.html").read_text()
+    assert "<table>" in page and "data:image/jpeg" in page
+
+
+def test_hand_edited_landmarks_reach_the_picture(trained):
+    root, _ = trained
+    clip = Clip(root / "me")
+    rest = np.repeat(clip.load_neutral(), 10, axis=0)
+    save_landmarks(root / "rest.npy", rest)
+    save_landmarks(root / "smile.npy", smile(rest, 1.0))
+    for name in ("rest", "smile"):
+        talkhead("synth", "me.avatar", "unheard.wav", "--landmarks", f"{name}.npy", "--poses", "still", "-o",
+                 f"{name}.mp4", cwd=root)
+    plain, smiling = (np.stack(list(read_video(root / f"{name}.mp4"))).astype(float) for name in ("rest", "smile"))
+    assert len(plain) == 10
+    change = np.abs(plain - smiling).mean((0, 3))
+    rows, columns = np.unravel_index(change.argsort(axis=None)[-200:], change.shape)
+    pixels = clip.info.intrinsics[0] * np.ptp(clip.load_neutral()[0, LIPS, 0]) / clip.load_poses()[0, 2, 3]
+    assert change.max() > 4 and np.ptp(columns) < 4 * pixels and np.ptp(rows) < 4 * pixels
+
+
+def test_the_stages_exchange_only_files(trained):
+    root, _ = trained
+    talkhead("stage1", "predict", "unheard.wav", "--avatar", "me.avatar", "-o", "p.npy", cwd=root)
+    talkhead("edit", "p.npy", "-o", "e.npy", "--mouth-gain", 1.0, cwd=root)
+    talkhead("stage2", "render", "e.npy", "--avatar", "me.avatar", "-o", "frames", cwd=root)
+    talkhead("torso", "composite", "frames", "--avatar", "me.avatar", "-o", "steps.mp4", "--audio", "unheard.wav", cwd=root)
+    talkhead("synth", "me.avatar", "unheard.wav", "-o", "whole.mp4", cwd=root)
+    steps, whole = (np.stack(list(read_video(root / name))) for name in ("steps.mp4", "whole.mp4"))
+    assert steps.shape == whole.shape and psnr(steps, whole) > 38
+    assert "landmarks (75, 68, 3)" in talkhead("inspect", "p.npy", cwd=root)
+    assert "avatar 'me'" in talkhead("inspect", "me.avatar", cwd=root)
+    assert "clip 'me'" in talkhead("inspect", "me", cwd=root)
