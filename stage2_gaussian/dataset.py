@@ -48,10 +48,10 @@ def box_mask(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], wi
 def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
     """Soft alpha along the head's outline, so that hair does not carry the colour of the plate with it.
 
-    frames and plates (B, H, W, 3), head and background bool (B, H, W), reach in pixels. Within `reach` of the outline,
-    a pixel I is taken as a mix of the mean head colour F nearby and the plate B, so that
-    alpha = (I - B)·(F - B) / |F - B|²; close to neck and torso only where it shows little but the plate. Returns alpha (B, H, W), where it is known (B, H, W), and bool (B, H, W) the
-    outline's pixels that show the plate behind the head.
+    frames and plates (B, H, W, 3), head and background bool (B, H, W), reach in pixels. Within `reach` of the outline a
+    pixel I is taken as a mix of the mean head colour F nearby and the plate B, so that alpha = (I - B)·(F - B) / |F - B|²;
+    close to neck and torso only where it shows little but the plate. Returns alpha (B, H, W), where it is known (B, H, W),
+    and bool (B, H, W) the outline's pixels that show the plate behind the head.
     """
     reach = max(1, reach)
     plane = head.float()[:, None]

@@ -26,9 +26,10 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
     """PSNR (dB) and SSIM by split: {split: {"full psnr": …, "head psnr": …, "mouth psnr": …, "… ssim": …}}.
 
     The protocol: the rendered head is composited over the true frame where the labels show torso, neck or background,
-    and over the plate where they show the head or lie within its outline's band (see `dataset.matte`). "full" is the whole frame, "head" the pixels labelled head or mouth
-    interior, "mouth" the lips' bounding box enlarged by a quarter of its width. With `align`, columns "aligned …" follow:
-    the same after each frame's pose was fitted to the picture, which tells errors of tracking from errors of the head.
+    and over the plate where they show the head or lie in the band along its outline (see `dataset.matte`). "full" is the
+    whole frame, "head" the pixels labelled head or mouth interior, "mouth" the lips' bounding box enlarged by a quarter of
+    its width. With `align`, columns "aligned …" follow: the same after each frame's pose was fitted to the picture, which
+    tells errors of tracking from errors of the head.
     """
     head = load_head(head_path, device)
     table = {}
