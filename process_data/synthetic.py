@@ -13,10 +13,12 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from process_data.mesh_raster import vertex_normals, visible_triangles
-from process_data.synthetic_face import LABEL_OF_MATERIAL, HeadMesh, Skin, build_head, build_skin, neutral_landmarks
+from process_data.synthetic_face import LABEL_OF_MATERIAL, HeadMesh, build_head
 from process_data.synthetic_identity import make_identity
+from process_data.synthetic_proportions import neutral_landmarks
 from process_data.synthetic_scene import EYE_LINE, VISIBLE_HEIGHT, paint_background, paint_torso
 from process_data.synthetic_shade import compose
+from process_data.synthetic_skin import Skin, build_skin
 from process_data.synthetic_speech import actor_landmarks as actor_landmarks  # part of this module's interface
 from process_data.synthetic_texture import paint_atlas
 from shared.camera import pose_matrix

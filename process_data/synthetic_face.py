@@ -1,153 +1,15 @@
-"""The synthetic actor's head as a mesh that its 68 landmarks move.
+"""The synthetic actor's head as one mesh: skin, hair, lids, mouth, teeth, tongue, eyes, ears and neck."""
 
-The skin is modelled with the mouth a little open. Its landmarks are vertices; the lip and lid edges are splines through
-them; every other vertex follows by radial-basis interpolation of the landmarks' displacement. Because the interpolation
-works on a chart in which the lips are apart, they move independently, open onto the mouth and close completely. Every
-vertex is a linear function of the 68 landmarks, and the landmark vertices are the landmarks themselves.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import CubicSpline, RBFInterpolator
-from scipy.spatial import Delaunay, cKDTree
 
-from process_data.polygons import signed_distance
 from process_data.synthetic_identity import Identity
+from process_data.synthetic_proportions import neutral_landmarks
+from process_data.synthetic_skin import CENTRE, LIDS, LIP_INNER, Skin, chart_uv, hair_field, landmark_loop, to_chart
 
-CENTRE = np.array([0.0, -25.0, -75.0])  # millimetres; the chart is the directions seen from here
-CHART_RADIUS = 2.3  # radians from straight ahead to the chart's edge
 SKIN, NECK, EYE, MOUTH = 0, 1, 2, 3  # materials
 LABEL_OF_MATERIAL = np.array([3, 2, 3, 4], np.uint8)
-
-# the right half of the average adult's landmarks, millimetres, and those on the midline
-_RIGHT = {
-    0: (-77, -3, -52), 1: (-76.5, -20, -56), 2: (-75, -38, -56), 3: (-72, -56, -53), 4: (-66, -75, -47),
-    5: (-51, -96.5, -26), 6: (-36.5, -106.5, -9), 7: (-19.5, -116, 6),
-    17: (-57, 17, -3), 18: (-50, 23, 6), 19: (-40, 26, 13), 20: (-28, 25.5, 18.5), 21: (-14, 22, 21.5),
-    31: (-11.5, -43, 24), 32: (-6, -46.5, 27.5),
-    36: (-45, 0, 0), 37: (-37, 4.3, 6), 38: (-27, 4.5, 7.5), 39: (-18, -1.5, 6), 40: (-27, -4.2, 6.2), 41: (-37, -3.8, 5),
-    48: (-25.5, -70.5, 11), 49: (-15, -64, 21), 50: (-5.5, -60.8, 26.5),
-    59: (-15, -77.5, 20), 58: (-7, -80.8, 23.5),
-    60: (-22, -70.3, 11.5), 61: (-9, -69.8, 21), 67: (-9, -69.8, 21),
-}
-_MIDDLE = {8: (0, -121, 11), 27: (0, 5, 20.5), 28: (0, -9, 30.5), 29: (0, -22, 39.5), 30: (0, -33, 45), 33: (0, -47.5, 29),
-           51: (0, -62, 27.5), 57: (0, -81.8, 24.5), 62: (0, -70, 22.3), 66: (0, -70, 22.3)}
-_PAIR = {0: 16, 1: 15, 2: 14, 3: 13, 4: 12, 5: 11, 6: 10, 7: 9, 17: 26, 18: 25, 19: 24, 20: 23, 21: 22, 31: 35, 32: 34,
-         36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46, 48: 54, 49: 53, 50: 52, 59: 55, 58: 56, 60: 64, 61: 63, 67: 65}
-
-# more places of the right half that shape the skin: x, y, z in millimetres and how far they follow the jaw (0–1)
-_SHAPE = np.array([
-    (0, 13, 22, 0), (0, 22, 23.5, 0), (0, 39, 20.5, 0), (0, 57, 14, 0), (0, 76, 2, 0), (0, 92, -22, 0), (0, 103, -60, 0),
-    (0, 98, -105, 0), (-36, 54, 7, 0), (-52, 48, -6, 0), (-64, 38, -20, 0), (-72, 26, -34, 0), (-34, 74, -6, 0),
-    (-60, 66, -32, 0), (-46, 84, -40, 0), (-70, 48, -60, 0), (-76, 20, -52, 0), (-78, 5, -75, 0), (-76, 20, -100, 0),
-    (-66, 60, -90, 0), (-40, 92, -80, 0), (-78, -10, -70, 0), (-74, -35, -80, 0), (-46, 36, 6, 0), (-22, 36, 18, 0),
-    (-8, 12, 20, 0), (-15, 14, 17, 0), (-30, 17, 15.5, 0), (-46, 14, 7, 0), (-58, 6, -8, 0),
-    (-32, 10, 12.5, 0), (-18, 4, 8.5, 0), (-52, 0, -4.5, 0), (-45, 8, 5.5, 0), (-22, 9, 11, 0),
-    (-32, -12, 6.5, 0), (-20, -8, 8.5, 0), (-44, -10, 2, 0), (-33, -20, 8.5, 0), (-48, -18, 1.5, 0), (-60, -14, -14, 0),
-    (-67, -26, -24, 0), (-8, -4, 20.5, 0), (-10, -14, 22.5, 0), (-9, -24, 30, 0), (-16, -22, 15.5, 0), (-6, -33, 42, 0),
-    (-12.5, -31, 32, 0), (-16.5, -35, 27.5, 0), (-17.8, -39.5, 22, 0), (-19.5, -37, 15, 0), (-24, -28, 12, 0),
-    (-4, -40, 41, 0), (0, -42, 40.5, 0), (-15, -44.5, 20, 0), (-20, -44, 14.5, 0), (-8, -48, 25.2, 0),
-    (0, -54, 27, 0), (-4, -55, 27.2, 0), (-13, -55, 22.5, 0), (-22, -56, 16, .05), (-30, -50, 12.5, .05),
-    (-40, -42, 9.5, .05), (-50, -34, 3, .02), (-44, -58, 4, .2), (-32, -66, 9, .25), (-31, -76, 8, .5),
-    (-56, -56, -14, .2), (-64, -45, -27, .1), (-50, -76, -12, .55), (-36, -88, 6, .85), (-20, -90, 16, .95),
-    (0, -89, 18.5, 1), (-10, -90, 18, 1), (0, -98, 20, 1), (0, -107, 21, 1), (-13, -104, 18.5, 1), (-24, -106, 10.5, .95),
-    (0, -116, 17, 1), (-60, -86, -33, .5), (0, -121, -2, .9), (-22, -112, -12, .8), (-42, -100, -28, .6), (0, -112, -25, .6),
-    (-30, -104, -40, .4), (-56, -84, -52, .25), (0, -100, -45, .2), (-45, -80, -70, .1), (-68, -60, -72, .05),
-    (-62, -55, -95, 0), (-40, -78, -95, 0), (0, -90, -70, 0),
-])
-_ANCHORS = np.array([  # places of the skin that no expression moves
-    (0, 60, 13), (-40, 60, 4), (-66, 45, -25), (0, 92, -22), (-50, 84, -45), (0, 103, -70), (-76, 20, -52), (-78, 0, -75),
-    (-76, -30, -76), (-68, -60, -76), (-45, -80, -85), (0, -98, -62), (0, 0, 21.5), (-78, 20, -95), (-45, 90, -90),
-    (-30, -102, -52), (0, -38, 42), (-18, -38, 20), (-72, 26, -34),
-], float)
-JAW_WEIGHT = np.zeros(68)
-JAW_WEIGHT[[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]] = [.08, .3, .68, .9, .98, 1, .98, .9, .68, .3, .08]
-JAW_WEIGHT[[48, 54, 60, 64, 49, 53, 50, 51, 52]] = [.42, .42, .44, .44, .05, .05, .02, .02, .02]
-JAW_WEIGHT[[55, 56, 57, 58, 59, 65, 66, 67]] = [.88, 1, 1, 1, .88, .93, 1, .93]
-JAW_HINGE = np.array([0.0, -22.0, -62.0])
-REST_JAW = 0.14  # radians by which the modelled mouth is open
-_MIRROR_X = np.array([-1.0, 1.0, 1.0])
-
-
-def both_sides(points: np.ndarray) -> np.ndarray:
-    """Right-half points (N, ≥3) -> those and their mirror images, points of the midline once."""
-    mirrored = points[points[:, 0] != 0].copy()
-    mirrored[:, 0] *= -1
-    return np.concatenate([points, mirrored])
-
-
-def average_landmarks() -> np.ndarray:
-    """(68, 3) millimetres: the average adult face with closed lips and open eyes."""
-    landmarks = np.zeros((68, 3))
-    for k, place in {**_RIGHT, **_MIDDLE}.items():
-        landmarks[k] = place
-    for right, left in _PAIR.items():
-        landmarks[left] = landmarks[right] * _MIRROR_X
-    return landmarks
-
-
-def neutral_landmarks(identity: Identity) -> np.ndarray:
-    """(68, 3) float64 metres, head space: this person with closed lips, open eyes and relaxed brows."""
-    landmarks = identity.reshape(average_landmarks())
-    half = (landmarks[45, 0] - landmarks[36, 0]) / 2
-    landmarks *= 45 / half
-    landmarks -= (landmarks[36] + landmarks[45]) / 2
-    return landmarks / 1000
-
-
-def rotate_jaw(points: np.ndarray, weight: np.ndarray, angle: np.ndarray | float) -> np.ndarray:
-    """Turn points (..., N, 3) mm about the jaw's hinge by weight·angle radians; angle broadcasts over the front."""
-    turn = np.asarray(angle)[..., None] * weight
-    y, z = points[..., 1] - JAW_HINGE[1], points[..., 2] - JAW_HINGE[2]
-    sine, cosine = np.sin(turn), np.cos(turn)
-    return np.stack(np.broadcast_arrays(points[..., 0], JAW_HINGE[1] + cosine * y - sine * z,
-                                        JAW_HINGE[2] + sine * y + cosine * z), -1)
-
-
-def to_chart(points: np.ndarray) -> np.ndarray:
-    """Points (N, 3) mm -> chart (N, 2): the azimuthal equidistant map of their direction from the head's CENTRE."""
-    direction = points - CENTRE
-    flat = np.hypot(direction[:, 0], direction[:, 1])
-    angle = np.arctan2(flat, direction[:, 2])
-    return direction[:, :2] * (angle / np.maximum(flat, 1e-9))[:, None]
-
-
-def from_chart(chart: np.ndarray, radius: np.ndarray) -> np.ndarray:
-    """Chart (N, 2) and distance from the CENTRE (N,) mm -> points (N, 3) mm; the inverse of to_chart."""
-    angle = np.hypot(chart[:, 0], chart[:, 1])
-    flat = (np.sin(angle) / np.maximum(angle, 1e-9))[:, None] * chart
-    return CENTRE + radius[:, None] * np.concatenate([flat, np.cos(angle)[:, None]], 1)
-
-
-def spline_weights(knots: list[int], samples: np.ndarray) -> np.ndarray:
-    """Rows (S, 68) that put a point on the natural cubic spline through these landmarks; samples (S,) in [0, 1]."""
-    at = np.linspace(0, 1, len(knots))
-    rows = np.zeros((len(samples), 68))
-    rows[:, knots] = CubicSpline(at, np.eye(len(knots)), bc_type="natural")(samples)
-    return rows
-
-
-LIP_OUTER = ([48, 49, 50, 51, 52, 53, 54], [48, 59, 58, 57, 56, 55, 54])  # upper, lower, both right to left
-LIP_INNER = ([60, 61, 62, 63, 64], [60, 67, 66, 65, 64])
-LIDS = (([36, 37, 38, 39], [36, 41, 40, 39]), ([42, 43, 44, 45], [42, 47, 46, 45]))
-BROWS = ([17, 18, 19, 20, 21], [22, 23, 24, 25, 26])
-
-
-def _closed(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Join two runs with common ends into one loop, upper there and lower back."""
-    return np.concatenate([upper, lower[-2:0:-1]])
-
-
-def lip_loop(pair: tuple[list[int], list[int]]) -> np.ndarray:
-    """Rows (N, 68) of a closed contour through upper and lower landmarks."""
-    return _loop(pair, 65)
-
-
-def _loop(pair: tuple[list[int], list[int]], count: int) -> np.ndarray:
-    s = np.linspace(0, 1, count)
-    return _closed(spline_weights(pair[0], s), spline_weights(pair[1], s))
 
 
 @dataclass(frozen=True)
@@ -178,8 +40,6 @@ class HeadMesh:
         moved = self.base + self.weights @ (landmarks - self.neutral)
         moved[:68] = landmarks
         return moved
-
-
 # where each material's picture lies in the atlas: offset and extent in [0, 1] atlas coordinates (u right, v down)
 TILES = {SKIN: (0.0, 0.0, 1.0, 0.8), EYE: (0.0, 0.8, 0.2, 0.2), MOUTH: (0.2, 0.8, 0.2, 0.2), NECK: (0.4, 0.8, 0.4, 0.2)}
 
@@ -225,144 +85,6 @@ def grid_triangles(rows: int, columns: int, wrap: bool = False) -> np.ndarray:
     a, b = r * columns + c, r * columns + (c + 1) % columns
     d, e = a + columns, b + columns
     return np.concatenate([np.stack([a, d, b], -1).reshape(-1, 3), np.stack([b, d, e], -1).reshape(-1, 3)])
-
-
-def _chart_grid(spacing: float, centre: tuple[float, float], radii: tuple[float, float]) -> np.ndarray:
-    """A hexagonal grid of chart points inside an ellipse."""
-    rx, ry = radii
-    ys = np.arange(-ry, ry, spacing * 0.866)
-    rows = [np.stack([np.arange(-rx, rx, spacing) + (k % 2) * spacing / 2, np.full(len(np.arange(-rx, rx, spacing)), y)], 1)
-            for k, y in enumerate(ys)]
-    points = np.concatenate(rows)
-    return points[(points[:, 0] / rx) ** 2 + (points[:, 1] / ry) ** 2 < 1] + centre
-
-
-def _interpolation(centres: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Matrix (Q, C) that interpolates values at chart places (C, 2) to chart places (Q, 2).
-
-    Radial basis |r|: it overshoots far less than thin plates, so noise on a landmark does not shake the cheeks.
-    """
-    return RBFInterpolator(centres, np.eye(len(centres)), kernel="linear", smoothing=1e-9)(queries)
-
-
-@dataclass(frozen=True)
-class Skin:
-    """The skin with the mouth open: points (V, 3) mm, landmark weights (V, 68), triangles (F, 3), chart (V, 2), the rest
-    landmarks (68, 3) mm, radius_of: chart (N, 2) -> distance from the CENTRE (N,) mm, person: average mm -> this head's mm."""
-
-    points: np.ndarray
-    weights: np.ndarray
-    triangles: np.ndarray
-    chart: np.ndarray
-    rest: np.ndarray
-    radius_of: Callable[[np.ndarray], np.ndarray]
-    person: Callable[[np.ndarray], np.ndarray]
-
-
-def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
-    """The skin of one person, whose neutral landmarks (68, 3) are in metres."""
-    average = identity.reshape(average_landmarks())
-    scale = 45 / average[45, 0]
-    shift = -scale * (average[36] + average[45]) / 2
-
-    def person(points: np.ndarray) -> np.ndarray:
-        return identity.reshape(points) * scale + shift
-
-    shape = both_sides(_SHAPE)
-    rest = rotate_jaw(neutral * 1000, JAW_WEIGHT, REST_JAW)
-
-    s_lip, s_lid = np.linspace(0, 1, 33), np.linspace(0, 1, 19)
-    lip_rows = []
-    for fraction in (0.0, 0.14, 0.35, 0.6, 0.82, 1.0):
-        for side in (0, 1):
-            rows = (1 - fraction) * spline_weights(LIP_OUTER[side], s_lip) + fraction * spline_weights(LIP_INNER[side], s_lip)
-            lip_rows.append((fraction, side, rows))
-    contour_weights, contour_bulge = [], []
-    for fraction, side, rows in lip_rows:
-        keep = slice(None) if side == 0 else slice(1, -1)
-        taper = np.sin(np.pi * s_lip) ** 0.6
-        height = (1.3 if side == 0 else 2.2) * identity.lip_fullness * np.sin(np.pi * fraction ** 0.8) * taper
-        contour_weights.append(rows[keep])
-        contour_bulge.append(np.stack([np.zeros_like(height), 0 * height, height], 1)[keep])
-    lid_offsets = {0: [(0, 0, 0), (0, 1.2, 0.8), (0, 3.6, 2.6)], 1: [(0, 0, 0), (0, -1.2, 0.5), (0, -4.2, 0.8)]}
-    for upper, lower in LIDS:
-        for side, knots in enumerate((upper, lower)):
-            rows = spline_weights(knots, s_lid)
-            taper = np.sin(np.pi * np.clip(s_lid, 0.08, 0.92)) ** 0.5
-            for step, offset in enumerate(lid_offsets[side]):
-                keep = slice(None) if side == 0 and step == 0 else slice(1, -1)
-                follow = (1.0, 0.85, 0.3)[step]
-                corner = spline_weights([knots[0], knots[-1]], s_lid)
-                contour_weights.append((follow * rows + (1 - follow) * corner)[keep])
-                residual = (1 - follow) * (rows - corner) @ rest
-                contour_bulge.append((residual + np.outer(taper, offset))[keep])
-    s_brow = np.linspace(0.05, 0.95, 7)
-    for knots in BROWS:
-        rows = spline_weights(knots, s_brow)
-        for follow, down, back in ((1.0, 4.0, 2.0), (0.5, 8.5, 4.5)):
-            offset = np.stack([0 * s_brow, 0 * s_brow - down, -back * (2 * s_brow - 1) ** 2], 1)
-            contour_weights.append(follow * rows)
-            contour_bulge.append((1 - follow) * rows @ rest + offset)
-    contour_weights, contour_bulge = np.concatenate(contour_weights), np.concatenate(contour_bulge)
-    contour = contour_weights @ rest + contour_bulge
-    fresh = cKDTree(rest).query(contour)[0] > 0.35
-    contour_weights, contour = contour_weights[fresh], contour[fresh]
-    _, first = np.unique(np.round(contour, 2), axis=0, return_index=True)
-    first = np.sort(first)
-    contour_weights, contour = contour_weights[first], contour[first]
-
-    # what the landmarks' displacement does to the rest of the skin
-    fixed_chart = to_chart(np.concatenate([rest, contour]))
-    anchors = to_chart(person(both_sides(_ANCHORS)))
-    fixed_weights = np.concatenate([np.eye(68), contour_weights])
-    sparse = np.concatenate([np.ones(68, bool), np.arange(len(contour)) % 2 == 0])
-    control = np.concatenate([fixed_chart[sparse], anchors])
-    control_weights = np.concatenate([fixed_weights[sparse], np.zeros((len(anchors), 68))])
-
-    # the shape is known where the mouth is closed: take it to the open rest by that same displacement
-    shape_neutral = person(shape[:, :3])
-    shape_chart = to_chart(rotate_jaw(shape_neutral, shape[:, 3], REST_JAW))
-    shape_rest = shape_neutral + _interpolation(control, shape_chart) @ control_weights @ (rest - 1000 * neutral)
-    known = np.concatenate([rest, contour, shape_rest])
-    known_chart = to_chart(known)
-    distance = np.linalg.norm(known - CENTRE, axis=1)
-    apart = np.ones(len(known), bool)
-    pairs = cKDTree(known_chart).query_pairs(0.006, output_type="ndarray")
-    apart[pairs.max(1)] = False
-    radius_of = RBFInterpolator(known_chart[apart], distance[apart], kernel="thin_plate_spline", smoothing=1e-6)
-
-    kept = [fixed_chart]
-    for spacing, gap, centre, radii in ((0.016, 0.010, (0, -0.22), (0.38, 0.36)), (0.028, 0.019, (0, -0.1), (0.95, 0.95)),
-                                        (0.06, 0.04, (0, 0), (2.2, 2.2))):
-        layer = _chart_grid(spacing, centre, radii)
-        kept.append(layer[cKDTree(np.concatenate(kept)).query(layer)[0] > gap])
-    free = np.concatenate(kept[1:])
-    holes = [to_chart(_loop(LIP_INNER, 65) @ rest)] + [to_chart(_loop(pair, 37) @ rest) for pair in LIDS]
-    inside = np.any([signed_distance(free, hole) > 0 for hole in holes], axis=0)
-    free = free[~inside]
-    chart = np.concatenate([fixed_chart, free])
-    triangles = Delaunay(chart).simplices.astype(np.int32)
-    centroid = chart[triangles].mean(1)
-    triangles = triangles[~np.any([signed_distance(centroid, hole) > 0 for hole in holes], axis=0)]
-    u, v = chart[triangles[:, 1]] - chart[triangles[:, 0]], chart[triangles[:, 2]] - chart[triangles[:, 0]]
-    clockwise = u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0] < 0
-    triangles[clockwise] = triangles[clockwise][:, [0, 2, 1]]
-
-    points = np.concatenate([rest, contour, from_chart(free, radius_of(free))])
-    free_weights = _interpolation(control, free) @ control_weights
-    fade = np.clip((2.0 - np.hypot(free[:, 0], free[:, 1])) / 0.5, 0, 1)
-    weights = np.concatenate([fixed_weights, free_weights * fade[:, None]])
-    return Skin(points, weights, triangles, chart, rest, radius_of, person)
-
-
-def hair_field(identity: Identity, points: np.ndarray) -> np.ndarray:
-    """How far inside the hair points (N, 3) mm of the scalp lie: (N,), about millimetres, negative on bare skin."""
-    x, y, z = points.T
-    side = np.abs(x)
-    line = 68 + identity.hairline - 0.0075 * side**2 + 5 * np.exp(-(((side - 30) / 12) ** 2))
-    ear = np.clip((4 - y) / 16, 0, 1)  # the hair leaves the ear free, with a sideburn before it
-    behind = -z - 42 - 46 * ear**2 * (3 - 2 * ear) - np.clip(-y - 70, 0, None)
-    return np.maximum(y - line, np.where(side > 40, behind, -60))
 
 
 def build_head(identity: Identity, skin: Skin) -> HeadMesh:
@@ -412,20 +134,10 @@ def build_head(identity: Identity, skin: Skin) -> HeadMesh:
     )
 
 
-def chart_uv(chart: np.ndarray) -> np.ndarray:
-    """Chart (N, 2) radians -> (N, 2) in [0, 1] of the skin's picture, u right, v down."""
-    return np.stack([0.5 + chart[:, 0] / (2 * CHART_RADIUS), 0.5 - chart[:, 1] / (2 * CHART_RADIUS)], 1)
-
-
-def uv_chart(uv: np.ndarray) -> np.ndarray:
-    """The inverse of chart_uv."""
-    return np.stack([(uv[:, 0] - 0.5) * 2 * CHART_RADIUS, (0.5 - uv[:, 1]) * 2 * CHART_RADIUS], 1)
-
-
 def _add_lids(builder: _Builder, neutral: np.ndarray) -> None:
     """The lids' margins: a narrow band from the edge back to the eyeball, and the lashes' dark line on it."""
     for pair in LIDS:
-        loop = _loop(pair, 19)
+        loop = landmark_loop(pair, 19)
         edge = loop @ neutral
         n = len(edge)
         back = edge + [0, 0, -4.0]
@@ -437,7 +149,7 @@ def _add_lids(builder: _Builder, neutral: np.ndarray) -> None:
 
 def _add_mouth(builder: _Builder, neutral: np.ndarray) -> None:
     """Inner lips, the dark bag behind them, two rows of teeth and a tongue."""
-    loop = _loop(LIP_INNER, 65)
+    loop = landmark_loop(LIP_INNER)
     edge = loop @ neutral
     n = len(edge)
     sign = np.ones(n)

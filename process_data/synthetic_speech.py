@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from process_data.synthetic_face import JAW_WEIGHT, neutral_landmarks, rotate_jaw
 from process_data.synthetic_identity import make_identity
+from process_data.synthetic_proportions import JAW_WEIGHT, neutral_landmarks, rotate_jaw
 from shared.audio_io import load_audio
 from shared.errors import TalkheadError
 from shared.landmark_edit import apply_blink, natural_blinks

@@ -4,26 +4,22 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 from process_data.polygons import signed_distance
-from process_data.synthetic_face import (
+from process_data.synthetic_face import EYE, MOUTH, NECK, SKIN, TILES
+from process_data.synthetic_identity import Identity
+from process_data.synthetic_skin import (
     BROWS,
-    EYE,
     LIDS,
     LIP_INNER,
     LIP_OUTER,
-    MOUTH,
-    NECK,
-    SKIN,
-    TILES,
     Skin,
     chart_uv,
     from_chart,
     hair_field,
-    lip_loop,
+    landmark_loop,
     spline_weights,
     to_chart,
     uv_chart,
 )
-from process_data.synthetic_identity import Identity
 
 ATLAS = (1280, 1024)  # rows, columns; the skin takes the upper 1024 rows
 SKIN_SIZE = 1024
@@ -128,8 +124,8 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     # lips
     window = frontal & (np.abs(y - rest[57, 1] + 10) < 45) & (np.abs(x) < 45)
     flat = points[window][:, :2].astype(np.float64)
-    outer = signed_distance(flat, (lip_loop(LIP_OUTER) @ rest)[:, :2])
-    inner = signed_distance(flat, (lip_loop(LIP_INNER) @ rest)[:, :2])
+    outer = signed_distance(flat, (landmark_loop(LIP_OUTER) @ rest)[:, :2])
+    inner = signed_distance(flat, (landmark_loop(LIP_INNER) @ rest)[:, :2])
     lip_colour = base * [0.88, 0.62, 0.62]
     amount = np.zeros((n, n), np.float32)
     amount[window] = smoothstep(-1.0, 1.2, outer) * 0.9

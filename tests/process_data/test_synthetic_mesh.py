@@ -6,8 +6,10 @@ from scipy.spatial import ConvexHull
 
 from process_data.mesh_raster import perspective_weights, vertex_normals, visible_triangles
 from process_data.polygons import signed_distance
-from process_data.synthetic_face import LIDS, LIP_INNER, build_head, build_skin, neutral_landmarks, spline_weights
+from process_data.synthetic_face import build_head
 from process_data.synthetic_identity import make_identity
+from process_data.synthetic_proportions import neutral_landmarks
+from process_data.synthetic_skin import LIDS, LIP_INNER, build_skin, spline_weights
 from shared.landmark_edit import apply_blink
 
 
