@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.clip import BACKGROUND, NECK, TORSO
+from shared.clip import BACKGROUND, HEAD, NECK, TORSO
 from shared.errors import TalkheadError
 from torso_styleunet.warp import frame_to_plate, pixel_centres, plate_to_frame, sample
 
@@ -61,14 +61,15 @@ def build_plate(frames: Iterable[tuple[np.ndarray, np.ndarray]], motions: Tensor
         points = plate_to_frame(points[None], motion[None], width, height)
         picture = torch.as_tensor(frame, device=device).permute(2, 0, 1).float()
         pictures.append(sample(picture, points)[0].round().byte())
-        onehot = torch.stack([torch.as_tensor(labels == k, device=device).float() for k in (TORSO, NECK, BACKGROUND)])
+        masks = labels == TORSO, labels == NECK, labels == BACKGROUND, labels >= HEAD
+        onehot = torch.stack([torch.as_tensor(mask, device=device).float() for mask in masks])
         inside = ((points > 0) & (points < torch.tensor([width, height], device=device))).all(-1)
         seen_labels.append((sample(onehot, points) * inside[:, None])[0].half())
     return _reduce(torch.stack(pictures), torch.stack(seen_labels))
 
 
 def _reduce(pictures: Tensor, labels: Tensor) -> Tensor:
-    """pictures (N, 3, h, w) uint8 and shares of torso, neck, background (N, 3, h, w) -> plate (4, h, w)."""
+    """pictures (N, 3, h, w) uint8 and shares of torso, neck, background, head (N, 4, h, w) -> plate (4, h, w)."""
     person = labels[:, 0].float() + labels[:, 1].float()
     if not (person > 0.5).any():
         raise TalkheadError("the labels show no torso and no neck in any training frame; check labels.mkv")
@@ -78,11 +79,12 @@ def _reduce(pictures: Tensor, labels: Tensor) -> Tensor:
         here = pictures[:, :, rows].flatten(2).float() / 255
         colour[:, rows] = masked_median(here, inner[:, rows].flatten(1)).unflatten(-1, (len(rows), -1))
 
-    torso, neck, background = labels.float().sum(0)
+    torso, neck, background, head = labels.float().sum(0)
     seen = torso + neck + background
     confidence = (seen / 2).clamp(max=1)  # two clear views settle it
     alpha = (torso + neck) / seen.clamp(min=1e-6)
-    carried_alpha, carried_neck = _carry_upwards(torch.stack([alpha, (neck > torso).float()]), confidence < 1)
+    carried_alpha, carried_neck = _carry_upwards(torch.stack([alpha, (neck > torso).float()]),
+                                                (confidence < 1) & (head > 1))
     alpha = torch.maximum(push_pull(alpha[None], confidence[None])[0], carried_alpha)
 
     known = inner.sum(0).clamp(max=2).float() / 2

@@ -1,6 +1,6 @@
 """A toy person whose torso motion, labels and plate are exact: drawn from formulas at any motion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +12,15 @@ from shared.video_io import GrayVideoWriter, VideoWriter, write_png
 
 SIZE = 64
 FOCAL = 2.0 * SIZE
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """These networks are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def draw(size: int, motion: np.ndarray, turn: float, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
