@@ -34,7 +34,7 @@ class Stage2Config:
     pose_weight: float = 0.02  # keeps the refinement of training poses near zero
     mouth_emphasis: float = 4.0  # extra weight of pixels in the mouth box
     eye_emphasis: float = 2.0
-    landmark_noise: float = 2e-4  # metres, added to landmarks while training
+    landmark_noise: float = 4e-4  # metres, added to landmarks while training
     save_seconds: float = 30.0  # between two saves of the resumable state
     seed: int = 0
 
