@@ -37,12 +37,9 @@ def mel_filters() -> Tensor:
 
 
 def log_mel(samples: Tensor) -> Tensor:
-    """samples (240 + 160·n,) -> (n, 80) natural logarithm of mel power; window k ends with hop k."""
-    spectrum = torch.stft(samples, FFT, HOP, WINDOW, torch.hann_window(WINDOW, device=samples.device), center=False,
-                          return_complex=True, pad_mode="constant") if len(samples) >= FFT else None
-    if spectrum is None:
-        raise ValueError(f"log_mel needs at least {FFT} samples, found {len(samples)}")
-    power = spectrum.abs().square().T
+    """samples (352 + 160·n,) -> (n, 80) natural logarithm of mel power; window k is centred in samples 160·k + [0, 512)."""
+    window = torch.hann_window(WINDOW, device=samples.device)
+    power = torch.stft(samples, FFT, HOP, WINDOW, window, center=False, return_complex=True).abs().square().T
     return torch.log(power @ mel_filters().to(samples.device) + MEL_FLOOR)
 
 

@@ -14,6 +14,9 @@ from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.train import load_model
 
 
+BLOCK = 250  # video frames that go through the network at once
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A trained model, its speakers' names (index k + 1) and where it runs."""
@@ -50,12 +53,14 @@ class DisplacementStream:
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Any number of samples (n,) -> the rows that are now certain."""
         self.samples = np.concatenate([self.samples, samples.astype(np.float32)])
-        whole = len(self.samples) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME
-        if whole:
-            fresh, self.samples = self.samples[:whole], self.samples[whole:]
+        moved = [np.zeros((0, 68, 3), np.float32)]
+        while len(self.samples) >= SAMPLES_PER_FRAME:
+            size = min(len(self.samples) // SAMPLES_PER_FRAME, BLOCK) * SAMPLES_PER_FRAME
+            fresh, self.samples = self.samples[:size], self.samples[size:]
             self.rows = np.concatenate([self.rows, features(fresh, self.history)])
             self.history = np.concatenate([self.history, fresh])[-HISTORY:]
-        return self._rows(len(self.rows) - self.model.config.look_ahead)
+            moved.append(self._rows(len(self.rows) - self.model.config.look_ahead))
+        return np.concatenate(moved)
 
     def flush(self) -> np.ndarray:
         """The rows that were still waiting for future sound; a part of a frame at the end is filled with silence."""
