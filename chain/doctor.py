@@ -56,7 +56,7 @@ def _mediapipe() -> Finding:
         package = next((package for library, package in SYSTEM_LIBRARIES.items() if library in text), None)
         fix = f"apt install {package}" if package else "pip install mediapipe==0.10.21"
         return Finding(f"mediapipe (face tracking): {text}", False, fix=fix)
-    models = Path(module.__file__).parent / "modules" / "face_landmark" / "face_landmark_with_attention.tflite"
+    models = Path(str(module.__file__)).parent / "modules" / "face_landmark" / "face_landmark_with_attention.tflite"
     return Finding(f"mediapipe {module.__version__}, with its face models", models.is_file(),
                    fix="pip install mediapipe==0.10.21 (the last release that carries its models)")
 

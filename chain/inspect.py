@@ -46,8 +46,8 @@ def _folder(path: Path) -> Iterator[str]:
                             ("torso", clip.load_torso()), ("neutral", clip.load_neutral())):
             yield f"  {name}.npy {array.shape} valid"
     elif avatar.json.is_file():
-        info = avatar.info
-        yield f"avatar {info.name!r}: {info.width}x{info.height}, {len(avatar.load_motion()[0])} frames of motion"
+        made = avatar.info
+        yield f"avatar {made.name!r}: {made.width}x{made.height}, {len(avatar.load_motion()[0])} frames of motion"
         for part in PARTS:
             file = getattr(avatar, part)
             yield f"  {part}: {file.stat().st_size / 1e6:.2f} MB" if file.is_file() else f"  {part}: not trained yet"

@@ -108,7 +108,7 @@ class Renderer(Compositor):
         return self.compose(self.head_rgba(landmarks, poses), poses, motion)
 
 
-def render_head(head: torch.nn.Module, info: Any, landmarks: np.ndarray, poses: np.ndarray,
+def render_head(head: Any, info: Any, landmarks: np.ndarray, poses: np.ndarray,
                 device: torch.device) -> Tensor:
     """One batch through stage 2 at the avatar's or clip's own size -> premultiplied RGBA (B,H,W,4)."""
     from stage2_gaussian import render

@@ -127,9 +127,9 @@ def _contours(identity: Identity, rest: np.ndarray) -> tuple[np.ndarray, np.ndar
     for knots in BROWS:
         rows = spline_weights(knots, s_brow)
         for follow, down, back in ((1.0, 4.0, 2.0), (0.5, 8.5, 4.5)):
-            offset = np.array([0, -down, 0]) - np.outer(back * (2 * s_brow - 1) ** 2, [0, 0, 1])
+            below = np.array([0, -down, 0]) - np.outer(back * (2 * s_brow - 1) ** 2, [0, 0, 1])
             weights.append(follow * rows)
-            offsets.append((1 - follow) * rows @ rest + offset)
+            offsets.append((1 - follow) * rows @ rest + below)
     joined, offset = np.concatenate(weights), np.concatenate(offsets)
     places = joined @ rest + offset
     fresh = cKDTree(rest).query(places)[0] > 0.35  # millimetres: not a landmark again

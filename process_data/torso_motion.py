@@ -1,6 +1,7 @@
 """The torso's own motion: a similarity a frame against one reference frame, from tracked corners of the clothes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ RANSAC_PIXELS = 1.5
 FORWARD_BACKWARD_PIXELS = 1.0
 LEAST_POINTS = 12
 WINDOW = 7  # Savitzky–Golay, frames
-LUCAS_KANADE = dict(winSize=(21, 21), maxLevel=4,
+LUCAS_KANADE: dict[str, Any] = dict(winSize=(21, 21), maxLevel=4,
                     criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01))
 
 

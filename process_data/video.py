@@ -1,6 +1,5 @@
 """A recording of any kind -> square 25 fps video.mp4 and 16 kHz mono audio.wav."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -12,7 +11,7 @@ from process_data.detect import detect_faces
 from shared.audio_io import load_audio, save_wav
 from shared.errors import TalkheadError
 from shared.files import atomic_path
-from shared.landmarks import FPS
+from shared.landmarks import FPS, SAMPLES_PER_FRAME
 from shared.training import progress
 from shared.video_io import VideoInfo, VideoWriter, probe, read_video
 
@@ -75,7 +74,7 @@ def _copy_stream(source: Path, target: Path) -> None:
     with atomic_path(target) as partial, av.open(str(source)) as old, \
             av.open(str(partial), "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
-        stream.time_base = Fraction(old.streams.video[0].time_base)
+        stream.time_base = old.streams.video[0].time_base
         for packet in old.demux(old.streams.video[0]):
             if packet.dts is not None:
                 packet.stream = stream
@@ -85,7 +84,7 @@ def _copy_stream(source: Path, target: Path) -> None:
 def write_audio(source: Path, target: Path, frames: int) -> np.ndarray:
     """Write 16 kHz mono WAV cut or padded to `frames` video frames, and return its samples."""
     samples = load_audio(source)
-    length = frames * 640
+    length = frames * SAMPLES_PER_FRAME
     samples = np.pad(samples[:length], (0, max(0, length - len(samples))))
     save_wav(target, samples)
     return samples

@@ -28,7 +28,8 @@ FEATURE_SIZE = HOPS * MELS + FORMANT_SIZE
 @functools.cache
 def mel_filters() -> Tensor:
     """(257, 80) triangular filters between 60 and 7600 Hz, evenly spaced on the mel scale 2595·log10(1 + f/700)."""
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([60.0, 7600.0]) / 700)), MELS + 2)
+    low, high = 2595 * np.log10(1 + np.array([60.0, 7600.0]) / 700)
+    mel = np.linspace(low, high, MELS + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     frequency = np.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1)[:, None]
     rising = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])

@@ -56,6 +56,11 @@ class LandmarkModel(nn.Module):
     Row t sees sound of frames up to t + look_ahead and no later. Speaker 0 is "unknown".
     """
 
+    mean: Tensor
+    scale: Tensor
+    basis: Tensor
+    rest: Tensor
+
     def __init__(self, config: Stage1Config, speakers: int) -> None:
         super().__init__()
         self.config = config

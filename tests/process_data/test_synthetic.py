@@ -2,7 +2,6 @@
 
 import json
 
-import mediapipe
 import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion, map_coordinates
@@ -139,6 +138,7 @@ def test_wrong_requests_are_refused(spoken):
 
 
 def test_mediapipe_sees_the_face_and_its_lips(spoken):
+    mediapipe = pytest.importorskip("mediapipe")
     opening = lip_opening(spoken[0])
     chosen = np.unique([opening.argmax(), 0, *np.linspace(5, len(opening) - 5, 8).astype(int)])
     landmarks, poses, torso = (array[chosen] for array in spoken)
