@@ -22,13 +22,12 @@ class TorsoConfig:
     learning_rate: float = 2e-3
     plate_rate: float = 1.0  # learning rate of the plate itself, relative
     plate_frames: int = 96  # training frames that the plate is the median of
-    code_noise: float = 0.0  # added to the normalised motion code while training, standard deviations
     flow_limit: float = 0.03  # largest offset into the plate, in picture widths
     region_weight: float = 2.0  # extra weight of the neck seam and the shoulder contour
     laplacian_weight: float = 1.0
     temporal_weight: float = 0.5
     alpha_weight: float = 0.05
-    flow_weight: float = 0.002
+    flow_weight: float = 0.02
     adversarial_weight: float = 0.0  # 0: no discriminator
     r1_weight: float = 1.0
     r1_every: int = 16

@@ -76,16 +76,15 @@ class Torso(nn.Module):
         """The normalised motion code (B, 10), held within ±3 standard deviations."""
         return ((self.raw_code(poses, motion) - self.code_mean) / self.code_scale).clamp(-CODE_LIMIT, CODE_LIMIT)
 
-    def forward(self, head: Tensor, poses: Tensor, motion: Tensor,
-                code_noise: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
-        """head (B, 4, H, W) premultiplied RGBA, poses (B, 4, 4), motion (B, 4), noise (B, 10) for the motion code
+    def forward(self, head: Tensor, poses: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """head (B, 4, H, W) premultiplied RGBA, poses (B, 4, 4), motion (B, 4)
         -> (B, 4, H, W) straight RGB and alpha logit of torso and neck, and the offset field (B, 2, H, W), pixels."""
         grid = pixel_centres(self.height, self.width, head.device).expand(len(head), -1, -1, -1)
         points = frame_to_plate(grid, motion, self.width, self.height)
         warped = sample(torch.cat([self.plate.detach(), self.noise]), points, self.margin)
         alpha = torch.sigmoid(warped[:, 3:4])
         seen = torch.cat([warped[:, :3] * alpha, alpha], 1)
-        residual, flow = self.generator(head, seen, warped[:, 4:], self.code(poses, motion) + code_noise)
+        residual, flow = self.generator(head, seen, warped[:, 4:], self.code(poses, motion))
         flow = flow * (self.config.flow_limit * self.width)
         return sample(self.plate, points + flow.permute(0, 2, 3, 1), self.margin) + residual, flow
 

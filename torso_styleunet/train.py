@@ -21,7 +21,7 @@ from torso_styleunet.composite import save_torso
 from torso_styleunet.config import TorsoConfig, resolve
 from torso_styleunet.dataset import Batch, HeadFrames, TorsoFrames, cache_heads
 from torso_styleunet.discriminator import PatchDiscriminator
-from torso_styleunet.model import CODE_DIM, Torso, over
+from torso_styleunet.model import Torso, over
 from torso_styleunet.plate import build_plate
 from torso_styleunet.warp import margin_of
 
@@ -71,15 +71,12 @@ class Trainer:
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
         batch = self.data.batch(self.data.pairs(config.batch // 2, rng))
-        # the same for a frame and its successor, or the temporal loss would flatten the answer to the motion
-        code_noise = np.tile(config.code_noise * rng.standard_normal((config.batch // 2, CODE_DIM)), (2, 1))
         factor = min(1.0, (self.step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * self.step / config.steps))
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
         cuda = self.data.device.type == "cuda"
         with torch.autocast(self.data.device.type, torch.bfloat16, enabled=cuda):
-            straight, flow = self.torso(batch.heads, batch.poses, batch.motion,
-                                        torch.from_numpy(code_noise).to(batch.motion))
+            straight, flow = self.torso(batch.heads, batch.poses, batch.motion)
         picture = over(batch.heads, torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1), batch.backgrounds)
         where = losses.regions(batch.labels, max(1, round(BAND * self.torso.width)))
         weights = 1 + config.region_weight * torch.maximum(where.contour, where.seam)
