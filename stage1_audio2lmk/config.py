@@ -17,8 +17,8 @@ class Stage1Config:
     dropout: float = 0.2
     formants: bool = True
 
-    steps: int = 600
-    patience: int = 150  # steps without a better held-out error after which training ends
+    steps: int = 300
+    patience: int = 120  # steps without a better held-out error after which training ends
     batch: int = 8
     length: int = 75  # frames of a training window
     lr: float = 1e-3

@@ -13,7 +13,6 @@ from stage1_audio2lmk.features import FEATURE_SIZE, HISTORY, features, frames_of
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.train import load_model
 
-
 BLOCK = 250  # video frames that go through the network at once
 
 

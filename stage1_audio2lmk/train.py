@@ -1,6 +1,7 @@
 """Training of stage 1, one function for pretraining (many clips) and fine-tuning (one clip, `init`)."""
 
 import copy
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from shared.config import config_from_dict, config_to_dict
 from shared.errors import TalkheadError
 from shared.landmarks import lip_opening
 from shared.metrics import correlation
-from shared.training import Scalars, generator, progress
+from shared.training import Scalars, cpu_threads, generator, progress
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording, Windows, load_recording, silence_features
 from stage1_audio2lmk.losses import landmark_loss, lip_error, point_weights
@@ -23,6 +24,7 @@ from stage1_audio2lmk.model import MOVING, LandmarkModel
 
 PENALTIES = tuple(10.0**k for k in np.arange(1.0, 5.6, 0.5))
 SILENT_ROWS = 300
+FOLDS = 5
 
 
 def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.device, state_dir: Path,
@@ -34,16 +36,22 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     feature scales are the base's and the ridge solution is pulled to the base's instead of to zero. Killed at any
     moment, the same call continues from `state_dir` and ends as if it had never stopped.
     """
+    with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):
+        return _train(clips, out, config, device, state_dir, init, quiet)
+
+
+def _train(clips: list[Clip], out: Path, config: Stage1Config, device: torch.device, state_dir: Path, init: Path | None,
+           quiet: bool) -> dict[str, Any]:
     started = time.perf_counter()
     recordings = [load_recording(clip, k + 1, config) for k, clip in enumerate(clips)]
     base = load_model(init, "cpu") if init else None
     if base is not None:
         config = Stage1Config(**{**config_to_dict(config), **{name: getattr(base[0].config, name) for name in (
             "dim", "layers", "heads", "window", "look_ahead", "linear_past", "components", "formants")}})
-    torch.manual_seed(config.seed)
-    rng_silence = np.random.default_rng(config.seed)
-    silence = silence_features(SILENT_ROWS, rng_silence)
-    model = LandmarkModel(config, len(recordings))
+    silence = silence_features(SILENT_ROWS, np.random.default_rng(config.seed))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = LandmarkModel(config, len(recordings))
     if base is None:
         set_statistics(model, recordings)
     else:
@@ -51,10 +59,11 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
         model.load_state_dict(own, strict=False)
     before = copy.deepcopy(model.linear)
     penalty = choose_penalty(model, recordings, silence, before)
+    shown = cross_fitted(model, recordings, silence, before, penalty)
     model.to(device)
     for parameter in model.linear.parameters():
         parameter.requires_grad_(False)
-    windows = Windows(recordings, config, silence, model.scale.cpu())
+    windows = Windows(shown, config, silence, model.scale.cpu())
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
     averaged = {name: value.detach().clone() for name, value in model.state_dict().items()}
@@ -173,6 +182,33 @@ def choose_penalty(model: LandmarkModel, recordings: list[Recording], silence: T
     penalty = min(errors, key=lambda p: errors[p])
     solve_linear(model, recordings, silence, before, penalty, equations=equations)
     return penalty
+
+
+@torch.no_grad()
+def cross_fitted(model: LandmarkModel, recordings: list[Recording], silence: Tensor, before: torch.nn.Linear,
+                 penalty: float) -> list[Recording]:
+    """Recordings whose displacement lets the transformer learn what the linear path misses on sound it was not fitted to.
+
+    On its own training frames the linear path errs too little, and a network trained on that error learns noise. So
+    each of FOLDS contiguous parts gets the error of a solution fitted to the others, as in stacking (Wolpert 1992).
+    The model keeps its own solution.
+    """
+    own = copy.deepcopy(model.linear.state_dict())
+    rows = [model.linear(model.windows(model.normalise(r.features[None]))[0]) for r in recordings]
+    moved = [r.displacement.clone() for r in recordings]
+    for fold in range(FOLDS):
+        parts = [(r.held_from * fold // FOLDS, r.held_from * (fold + 1) // FOLDS) for r in recordings]
+        rest = []
+        for r, (start, stop) in zip(recordings, parts):
+            good = r.good.clone()
+            good[start:stop] = False
+            rest.append(dataclasses.replace(r, good=good))
+        solve_linear(model, rest, silence, before, penalty)
+        for k, (r, (start, stop)) in enumerate(zip(recordings, parts)):
+            other = model.linear(model.windows(model.normalise(r.features[None]))[0])
+            moved[k][start:stop] += ((rows[k] - other)[start:stop] @ model.basis)
+    model.linear.load_state_dict(own)
+    return [dataclasses.replace(r, displacement=y) for r, y in zip(recordings, moved)]
 
 
 @torch.no_grad()

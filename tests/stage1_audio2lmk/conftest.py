@@ -1,3 +1,4 @@
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,15 @@ from stage1_audio2lmk.predict import Predictor
 INTRINSICS = (1126.4, 1126.4, 256.0, 256.0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Networks of toy size are faster on one thread, above all where several test runs share a machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def write_clip(root: Path, sound: np.ndarray, landmarks: np.ndarray, neutral: np.ndarray,
                split: dict[str, list[tuple[int, int]]]) -> Clip:
     """A clip folder with what stage 1 reads: sound, landmarks, neutral and one frontal pose."""
@@ -31,6 +41,12 @@ def write_clip(root: Path, sound: np.ndarray, landmarks: np.ndarray, neutral: np
     clip.save_info(ClipInfo(root.name, "toy", "0" * 64, 512, 512, len(landmarks), INTRINSICS, (0, 0, 512), shots,
                             split=split))
     return clip
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Clip]:
+    """`write_clip`, for tests that need another clip."""
+    return write_clip
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,20 @@ import numpy as np
 import pytest
 import torch
 
-from stage1_audio2lmk.features import FEATURE_SIZE, FFT, HISTORY, HOP, HOPS, MEL_FLOOR, MELS, WINDOW, features, frames_of
-from stage1_audio2lmk.features import log_mel, mel_filters
+from stage1_audio2lmk.features import (
+    FEATURE_SIZE,
+    FFT,
+    HISTORY,
+    HOP,
+    HOPS,
+    MEL_FLOOR,
+    MELS,
+    WINDOW,
+    features,
+    frames_of,
+    log_mel,
+    mel_filters,
+)
 
 
 def test_log_mel_equals_a_slow_reference() -> None:
