@@ -1,5 +1,7 @@
 """What every training loop needs: a device, a seeded generator, a progress bar, TensorBoard scalars."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -50,3 +52,14 @@ class Scalars:
 
     def close(self) -> None:
         self._writer.close()
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run torch's CPU work on `count` threads: small networks are slower on more, above all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
