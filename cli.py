@@ -1,6 +1,5 @@
 """The `talkhead` command: parses, calls, prints. Heavy imports stay inside the command bodies."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,6 @@ def cli(debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the `talkhead` command."""
-    # threads that wait by spinning stall each other as soon as the machine has other work; read when torch loads
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     cli(prog_name="talkhead")
 
 
