@@ -92,3 +92,12 @@ def test_the_stages_exchange_only_files(trained):
     assert "landmarks (75, 68, 3)" in talkhead("inspect", "p.npy", cwd=root)
     assert "avatar 'me'" in talkhead("inspect", "me.avatar", cwd=root)
     assert "clip 'me'" in talkhead("inspect", "me", cwd=root)
+
+
+def test_an_empty_sound_file_is_refused_and_leaves_nothing(trained):
+    root, _ = trained
+    save_wav(root / "empty.wav", np.zeros(0))
+    with contextlib.chdir(root):
+        result = CliRunner().invoke(cli, ["synth", "me.avatar", "empty.wav", "-o", "nothing.mp4"])
+    assert result.exit_code == 2 and result.output.strip() == "Error: empty.wav holds 0 samples of audio"
+    assert not list(root.glob("*nothing*"))

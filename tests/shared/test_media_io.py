@@ -1,3 +1,4 @@
+import struct
 from fractions import Fraction
 
 import av
@@ -141,3 +142,25 @@ def test_png_round_trip(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
     write_png(tmp_path / "a.png", image)
     np.testing.assert_array_equal(read_png(tmp_path / "a.png"), image)
+
+
+# the transformation in the track header of a video filmed with the phone turned, as FFmpeg writes it, and what
+# numpy.rot90 must do to show it upright
+@pytest.mark.parametrize("matrix, turns", [
+    ((0, -65536, 0, 65536, 0, 0), 1), ((-65536, 0, 0, 0, -65536, 0), 2), ((0, 65536, 0, -65536, 0, 0), 3),
+])
+def test_the_rotation_flag_of_phones_is_applied(tmp_path, matrix, turns):
+    stored = np.zeros((48, 64, 3), np.uint8)
+    stored[:16, :24] = 255
+    path = tmp_path / "turned.mp4"
+    with VideoWriter(path, 64, 48) as writer:
+        for _ in range(3):
+            writer.write(stored)
+    data = bytearray(path.read_bytes())
+    header = data.index(b"tkhd")
+    data[header + 44 : header + 68] = struct.pack(">6i", *matrix)
+    path.write_bytes(data)
+    upright = np.rot90(stored, turns)
+    frame = next(read_video(path))
+    assert frame.shape == upright.shape and np.abs(frame.astype(int) - upright).mean() < 8
+    assert (probe(path).width, probe(path).height) == (upright.shape[1], upright.shape[0])
