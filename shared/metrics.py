@@ -79,10 +79,12 @@ def landmark_distance(predicted: np.ndarray, true: np.ndarray, indices: list[int
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r of two curves (T,); 0 where one of them is constant."""
-    x, y = np.asarray(a, float) - np.mean(a), np.asarray(b, float) - np.mean(b)
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 1e-20 else 0.0
+    """Pearson's r of two curves (T,); 0 where one of them is constant up to float32 rounding."""
+    curves = [np.asarray(curve, float) for curve in (a, b)]
+    x, y = (curve - curve.mean() for curve in curves)
+    if any(np.ptp(curve) <= 1e-6 * np.abs(curve).max() for curve in curves):
+        return 0.0
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
 
 
 def velocity_ratio(predicted: np.ndarray, true: np.ndarray, indices: list[int]) -> float:
