@@ -12,13 +12,17 @@ class Stage1Config:
     heads: int = 4
     window: int = 40  # frames that attention looks back, a layer
     look_ahead: int = 2  # frames of future sound, 80 ms
-    linear_past: int = 4  # frames of past sound that the linear path sees
+    wide_past: int = 4  # frames of past sound that the wide path sees
+    wide_features: int = 1024  # random cosine features of the wide path
+    wide_sharpness: float = 1.0  # of their Gaussian kernel exp(−sharpness·mean squared difference)
+    wide_linear: float = 0.3  # share of the linear kernel beside it
     components: int = 16  # principal components of lip and jaw motion
     dropout: float = 0.2
     formants: bool = True
 
     steps: int = 300
-    patience: int = 120  # steps without a better held-out error after which training ends
+    worthwhile: float = 0.03  # the transformer is kept only if it lowers the held-out lip error by this share
+    patience: int = 100  # steps without a better held-out error after which training ends
     batch: int = 8
     length: int = 75  # frames of a training window
     lr: float = 1e-3

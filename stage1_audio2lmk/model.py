@@ -1,4 +1,10 @@
-"""Sound features -> displacement of lips and jaw: a linear path plus a causal transformer that corrects it."""
+"""Sound features -> displacement of lips and jaw: a wide shallow path plus a causal transformer that corrects it.
+
+The wide path is kernel regression on a window of log-mel with a Gaussian and a linear kernel, the Gaussian one by random
+Fourier features (Rahimi and Recht, NeurIPS 2007), so that its weights have a closed form.
+"""
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +19,7 @@ STEM_PAST = 4  # frames of the past in the convolution that opens the transforme
 
 
 def pooled(features: Tensor) -> Tensor:
-    """(..., FEATURE_SIZE) -> (..., 80): the frame's mean log-mel, for the linear path; formants made it worse there."""
+    """(..., FEATURE_SIZE) -> (..., 80): the frame's mean log-mel, for the wide path; formants made it worse there."""
     return features[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)).mean(-2)
 
 
@@ -60,6 +66,8 @@ class LandmarkModel(nn.Module):
     scale: Tensor
     basis: Tensor
     rest: Tensor
+    directions: Tensor
+    phases: Tensor
 
     def __init__(self, config: Stage1Config, speakers: int) -> None:
         super().__init__()
@@ -69,15 +77,17 @@ class LandmarkModel(nn.Module):
         self.register_buffer("scale", torch.ones(FEATURE_SIZE))
         self.register_buffer("basis", torch.zeros(config.components, len(MOVING) * 3))
         self.register_buffer("rest", torch.zeros(len(MOVING) * 3))
-        taps = config.linear_past + 1 + config.look_ahead
-        self.linear = nn.Linear(taps * MELS, config.components)
+        inputs = (config.wide_past + 1 + config.look_ahead) * MELS
+        self.register_buffer("directions", torch.randn(inputs, config.wide_features))
+        self.register_buffer("phases", torch.rand(config.wide_features) * 2 * math.pi)
+        self.wide = nn.Linear(inputs + config.wide_features, config.components)
         self.stem = nn.Conv1d(FEATURE_SIZE, dim, STEM_PAST + 1 + config.look_ahead)
         self.speaker = nn.Embedding(speakers + 1, dim)
         self.blocks = nn.ModuleList(Block(dim, config.heads, config.window, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.components)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(self.wide.weight)
+        nn.init.zeros_(self.wide.bias)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         nn.init.zeros_(self.speaker.weight)
@@ -86,7 +96,7 @@ class LandmarkModel(nn.Module):
     def reach_back(self) -> int:
         """Frames of past sound that can change a row."""
         config = self.config
-        return max(config.linear_past, STEM_PAST + config.layers * (config.window - 1))
+        return max(config.wide_past, STEM_PAST + config.layers * (config.window - 1))
 
     def normalise(self, features: Tensor) -> Tensor:
         """Raw features -> zero mean, unit scale over the training data; formants are dropped if the config says so."""
@@ -95,20 +105,22 @@ class LandmarkModel(nn.Module):
             x = torch.cat([x[..., : HOPS * MELS], torch.zeros_like(x[..., HOPS * MELS :])], -1)
         return x
 
-    def windows(self, x: Tensor) -> Tensor:
-        """Normalised features (B, T, FEATURE_SIZE) -> what the linear path sees, (B, T, taps·80)."""
+    def kernel_features(self, features: Tensor) -> Tensor:
+        """Raw features (B, T, FEATURE_SIZE) -> rows (B, T, taps·80 + wide_features) whose products are the kernel."""
         config = self.config
-        padded = F.pad(pooled(x), (0, 0, config.linear_past, config.look_ahead))
-        return padded.unfold(1, config.linear_past + 1 + config.look_ahead, 1).transpose(2, 3).flatten(2)
+        padded = F.pad(pooled(self.normalise(features)), (0, 0, config.wide_past, config.look_ahead))
+        x = padded.unfold(1, config.wide_past + 1 + config.look_ahead, 1).transpose(2, 3).flatten(2)
+        size = x.shape[-1]
+        angles = x @ self.directions * (2 * config.wide_sharpness / size) ** 0.5 + self.phases
+        return torch.cat([x * (config.wide_linear / size) ** 0.5, angles.cos() * (2 / config.wide_features) ** 0.5], -1)
 
-    def components(self, features: Tensor, speaker: Tensor) -> Tensor:
-        """features (B, T, FEATURE_SIZE), speaker (B,) -> weights of the principal components (B, T, K)."""
-        x = self.normalise(features)
-        stem = F.pad(x, (0, 0, STEM_PAST, self.config.look_ahead)).transpose(1, 2)
+    def correction(self, features: Tensor, speaker: Tensor) -> Tensor:
+        """What the transformer adds to the wide path: (B, T, FEATURE_SIZE), speaker (B,) -> components (B, T, K)."""
+        stem = F.pad(self.normalise(features), (0, 0, STEM_PAST, self.config.look_ahead)).transpose(1, 2)
         hidden = F.gelu(self.stem(stem)).transpose(1, 2) + self.speaker(speaker)[:, None]
         for block in self.blocks:
             hidden = block(hidden)
-        return self.linear(self.windows(x)) + self.head(self.norm(hidden))
+        return self.head(self.norm(hidden))
 
     def expand(self, components: Tensor) -> Tensor:
         """(..., K) -> displacement (..., 68, 3) metres; points that sound does not tell about stay at 0."""
@@ -118,4 +130,4 @@ class LandmarkModel(nn.Module):
         return out
 
     def forward(self, features: Tensor, speaker: Tensor) -> Tensor:
-        return self.expand(self.components(features, speaker))
+        return self.expand(self.wide(self.kernel_features(features)) + self.correction(features, speaker))

@@ -10,16 +10,18 @@ from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import LIPS, lip_opening
 from shared.metrics import correlation
+from stage1_audio2lmk import closed_form
 from stage1_audio2lmk import train as training
 from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Windows, load_recording, silence_features
 from stage1_audio2lmk.evaluate import evaluate
-from stage1_audio2lmk.model import LandmarkModel
+from stage1_audio2lmk.model import MOVING, LandmarkModel
 from stage1_audio2lmk.predict import load_predictor, predict
 from stage1_audio2lmk.train import train
 
-SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, steps=60, batch=4, length=50, check_every=10, save_every=20)
+SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, wide_features=128, steps=60, batch=4, length=50,
+                     check_every=10, save_every=20)
 CPU = torch.device("cpu")
 
 
@@ -37,7 +39,7 @@ def trained(actor_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     numbers = train([actor_clip], folder / "m.safetensors", config=Stage1Config(steps=60), device=CPU,
                     state_dir=folder / "state", quiet=True)
-    assert numbers["seconds"] > 0 and numbers["held-out lip mm"] <= numbers["linear path alone mm"]
+    assert numbers["seconds"] > 0 and numbers["held-out lip mm"] <= numbers["wide path alone mm"]
     assert list(folder.glob("*partial*")) == []
     return folder / "m.safetensors"
 
@@ -145,11 +147,45 @@ def test_windows_keep_to_the_fitting_part_and_follow_the_generator(actor_clip: C
 def test_targets_invert_expand(actor_clip: Clip) -> None:
     recording = load_recording(actor_clip, 1, SMALL)
     model = LandmarkModel(SMALL, 1)
-    training.set_statistics(model, [recording])
+    closed_form.set_statistics(model, [recording])
     weights = torch.randn(7, SMALL.components, generator=torch.Generator().manual_seed(0))
-    moved = model.expand(weights)[:, training.MOVING].reshape(7, -1)
-    torch.testing.assert_close(model.expand(training.targets(model, moved).float()), model.expand(weights), atol=1e-6,
+    moved = model.expand(weights)[:, MOVING].reshape(7, -1)
+    torch.testing.assert_close(model.expand(closed_form.targets(model, moved).float()), model.expand(weights), atol=1e-6,
                                rtol=1e-3)
+
+
+def test_wide_path_solves_its_least_squares(actor_clip: Clip) -> None:
+    """The sum of moments gives what a direct regularised solution on the same rows gives, pulled to the prior."""
+    recording, silence = load_recording(actor_clip, 1, SMALL), silence_features(300, np.random.default_rng(0))
+    model = LandmarkModel(SMALL, 1)
+    closed_form.set_statistics(model, [recording])
+    torch.nn.init.normal_(model.wide.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.zeros_(model.wide.bias)
+    prior = model.wide.weight.detach().double().T
+    wide = closed_form.WidePath(model, [recording], silence)
+    fit = torch.nonzero(recording.good[: recording.held_from])[:, 0]
+    x = torch.cat([model.kernel_features(recording.features[None])[0][fit], model.kernel_features(silence[None])[0]])
+    y = torch.cat([closed_form.targets(model, recording.displacement[fit]),
+                   closed_form.targets(model, torch.zeros(len(silence), recording.displacement.shape[1]))])
+    share = torch.cat([torch.ones(len(fit)), torch.full((len(silence),), closed_form.SILENCE_WEIGHT)]).double()
+    x = torch.cat([x.detach().double(), torch.ones(len(x), 1)], 1)
+    gradient = x.T @ (share[:, None] * (x @ torch.cat([model.wide.weight.T, model.wide.bias[None]]).detach().double() - y))
+    gradient[:-1] += wide.penalty * (model.wide.weight.detach().double().T - prior)
+    assert gradient.abs().max() < 1e-2 * (x.T @ (share[:, None] * y)).abs().max()
+    at = model.wide.weight.detach().clone()
+    wide.misses()
+    assert torch.equal(model.wide.weight, at)
+
+
+def test_kernel_features_approach_the_kernel() -> None:
+    config = dataclasses.replace(SMALL, wide_features=20000)
+    model = LandmarkModel(config, 1)
+    sound = torch.randn(1, 8, model.mean.numel(), generator=torch.Generator().manual_seed(0))
+    rows = model.kernel_features(sound)[0]
+    inputs = rows[:, : -config.wide_features] * (model.directions.shape[0] / config.wide_linear) ** 0.5
+    distance = ((inputs[:, None] - inputs[None]) ** 2).mean(-1)
+    linear = config.wide_linear * (inputs[:, None] * inputs[None]).mean(-1)
+    torch.testing.assert_close(rows @ rows.T, linear + torch.exp(-config.wide_sharpness * distance), atol=0.03, rtol=0)
 
 
 def test_baselines(actor_clip: Clip) -> None:
