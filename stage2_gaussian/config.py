@@ -52,7 +52,7 @@ def resolve(config: Stage2Config, device: torch.device, width: int, height: int)
         splats=splats,
         moving=min(splats, config.moving or (splats // 4 if cuda else splats * 4 // 10)),
         rank=config.rank or (32 if cuda else 16),
-        steps=config.steps or (3000 if cuda else 900),
+        steps=config.steps or (3000 if cuda else 750),
         batch=config.batch or (8 if cuda else 1),
     )
     for name in ("splats", "moving", "rank", "hidden", "steps", "batch"):

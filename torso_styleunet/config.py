@@ -43,7 +43,7 @@ def resolve(config: TorsoConfig, device: torch.device) -> TorsoConfig:
     cuda = device.type == "cuda"
     config = dataclasses.replace(
         config,
-        steps=config.steps or (2000 if cuda else 140),
+        steps=config.steps or (2000 if cuda else 110),
         batch=config.batch or (8 if cuda else 4),
         channels=config.channels or (48 if cuda else 16),
     )

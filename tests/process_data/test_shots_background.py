@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from process_data.background import background_plate, fill_smoothly, masked_median
 from process_data.shots import find_cuts, shots_between
@@ -21,6 +22,7 @@ def test_cuts_are_found_and_motion_is_not_a_cut():
     assert shots_between([], 7) == [(0, 7)]
 
 
+@pytest.mark.realdata
 def test_the_anchor_clip_has_its_four_cuts(realdata_dir):
     import cv2
 
