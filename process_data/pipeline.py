@@ -25,6 +25,7 @@ Split = dict[str, list[tuple[int, int]]]
 WORK = ".partial"
 SHORT_SECONDS = 30
 LAG_WARNING_MS = 60
+LAG_REACH_FRAMES = 8
 TURN_WARNING_DEGREES = 35
 
 
@@ -92,8 +93,7 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, resume: bool
 
     inside = segment.face_is_inside(project(landmarks, poses, intrinsics), size, size)
     bad = _stretches(lost, "the face is lost") + _stretches(~inside & ~lost, "the face leaves the picture")
-    energy = np.log(1e-4 + (samples.reshape(count, SAMPLES_PER_FRAME) ** 2).mean(1))
-    lag = lag_ms(energy, lip_opening(landmarks))
+    lag = estimate_lag(samples, landmarks)
     held = int(round(count * (1 - config.test_share)))
     clip.save_info(ClipInfo(
         name=clip.root.resolve().name, source_name=source.name, source_sha256=key["sha256"], width=size, height=size,
@@ -103,6 +103,16 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, resume: bool
     report.write_report(clip)
     shutil.rmtree(work)
     return clip
+
+
+def estimate_lag(samples: np.ndarray, landmarks: np.ndarray) -> float | None:
+    """Milliseconds by which the lips (T,68,3) open after the sound (640·T,) gets louder; None where that cannot be told.
+
+    A best shift at the end of the searched range means that the two hardly go together.
+    """
+    energy = np.log(1e-4 + (samples.reshape(len(landmarks), SAMPLES_PER_FRAME) ** 2).mean(1))
+    lag = lag_ms(energy, lip_opening(landmarks), max_frames=LAG_REACH_FRAMES)
+    return lag if abs(lag) < (LAG_REACH_FRAMES - 0.5) * 1000 / FPS else None
 
 
 def _bridge(mesh: np.ndarray, lost: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
@@ -194,7 +204,7 @@ def _stretches(flags: np.ndarray, reason: str) -> list[Bad]:
     return [Bad(int(a), int(b), reason) for a, b in zip(edges[::2], edges[1::2])]
 
 
-def _warnings(count: int, cuts: list[int], lost: np.ndarray, inside: np.ndarray, lag: float, samples: np.ndarray,
+def _warnings(count: int, cuts: list[int], lost: np.ndarray, inside: np.ndarray, lag: float | None, samples: np.ndarray,
               poses: np.ndarray) -> list[str]:
     found = []
     if count < SHORT_SECONDS * FPS:
@@ -205,7 +215,7 @@ def _warnings(count: int, cuts: list[int], lost: np.ndarray, inside: np.ndarray,
         found.append(f"no face in {int(lost.sum())} frame(s); they are skipped")
     if (~inside).any():
         found.append(f"the face leaves the picture in {int((~inside).sum())} frame(s); they are skipped")
-    if abs(lag) > LAG_WARNING_MS:
+    if lag is not None and abs(lag) > LAG_WARNING_MS:
         found.append(f"the lips move about {abs(lag):.0f} ms {'after' if lag > 0 else 'before'} the sound")
     if np.abs(samples).max() < 0.01:
         found.append("the sound is almost silent; nothing can be learned from it")

@@ -1,5 +1,6 @@
 """Writing files so that nothing half-written ever stands under a final name."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import TalkheadError
+
+# what the disk or its rights refuse; any other error is somebody else's
+CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 
 
 @contextmanager
@@ -25,7 +29,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except OSError as error:
-        if error.errno is None or error.filename is None and error.strerror is None:
+        if error.errno not in CANNOT_WRITE:
             raise
         raise TalkheadError(f"cannot write {path}: {error.strerror}") from error
     finally:

@@ -3,7 +3,7 @@ import pytest
 
 from process_data import detect
 from process_data.config import ProcessConfig
-from process_data.pipeline import process
+from process_data.pipeline import estimate_lag, process
 from process_data.synthetic import make_actor
 from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip
 from shared.errors import TalkheadError
@@ -91,6 +91,17 @@ def test_an_interrupted_run_continues_and_ends_the_same(actor_clip, tmp_path, mo
     np.testing.assert_array_equal(again.load_torso(), clip.load_torso())
     for a, b in zip(again.label_frames(), clip.label_frames(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_lag_is_found_or_left_open():
+    rng = np.random.default_rng(0)
+    loud = np.convolve(rng.random(200), np.ones(5) / 5, "same")
+    samples = np.repeat(loud, 640) * rng.standard_normal(200 * 640)
+    lips = np.zeros((200, 68, 3))
+    lips[:, [61, 62, 63], 1] = 0.01 * np.roll(loud, 3)[:, None]
+    assert estimate_lag(samples, lips) == pytest.approx(120, abs=15)
+    lips[:, [61, 62, 63], 1] = 0.01 * np.roll(loud, 9)[:, None]
+    assert estimate_lag(samples, lips) is None
 
 
 def test_a_square_25_fps_video_is_copied_bit_for_bit(actor_clip):

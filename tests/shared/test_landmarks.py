@@ -93,3 +93,10 @@ def test_openings_are_signed_metres(landmarks):
     lm[0, [43, 44], 1] = 0.012
     np.testing.assert_allclose(lip_opening(lm), [0.01, -0.002], atol=1e-7)
     np.testing.assert_allclose(eye_opening(lm), [[0, 0.012], [0, 0]], atol=1e-7)
+
+
+def test_a_folder_in_the_way_is_said_and_left_alone(tmp_path, landmarks):
+    (tmp_path / "x.npy").mkdir()
+    with pytest.raises(TalkheadError, match="cannot write .*x.npy"):
+        save_landmarks(tmp_path / "x.npy", landmarks)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npy"]
