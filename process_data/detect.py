@@ -101,11 +101,11 @@ def track(video: Path, frames: int, work: Path, workers: int | None = None, quie
     workers = workers or os.cpu_count() or 1
     pieces = max(workers, -(-frames // 500))
     edges = np.linspace(0, frames, pieces + 1).astype(int)
-    todo = [(k, int(a), int(b)) for k, (a, b) in enumerate(zip(edges, edges[1:])) if not _part(work, k).is_file()]
+    waiting = [(k, int(a), int(b)) for k, (a, b) in enumerate(zip(edges, edges[1:])) if not _part(work, k).is_file()]
     context = multiprocessing.get_context("spawn")
-    with (ProcessPoolExecutor(min(workers, len(todo) or 1), mp_context=context) as pool,
+    with (ProcessPoolExecutor(min(workers, len(waiting) or 1), mp_context=context) as pool,
           progress(frames, "tracking face", quiet=quiet, unit="frame") as bar):
-        jobs = {pool.submit(track_chunk, video, a, b, work / f"matte_{k:03d}.mkv"): (k, b - a) for k, a, b in todo}
+        jobs = {pool.submit(track_chunk, video, a, b, work / f"matte_{k:03d}.mkv"): (k, b - a) for k, a, b in waiting}
         bar.update(frames - sum(length for _, length in jobs.values()))
         for job in as_completed(jobs):
             k, length = jobs[job]
