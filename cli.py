@@ -116,25 +116,87 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
 @click.argument("clip", type=PATH)
 @click.option("--split", "splits", multiple=True, metavar="NAME=START:STOP",
               help="Frames of a split; may be repeated.  [default: train the first 90 %, test the rest]")
-@click.option("--workers", type=click.IntRange(1), help="Processes that track.  [default: all cores]")
+@click.option("--detector", type=click.Choice(["mediapipe", "fan"]), default="mediapipe", show_default=True,
+              help="What finds the face; fan needs `pip install 'talkhead[fan]'` and its weights.")
+@click.option("--landmarker", type=PATH, help="face_landmarker.task, for mediapipe releases without models of their own.")
+@click.option("--models", type=PATH, help="Folder with model files of mediapipe or fan.")
+@click.option("--fix-sync", is_flag=True, help="Shift the sound so that it goes with the lips.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: all cores]")
 @click.option("--resume/--restart", default=True, help="Continue an interrupted run.  [default: --resume]")
 @overwrite_option
 @config_options
-def process(video: Path, clip: Path, splits: tuple[str, ...], workers: int | None, resume: bool, overwrite: bool,
-            config_file: Path | None, overrides: tuple[str, ...]) -> None:
+def process(video: Path, clip: Path, splits: tuple[str, ...], detector: str, landmarker: Path | None, models: Path | None,
+            fix_sync: bool, workers: int | None, resume: bool, overwrite: bool, config_file: Path | None,
+            overrides: tuple[str, ...]) -> None:
     """VIDEO -> CLIP folder: tracked landmarks, poses, labels, background, sound, report.
 
     \b
     talkhead process me.mp4 me
     talkhead process news.mp4 anchor --split train=0:1286 --split test=1286:1429
+    talkhead process phone.mov me --fix-sync
     """
     from process_data.config import ProcessConfig
+    from process_data.observe import DetectorChoice
     from process_data.pipeline import process as run
     from shared.config import load_config
 
+    if fix_sync:
+        overrides = (*overrides, "fix_sync=true")
     config = load_config(ProcessConfig, config_file, overrides)
-    made = run(video, clip, config=config, resume=resume, splits=parse_ranges(splits), workers=workers,
-               overwrite=overwrite)
+    made = run(video, clip, config=config, detector=DetectorChoice(detector, landmarker, models), resume=resume,
+               splits=parse_ranges(splits), workers=workers, overwrite=overwrite)
+    info = made.info
+    click.echo(f"{clip}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
+    for warning in info.warnings:
+        click.echo(f"  warning: {warning}")
+    click.echo(f"Look at {made.report} before training.")
+
+
+@cli.command("process-voca")
+@click.argument("root", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--embedding", type=PATH, help="Your own 68 landmarks on FLAME's mesh (.json, .npy or .npz) instead of ours.")
+@click.option("--fps", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Meshes a second.")
+@overwrite_option
+def process_voca(root: Path, out: Path, embedding: Path | None, fps: float, overwrite: bool) -> None:
+    """VOCASET folder ROOT -> one landmark clip a sentence under OUT, for `stage1 pretrain`.
+
+    Reads unposedcleaneddata/ with audio/ (and templates/), or vertices_npy/ with wav/. Finished clips are skipped.
+
+    \b
+    talkhead process-voca VOCASET clips/voca
+    talkhead stage1 pretrain clips/voca/* -o base.safetensors
+    """
+    from process_data.import_voca import import_voca
+
+    done = import_voca(root, out, embedding=embedding, fps=fps, overwrite=overwrite)
+    for warning in done.warnings:
+        click.echo(f"  warning: {warning}")
+    click.echo(f"{out}: {len(done.made)} clip(s) made, {len(done.kept)} there before, {len(done.left_out)} sentence(s) left out")
+
+
+@cli.command("import-adnerf")
+@click.argument("folder", type=PATH, metavar="DIR")
+@click.argument("clip", type=PATH)
+@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: all cores]")
+@overwrite_option
+@config_options
+def import_adnerf(folder: Path, clip: Path, workers: int | None, overwrite: bool, config_file: Path | None,
+                  overrides: tuple[str, ...]) -> None:
+    """Data folder DIR of AD-NeRF, ER-NeRF, GaussianTalker and the like -> CLIP folder.
+
+    Needs ori_imgs/ and aud.wav; parsing/, bc.jpg, transforms_train.json, transforms_val.json and track_params.pt are
+    used where they are.
+
+    \b
+    talkhead import-adnerf data/obama obama
+    talkhead stage1 finetune obama
+    """
+    from process_data.config import ProcessConfig
+    from process_data.import_adnerf import import_adnerf as run
+    from shared.config import load_config
+
+    made = run(folder, clip, config=load_config(ProcessConfig, config_file, overrides), workers=workers, overwrite=overwrite)
     info = made.info
     click.echo(f"{clip}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
     for warning in info.warnings:

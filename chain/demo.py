@@ -14,6 +14,7 @@ from shared.avatar import Avatar, create_from_clip
 from shared.clip import Clip
 from shared.landmarks import INNER51, LIPS, SAMPLES_PER_FRAME, lip_opening, load_landmarks
 from shared.metrics import correlation, lag_ms, landmark_motion_error, rotation_error_degrees, velocity_ratio
+from shared.video_io import read_video
 
 Table = dict[str, dict[str, float]]
 
@@ -90,8 +91,7 @@ def lips_row(rows: np.ndarray, spoken: np.ndarray) -> dict[str, float]:
 
 def lips_table(clip: Clip, sound: np.ndarray, spoken: np.ndarray, out: Path) -> Table:
     """Stage 1, its baselines, and the lips that a face tracker sees in the finished video."""
-    from process_data.detect import track
-    from process_data.landmarks68 import MESH68
+    from process_data.detector import open_detector
     from stage1_audio2lmk.baselines import mean_face, ridge
 
     known = clip.load_audio()[: clip.info.frames * SAMPLES_PER_FRAME]
@@ -104,12 +104,12 @@ def lips_table(clip: Clip, sound: np.ndarray, spoken: np.ndarray, out: Path) -> 
     rows = {"stage 1": load_landmarks(out / "predicted.npy"), "ridge ±4": ridge(heard, both, train)[len(learned) :],
             "mean face": mean_face(learned, train, count)}
     table = {name: lips_row(landmarks, spoken) for name, landmarks in rows.items()}
-    work = out / "seen"
-    work.mkdir(exist_ok=True)
-    track(out / "talk.mp4", count, work, quiet=True)
-    mesh = np.load(work / "mesh.npy")[:, MESH68]
-    seen = lip_opening(mesh * [1, -1, 1])
-    found = ~np.isnan(seen)
+    detector = open_detector()
+    points = [detector.points(frame) for frame in read_video(out / "talk.mp4")]
+    found = np.array([mesh is not None for mesh in points])
+    seen = np.zeros(len(points))
+    seen[found] = [lip_opening(mesh[None, detector.scheme.landmarks68] * [1, -1, 1])[0] for mesh in points if mesh is not None]
+    detector.close()
     opening = lip_opening(spoken)[: len(seen)]
     table["seen in the video"] = {"lip opening r": correlation(seen[found], opening[found]),
                                   "lag ms": lag_ms(opening[found], seen[found])}

@@ -4,18 +4,23 @@ import cv2
 import numpy as np
 
 BAND = 64  # rows of the median done at once, to bound memory
+COVERED = 256  # sorts behind every grey level
+SEEN_SHARE = 0.05  # of the frames in which a pixel must be free to count as seen
 
 
 def masked_median(frames: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """frames (n,H,W,3) uint8, person (n,H,W) bool -> median (H,W,3) float32 of the uncovered pixels, seen (H,W) bool."""
+    """frames (n,H,W,3) uint8, person (n,H,W) bool -> median (H,W,3) float32 of the uncovered pixels, 0 where there is
+    none, and in how many frames each is uncovered, (H,W) int."""
     median = np.zeros(frames.shape[1:], np.float32)
+    free = (~person).sum(axis=0)
     for top in range(0, frames.shape[1], BAND):
         rows = slice(top, top + BAND)
-        values = np.where(person[:, rows, :, None], np.nan, frames[:, rows].astype(np.float32))
-        hidden = np.isnan(values).all(axis=0)
-        values[0][hidden] = 0
-        median[rows] = np.nanmedian(values, axis=0)
-    return median, ~person.all(axis=0)
+        values = np.where(person[:, rows, :, None], COVERED, frames[:, rows]).astype(np.int16)
+        values = np.sort(np.ascontiguousarray(values.transpose(1, 2, 3, 0)), axis=-1)
+        count = free[rows, :, None, None]
+        low, high = (np.take_along_axis(values, np.maximum(place, 0), -1)[..., 0] for place in ((count - 1) // 2, count // 2))
+        median[rows] = np.where(count[..., 0] > 0, (low + high) / 2, 0)
+    return median, free
 
 
 def fill_smoothly(image: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -39,7 +44,11 @@ def fill_smoothly(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(known[..., None], image, filled)
 
 
-def background_plate(frames: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """frames (n,H,W,3) uint8 of one shot and person masks (n,H,W) bool -> plate (H,W,3) uint8."""
-    median, seen = masked_median(frames, person)
-    return np.clip(fill_smoothly(median, seen), 0, 255).round().astype(np.uint8)
+def background_plate(frames: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """frames (n,H,W,3) uint8 of one shot and person masks (n,H,W) bool -> plate (H,W,3) uint8, seen (H,W) bool.
+
+    Pixels that are free of the person in one frame of twenty, or in one at least, are seen; the others are filled in.
+    """
+    median, free = masked_median(frames, person)
+    seen = free >= max(1, int(np.ceil(SEEN_SHARE * len(frames))))
+    return np.clip(fill_smoothly(median, seen), 0, 255).round().astype(np.uint8), seen

@@ -1,195 +1,266 @@
-"""Self-calibrating head pose: one shape for the person, one pose a frame, a fixed focal length; then 3-D landmarks.
+"""Self-calibrating head pose: one rigid shape for the person, one pose a frame, a fixed focal length.
 
-Bundle adjustment by robust Gauss–Newton on the sparse normal equations. Unknowns are the rigid points of the person
-and a rotation vector and translation a frame; second differences of the poses are penalised within each shot.
+Bundle adjustment in two steps. The shape is fitted jointly with the poses of a sample of frames, the poses eliminated by
+the Schur complement; then the poses of all frames are fitted to that shape, coupled by their second differences within
+each shot, in one banded system. Both are robust Gauss–Newton (Triggs et al., "Bundle adjustment — a modern synthesis",
+2000), so memory and time grow with the number of frames only.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
-from scipy.signal import savgol_filter
-from scipy.sparse.linalg import spsolve
+from scipy.linalg import solveh_banded
 
-from process_data.config import ProcessConfig
-from process_data.landmarks68 import MESH68, RIGID, RIGID_WEIGHT
 from shared.camera import pose_matrix, rotation_from_rotvec, rotvec_from_rotation, umeyama
-from shared.landmarks import EYE_CORNER_DISTANCE, JAW, LIPS, eye_opening, lip_opening
+from shared.landmarks import EYE_CORNER_DISTANCE
 
 FRONTAL = np.diag([1.0, -1.0, -1.0])
-HUBER_PIXELS = 1.0  # at 512²; residuals beyond it count linearly
+BLOCK = 2000  # frames whose Jacobians are in memory at once
+SHAPE_PRIOR = 0.002  # pull to the first shape, of the weight of the observations
+SAMPLE_FRAMES = 240  # frames that the shape is fitted to
+MOST_TOGETHER = 12  # references whose points are fitted in one system
 # how strongly translation is held against rotation by the smoothness term, metres to radians
 TRANSLATION_UNIT = 0.1
 
 
 @dataclass(frozen=True)
-class PoseFit:
-    """shape (478,3) metres in head space, poses (T,4,4), rms pixel error of the rigid points."""
+class Tracks:
+    """Points of the rigid head seen in pictures: first those that every frame may show, then the ones of its reference.
 
-    shape: np.ndarray
-    poses: np.ndarray
-    rms: float
-
-
-def mean_shape(mesh: np.ndarray) -> np.ndarray:
-    """Generalised Procrustes mean of weak-perspective meshes (n,478,3) pixels -> (478,3), eye corners 0.09 m apart.
-
-    +x to the subject's left, +y up, +z out of the face, origin midway between the outer eye corners 33 and 263.
+    pixels (T,M,2), NaN where a point is not seen; reference (T,) which set of the other points a frame shows, -1 for none;
+    sigma (P,) the error to expect of each point, pixels, beyond which a residual counts linearly (Huber); start (P,3) metres
+    in head space, where each is thought to lie. The `common` first of the P points belong to all frames, the rest are sets
+    of M - common, one a reference.
     """
-    shapes = mesh * [1, -1, -1]
-    mean = shapes[np.argmin(np.abs(shapes[:, 33, 2] - shapes[:, 263, 2]))]
-    mean = mean - mean[RIGID].mean(0)
-    mean = mean / np.linalg.norm(mean[33] - mean[263])
+
+    pixels: np.ndarray
+    reference: np.ndarray
+    sigma: np.ndarray
+    start: np.ndarray
+    common: int
+
+    def index(self, part: slice | np.ndarray) -> np.ndarray:
+        """(n,M) the number of the point in each column of `pixels`."""
+        own = self.pixels.shape[1] - self.common
+        first = self.common + np.maximum(self.reference[part], 0) * own
+        shared = np.broadcast_to(np.arange(self.common), (len(first), self.common))
+        return np.concatenate([shared, first[:, None] + np.arange(own)], axis=1)
+
+
+@dataclass(frozen=True)
+class PoseFit:
+    """points (P,3) metres in head space, poses (T,4,4), rms pixel error of the common points and of the references'."""
+
+    points: np.ndarray
+    poses: np.ndarray
+    rms: tuple[float, float]
+
+
+def mean_shape(points: np.ndarray, rigid: np.ndarray, weight: np.ndarray, landmarks68: np.ndarray) -> np.ndarray:
+    """Generalised Procrustes mean of weak-perspective points (n,P,3) pixels -> (P,3) metres, eye corners 0.09 m apart.
+
+    `rigid` (with `weight`) are the points to align by, `landmarks68` those that stand for the 68. +x to the subject's left,
+    +y up, +z out of the face, origin midway between the outer eye corners.
+    """
+    right, left, chin, nasion = (landmarks68[k] for k in (36, 45, 8, 27))
+    shapes = points.astype(float) * [1, -1, -1]
+    mean = shapes[np.argmin(np.abs(shapes[:, right, 2] - shapes[:, left, 2]))]
+    mean = mean - mean[rigid].mean(0)
+    mean = mean / np.linalg.norm(mean[right] - mean[left])
     for _ in range(4):
         aligned = np.empty_like(shapes)
-        for t, points in enumerate(shapes):
-            scale, rotation, shift = umeyama(points[RIGID], mean[RIGID], RIGID_WEIGHT)
-            aligned[t] = scale * points @ rotation.T + shift
+        for t, shape in enumerate(shapes):
+            scale, rotation, shift = umeyama(shape[rigid], mean[rigid], weight)
+            aligned[t] = scale * shape @ rotation.T + shift
         mean = np.median(aligned, axis=0)
-    # upright: x axis through the eye corners, symmetric in depth
-    x = mean[263] - mean[33]
-    y = mean[10] - mean[152]
+    x = mean[left] - mean[right]
+    y = mean[nasion] - mean[chin]
     x = x / np.linalg.norm(x)
     y = y - x * (x @ y)
     y = y / np.linalg.norm(y)
     axes = np.stack([x, y, np.cross(x, y)])
-    mean = (mean - (mean[33] + mean[263]) / 2) @ axes.T
-    return mean * (EYE_CORNER_DISTANCE / np.linalg.norm(mean[33] - mean[263]))
+    mean = (mean - (mean[right] + mean[left]) / 2) @ axes.T
+    return mean * (EYE_CORNER_DISTANCE / np.linalg.norm(mean[right] - mean[left]))
 
 
-def initial_poses(mesh: np.ndarray, shape: np.ndarray, intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Weak-perspective poses: rotations (T,3,3) and translations (T,3) metres."""
+def initial_poses(points: np.ndarray, shape: np.ndarray, weight: np.ndarray, intrinsics: tuple[float, ...]) -> np.ndarray:
+    """Weak-perspective poses (T,4,4) of points (T,N,3) pixels, given their places `shape` (N,3) metres."""
     fx, fy, cx, cy = intrinsics
-    rotations, translations = np.empty((len(mesh), 3, 3)), np.empty((len(mesh), 3))
-    for t, points in enumerate(mesh):
-        scale, rotation, shift = umeyama(shape[RIGID], points[RIGID] * [1, -1, -1], RIGID_WEIGHT)
+    rotations, translations = np.empty((len(points), 3, 3)), np.empty((len(points), 3))
+    for t, seen in enumerate(points):
+        scale, rotation, shift = umeyama(shape, seen * [1, -1, -1], weight)
         depth = fx / scale
         rotations[t] = FRONTAL @ rotation
         translations[t] = (shift[0] - cx) / fx * depth, (-shift[1] - cy) / fy * depth, depth
-    return rotations, translations
+    return pose_matrix(rotations, translations).astype(float)
 
 
-def fit(mesh: np.ndarray, shots: list[tuple[int, int]], intrinsics: tuple[float, ...], config: ProcessConfig,
-        unit: float) -> PoseFit:
-    """Fit shape and poses to the mesh (T,478,3) in pixels, every frame finite; `unit` is one 512²-pixel in pixels."""
-    observed = mesh[:, RIGID, :2]
-    sample = mesh[np.linspace(0, len(mesh) - 1, min(len(mesh), 200)).astype(int)]
-    shape = mean_shape(sample)
-    rotations, translations = initial_poses(mesh, shape, intrinsics)
-    points = shape[RIGID].copy()
-    start = points.copy()
-    smooth = _second_differences(len(mesh), shots) * (config.pose_smoothness * unit)
-    for _ in range(config.pose_iterations):
-        points, rotations, translations, rms = _step(observed, points, start, rotations, translations, intrinsics, smooth,
-                                                     unit)
-    shape = shape.copy()
-    # carry the correction of the rigid points over to the whole mesh, smoothly
-    distance = np.linalg.norm(shape[:, None] - start[None], axis=2)
-    weight = np.exp(-0.5 * (distance / 0.02) ** 2) + 1e-9
-    shape += weight @ (points - start) / (weight.sum(1, keepdims=True) + 1e-3)
-    return PoseFit(shape, pose_matrix(rotations, translations), rms)
+def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrinsics: tuple[float, ...], *, iterations: int,
+        smoothness: float, needed: tuple[int, ...] = ()) -> PoseFit:
+    """Fit shape and poses to tracks, from first poses (T,4,4).
+
+    `smoothness` weighs the poses' second differences; `needed` are frames that the shape must be fitted to, beside those
+    spread over the clip.
+    """
+    points = tracks.start.copy()
+    groups = [np.arange(-1, -1)] if tracks.reference.max(initial=-1) < 0 else _groups(tracks.reference)
+    commons = []
+    for group in groups:
+        mine = np.flatnonzero(np.isin(tracks.reference, group) | (tracks.reference < 0))
+        sample = np.union1d(mine[np.linspace(0, len(mine) - 1, min(len(mine), SAMPLE_FRAMES)).astype(int)],
+                            np.intersect1d(mine, np.array(needed, int)))
+        used, fitted = fit_shape(tracks, sample, poses[sample], intrinsics, iterations)
+        points[used] = fitted
+        commons.append(fitted[: tracks.common])
+    points[: tracks.common] = np.mean(commons, axis=0)
+    poses = fit_poses(tracks, points, poses, shots, intrinsics, iterations, smoothness)
+    square, seen = np.zeros(2), np.zeros(2)
+    for part in _blocks(len(poses)):
+        pixels = _camera(points[tracks.index(part)], poses[part], intrinsics)[0]
+        error = ((pixels - tracks.pixels[part]) ** 2).sum(-1)
+        for k, columns in enumerate((slice(0, tracks.common), slice(tracks.common, None))):
+            square[k] += np.nansum(error[:, columns])
+            seen[k] += np.isfinite(error[:, columns]).sum()
+    rms = np.sqrt(square / np.maximum(seen, 1))
+    return PoseFit(points, pose_matrix(poses[:, :3, :3], poses[:, :3, 3]), (float(rms[0]), float(rms[1])))
 
 
-def _second_differences(count: int, shots: list[tuple[int, int]]) -> sparse.csr_matrix:
-    rows = [t for start, stop in shots for t in range(start + 1, stop - 1)]
-    index = np.arange(len(rows))
-    center = np.array(rows, int)
-    data = np.concatenate([np.ones(len(rows)), -2 * np.ones(len(rows)), np.ones(len(rows))])
-    columns = np.concatenate([center - 1, center, center + 1])
-    return sparse.csr_matrix((data, (np.tile(index, 3), columns)), shape=(len(rows), count))
+def _groups(reference: np.ndarray) -> list[np.ndarray]:
+    """Sets of references that are fitted together: few enough for one dense system."""
+    count = int(reference.max()) + 1
+    return np.array_split(np.arange(count), -(-count // MOST_TOGETHER))
 
 
-def _step(observed, points, start, rotations, translations, intrinsics, smooth, unit):
-    """One Gauss–Newton step; poses are updated by camera-space rotation vectors and translations."""
+def _blocks(count: int) -> list[slice]:
+    return [slice(a, min(a + BLOCK, count)) for a in range(0, count, BLOCK)]
+
+
+def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...],
+              iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers (N,) of the points that `frames` (n,) may show and their places (N,3) in head space, fitted jointly with the
+    poses (n,4,4) of these frames."""
+    used, columns = np.unique(tracks.index(frames), return_inverse=True)
+    columns = columns.reshape(len(frames), -1)
+    points, start = tracks.start[used], tracks.start[used]
+    number = len(used)
+    for _ in range(iterations):
+        hess_pose, grad_pose, by_pose, by_point, residual = _normal_equations(
+            points[columns], tracks.pixels[frames], tracks.sigma[used][columns], poses, intrinsics)
+        hess_point, grad_point = np.zeros((number, 3, 3)), np.zeros((number, 3))
+        np.add.at(hess_point, columns, by_point.swapaxes(2, 3) @ by_point)
+        np.add.at(grad_point, columns, np.einsum("tnki,tnk->tni", by_point, residual))
+        # the prior fixes the gauge and the depth that small turns cannot tell
+        seen = np.trace(hess_point, axis1=1, axis2=2) > 0
+        prior = SHAPE_PRIOR * np.trace(hess_point[seen], axis1=1, axis2=2).mean() / 3
+        hess_point = hess_point + prior * np.eye(3)
+        grad_point = grad_point + prior * (points - start)
+        cross = np.zeros((len(frames), number, 6, 3))
+        cross[np.arange(len(frames))[:, None], columns] = by_pose.swapaxes(2, 3) @ by_point
+        cross = cross.swapaxes(1, 2).reshape(len(frames), 6, number * 3)
+        solved = np.linalg.solve(hess_pose + 1e-6 * np.eye(6), np.concatenate([grad_pose[..., None], cross], axis=2))
+        schur = -(cross.reshape(-1, number * 3).T @ solved[..., 1:].reshape(-1, number * 3))
+        for n in range(number):
+            schur[3 * n : 3 * n + 3, 3 * n : 3 * n + 3] += hess_point[n]
+        right = grad_point.reshape(-1) - np.einsum("tia,ti->a", cross, solved[..., 0])
+        step = np.linalg.solve(schur, -right)
+        points = points + step.reshape(number, 3)
+        poses = _moved(poses, -(solved[..., 0] + solved[..., 1:] @ step))
+    return used, points
+
+
+def fit_poses(tracks: Tracks, points: np.ndarray, poses: np.ndarray, shots: list[tuple[int, int]],
+              intrinsics: tuple[float, ...], iterations: int, smoothness: float) -> np.ndarray:
+    """Poses (T,4,4) of all frames given the points (P,3): Gauss–Newton on a banded system, smooth within each shot."""
+    hess, grad = np.empty((len(poses), 6, 6)), np.empty((len(poses), 6))
+    for _ in range(iterations):
+        for part in _blocks(len(poses)):
+            index = tracks.index(part)
+            hess[part], grad[part] = _normal_equations(points[index], tracks.pixels[part], tracks.sigma[index], poses[part],
+                                                       intrinsics)[:2]
+        weight = smoothness * intrinsics[0] / poses[:, 2, 3].mean()
+        poses = _moved(poses, _banded_step(hess, grad, poses, shots, weight))
+    return poses
+
+
+def _banded_step(hess: np.ndarray, grad: np.ndarray, poses: np.ndarray, shots: list[tuple[int, int]],
+                 weight: float) -> np.ndarray:
+    """Solve (blockdiag(hess) + λ DᵀD) step = -(grad + λ DᵀD state) with D the second differences within the shots."""
+    count = len(poses)
+    scale = 0.1 * weight * np.array([1, 1, 1, *[1 / TRANSLATION_UNIT] * 3])
+    rotations = poses[:, :3, :3]
+    # rotation vectors are local, so second differences of the whole pose are taken about one middle rotation
+    state = np.concatenate([rotvec_from_rotation(rotations @ rotations[count // 2].T), poses[:, :3, 3]], -1)
+    diagonals = np.zeros((3, count))  # of DᵀD: main, first and second upper
+    pull = np.zeros_like(state)
+    for start, stop in shots:
+        if stop - start < 3:
+            continue
+        bend = np.diff(state[start:stop], 2, axis=0)
+        for offset, factor in ((0, 1.0), (1, -2.0), (2, 1.0)):
+            pull[start + offset : stop - 2 + offset] += factor * bend
+            for other, second in ((0, 1.0), (1, -2.0), (2, 1.0)):
+                if other >= offset:
+                    diagonals[other - offset, start + offset : stop - 2 + offset] += factor * second
+    band = np.zeros((13, 6 * count))  # upper form: band[12 + i - j, j] = matrix[i, j]
+    for i in range(6):
+        for j in range(i, 6):
+            band[12 + i - j, j::6] = hess[:, i, j]
+        band[12, i::6] += diagonals[0] * scale[i] ** 2 + 1e-6
+        for k in (1, 2):
+            band[12 - 6 * k, 6 * k + i :: 6] += diagonals[k, : count - k] * scale[i] ** 2
+    return solveh_banded(band, -(grad + pull * scale**2).reshape(-1)).reshape(count, 6)
+
+
+def _camera(points: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points (n,M,3) of each frame -> pixels (n,M,2), camera-space points and rotated points (n,M,3)."""
     fx, fy, cx, cy = intrinsics
-    count, number = observed.shape[:2]
-    turned = np.einsum("tij,nj->tni", rotations, points)
-    camera = turned + translations[:, None]
+    turned = points @ poses[:, :3, :3].swapaxes(1, 2)
+    camera = turned + poses[:, None, :3, 3]
+    return camera[..., :2] / camera[..., 2:] * [fx, fy] + [cx, cy], camera, turned
+
+
+def _normal_equations(points: np.ndarray, observed: np.ndarray, sigma: np.ndarray, poses: np.ndarray,
+                      intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Hessian (n,6,6) and gradient (n,6) by camera-space pose steps; weighted Jacobians by pose (n,M,2,6) and by point
+    (n,M,2,3) and weighted residuals (n,M,2)."""
+    fx, fy, _, _ = intrinsics
+    pixels, camera, turned = _camera(points, poses, intrinsics)
+    residual = pixels - observed
+    seen = np.isfinite(residual[..., 0])
+    residual = np.where(seen[..., None], residual, 0)
+    size = np.linalg.norm(residual, axis=-1) / sigma
+    weight = seen * np.minimum(1, 1 / np.maximum(size, 1e-9)) / sigma**2
     x, y, z = camera[..., 0], camera[..., 1], camera[..., 2]
-    residual = np.stack([fx * x / z + cx, fy * y / z + cy], -1) - observed
-    size = np.linalg.norm(residual, axis=-1)
-    weight = RIGID_WEIGHT * np.minimum(1, HUBER_PIXELS * unit / np.maximum(size, 1e-9))
-    rms = float(np.sqrt((RIGID_WEIGHT * size**2).sum() / (RIGID_WEIGHT.sum() * count)))
-    project = np.zeros((count, number, 2, 3))
-    project[..., 0, 0], project[..., 0, 2] = fx / z, -fx * x / z**2
-    project[..., 1, 1], project[..., 1, 2] = fy / z, -fy * y / z**2
+    projection = np.zeros((*z.shape, 2, 3))
+    projection[..., 0, 0], projection[..., 0, 2] = fx / z, -fx * x / z**2
+    projection[..., 1, 1], projection[..., 1, 2] = fy / z, -fy * y / z**2
     zero = np.zeros_like(x)
     a, b, c = turned[..., 0], turned[..., 1], turned[..., 2]
     skew = np.stack([np.stack([zero, c, -b], -1), np.stack([-c, zero, a], -1), np.stack([b, -a, zero], -1)], -2)
-    by_pose = np.concatenate([project @ skew, project], axis=-1)  # (T,N,2,6)
-    by_point = project @ rotations[:, None]  # (T,N,2,3)
-
     root = np.sqrt(weight)[..., None, None]
-    by_pose, by_point, r = by_pose * root, by_point * root, residual[..., None] * root
-    hess_pose = np.einsum("tnki,tnkj->tij", by_pose, by_pose)
-    grad_pose = np.einsum("tnki,tnkl->ti", by_pose, r)
-    hess_point = np.einsum("tnki,tnkj->nij", by_point, by_point)
-    grad_point = np.einsum("tnki,tnkl->ni", by_point, r)
-    cross = np.einsum("tnki,tnkj->tinj", by_pose, by_point).reshape(count * 6, number * 3)
-
-    # prior on the shape fixes the gauge; smoothness couples neighbouring poses (rotation vectors are local, so the
-    # second difference of the whole pose is linearised about the present one)
-    prior = 0.002 * weight.sum() / number * (fx / z.mean()) ** 2
-    hess_point = hess_point + prior * np.eye(3)
-    grad_point = grad_point + prior * (points - start)
-    scales = np.array([1, 1, 1, 1 / TRANSLATION_UNIT, 1 / TRANSLATION_UNIT, 1 / TRANSLATION_UNIT]) * (fx / z.mean()) * 0.1
-    mean_rotation = rotations[len(rotations) // 2]
-    state = np.concatenate([rotvec_from_rotation(rotations @ mean_rotation.T), translations], -1)
-    banded = (smooth.T @ smooth).tocsr()
-    hess = sparse.block_diag(list(hess_pose), format="csr") + sparse.kron(banded, sparse.diags(scales**2), format="csr")
-    grad = grad_pose + (banded @ state) * scales**2
-    hess = (hess + 1e-6 * sparse.eye(count * 6)).tocsc()
-    solved = spsolve(hess, np.column_stack([grad.reshape(-1), cross]))
-    schur = -cross.T @ solved[:, 1:]
-    for n in range(number):
-        schur[3 * n : 3 * n + 3, 3 * n : 3 * n + 3] += hess_point[n]
-    step_point = np.linalg.solve(schur, -(grad_point.reshape(-1) - cross.T @ solved[:, 0]))
-    step_pose = -(solved[:, 0] + solved[:, 1:] @ step_point)
-    step_pose = step_pose.reshape(count, 6)
-    return (points + step_point.reshape(number, 3), rotation_from_rotvec(step_pose[:, :3]) @ rotations,
-            translations + step_pose[:, 3:], rms)
+    by_pose = np.concatenate([projection @ skew, projection], axis=-1) * root
+    by_point = projection @ poses[:, None, :3, :3] * root
+    residual = residual * root[..., 0]
+    flat = by_pose.reshape(len(poses), -1, 6)
+    hess = flat.swapaxes(1, 2) @ flat
+    grad = np.einsum("tki,tk->ti", flat, residual.reshape(len(poses), -1))
+    return hess, grad, by_pose, by_point, residual
 
 
-def landmarks_in_head_space(mesh: np.ndarray, fitted: PoseFit, intrinsics: tuple[float, ...], shots: list[tuple[int, int]],
-                            config: ProcessConfig) -> np.ndarray:
-    """(T,478,3) pixels -> landmarks (T,68,3) metres: each point on the ray of its pixel, at the depth of the person's shape."""
+def _moved(poses: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """Poses (T,4,4) after camera-space steps (T,6): a rotation vector and a translation."""
+    out = poses.copy()
+    out[:, :3, :3] = rotation_from_rotvec(step[:, :3]) @ poses[:, :3, :3]
+    out[:, :3, 3] += step[:, 3:]
+    return out
+
+
+def unproject(pixels: np.ndarray, depth: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> np.ndarray:
+    """Pixels (T,N,2) -> points (T,N,3) metres in head space: each on the ray of its pixel, where head z is `depth` (N,)."""
     fx, fy, cx, cy = intrinsics
-    pixels = mesh[:, MESH68, :2]
     rays = np.stack([(pixels[..., 0] - cx) / fx, (pixels[..., 1] - cy) / fy, np.ones(pixels.shape[:2])], -1)
-    rotation, shift = fitted.poses[:, :3, :3].astype(float), fitted.poses[:, :3, 3].astype(float)
-    direction = np.einsum("tji,tnj->tni", rotation, rays)  # in head space
-    origin = -np.einsum("tji,tj->ti", rotation, shift)
-    depth = fitted.shape[MESH68, 2]
-    along = (depth - origin[:, None, 2]) / direction[..., 2]
-    points = origin[:, None] + along[..., None] * direction
-    rest = [k for k in range(68) if k not in set(LIPS) | set(range(36, 48)) | set(JAW)]
-    for start, stop in shots:
-        for group, window in ((rest, config.rest_window), (JAW, 5)):
-            if stop - start > window:
-                points[start:stop, group] = savgol_filter(points[start:stop, group], window, 2, axis=0)
-    return points.astype(np.float32)
-
-
-def neutral_face(landmarks: np.ndarray) -> np.ndarray:
-    """(T,68,3) -> (1,68,3): median of the frames with closed lips and open eyes."""
-    lips, eyes = lip_opening(landmarks), eye_opening(landmarks).mean(1)
-    closed = lips <= np.quantile(lips, 0.25)
-    awake = eyes >= np.quantile(eyes, 0.35)
-    chosen = landmarks[closed & awake] if (closed & awake).any() else landmarks[closed]
-    return np.median(chosen, axis=0, keepdims=True).astype(np.float32)
-
-
-def to_convention(landmarks: np.ndarray, poses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Move, turn and scale head space so that the neutral's corners 36 and 45 lie at (∓0.045, 0, 0); pictures stay the same."""
-    neutral = neutral_face(landmarks)[0].astype(float)
-    right, left = neutral[36], neutral[45]
-    scale = EYE_CORNER_DISTANCE / np.linalg.norm(left - right)
-    x = (left - right) / np.linalg.norm(left - right)
-    z = np.array([0, 0, 1.0]) - x * x[2]
-    z = z / np.linalg.norm(z)
-    turn = np.stack([x, np.cross(z, x), z])  # new axes in old ones
-    middle = (left + right) / 2
-    moved = scale * (landmarks - middle) @ turn.T
-    # camera = R·old + t with old = turnᵀ·new/scale + middle; the whole scene scales, so pixels do not change
     rotation, shift = poses[:, :3, :3].astype(float), poses[:, :3, 3].astype(float)
-    return moved.astype(np.float32), pose_matrix(rotation @ turn.T, scale * (shift + rotation @ middle))
+    direction = rays @ rotation
+    origin = -np.einsum("tji,tj->ti", rotation, shift)
+    along = (depth - origin[:, None, 2]) / direction[..., 2]
+    return origin[:, None] + along[..., None] * direction

@@ -8,17 +8,14 @@ LEAST_CHANGE = 0.02  # of full scale
 FLOOR = 0.002  # added to the neighbours' change, so that a still picture does not make cuts of noise
 
 
-def find_cuts(small: np.ndarray) -> list[int]:
-    """Small frames (T,h,w,3) uint8 -> indices of the first frame after each cut."""
-    if len(small) < 2:
-        return []
-    change = np.array([np.abs(b.astype(np.float32) - a).mean() / 255 for a, b in zip(small, small[1:])])
+def find_cuts(change: np.ndarray) -> list[int]:
+    """Mean change (T,) of the picture from the frame before, of full scale -> indices of the first frame after each cut."""
     cuts = []
-    for k, value in enumerate(change):
-        around = np.delete(change[max(0, k - NEIGHBOURS) : k + NEIGHBOURS + 1], min(k, NEIGHBOURS))
+    for t in range(1, len(change)):
+        around = np.concatenate([change[max(1, t - NEIGHBOURS) : t], change[t + 1 : t + NEIGHBOURS + 1]])
         usual = float(np.median(around)) if len(around) else 0.0
-        if value > LEAST_CHANGE and value > RATIO * (usual + FLOOR):
-            cuts.append(k + 1)
+        if change[t] > LEAST_CHANGE and change[t] > RATIO * (usual + FLOOR):
+            cuts.append(t)
     return cuts
 
 

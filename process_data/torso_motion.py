@@ -1,21 +1,42 @@
-"""The torso's own motion: a similarity a frame against one reference frame, from tracked corners of the clothes."""
+"""The torso's own motion: one similarity a frame, from all its edges at once, its outline against the room included.
 
-from collections.abc import Iterator
-from typing import Any
+Every frame is matched directly to one reference frame of its shot, so nothing drifts; the shots' references are tied to
+the clip's common reference, that of the longest shot. Matching is Gauss–Newton on grey levels, coarse to fine, in the
+inverse compositional form (Baker and Matthews, Lucas–Kanade 20 years on, IJCV 2004), with weights that let hands, the
+head and folds of the clothes fall out.
+
+Points are continuous image coordinates: the centre of pixel (row i, column j) is (j + 0.5, i + 0.5).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
+import numba
 import numpy as np
 from scipy.signal import savgol_filter
 
-from shared.clip import TORSO
+from shared.camera import rotvec_from_rotation, umeyama
+from shared.clip import BACKGROUND, TORSO
 
-CORNERS = 400
-RANSAC_PIXELS = 1.5
-FORWARD_BACKWARD_PIXELS = 1.0
-LEAST_POINTS = 12
-WINDOW = 7  # Savitzky–Golay, frames
-LUCAS_KANADE: dict[str, Any] = dict(winSize=(21, 21), maxLevel=4,
-                    criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01))
+IDENTITY = np.array([0.0, 0.0, 0.0, 1.0])
+STEADY = [27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45]  # landmarks that speech hardly moves: nose and corners of the eyes
+SMALLEST = 48  # pixels: side of the coarsest level
+MOST_LEVELS = 4
+BLUR = 0.8  # pixels of each level
+POINTS = (10000, 8000, 4000, 3000)  # most points of a level, finest first
+NOISE = 10.0  # grey levels: compression, light, folds
+SLACK = 0.5  # pixels of a level by which clothes move without the torso
+ROBUST = 2.5  # Cauchy's scale, in standard deviations
+OUTLINE = 3.0  # pixels of the finest level on either side of the outline that are matched too
+LEAST_GRADIENT = 2.5  # grey levels a pixel
+LEAST_POINTS = 150
+LEAST_SEEN = 0.35  # of the points must be in the picture and unhidden
+ITERATIONS = 30
+CONVERGED = 0.003  # pixels
+WORST = 0.6  # share of strange points above which a match is none
+LOOP = 0.08  # of the torso's radius by which matching there and back may miss
+WINDOW = 5  # Savitzky–Golay, frames
 
 
 def decompose(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -33,76 +54,268 @@ def compose(motion: np.ndarray, center: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, center + [dx, dy] - linear @ center])
 
 
-class TorsoTracker:
-    """Matches every frame directly to the reference, so nothing drifts; starts anew where it loses the torso."""
+def chain(second: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The similarity (2,3) that does `first`, then `second`."""
+    return np.column_stack([second[:, :2] @ first[:, :2], second[:, :2] @ first[:, 2] + second[:, 2]])
 
-    def __init__(self, reference: np.ndarray, labels: np.ndarray) -> None:
+
+def inverse(matrix: np.ndarray) -> np.ndarray:
+    """The inverse of a similarity (2,3)."""
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def choose_references(spans: Sequence[tuple[int, int]], poses: np.ndarray, good: np.ndarray) -> list[int]:
+    """One reference frame a shot: the good frame (T,) bool whose head pose (T,4,4) is nearest to the shot's median pose."""
+    chosen = []
+    rotations = rotvec_from_rotation(poses[:, :3, :3] @ np.diag([1.0, -1.0, -1.0]))
+    places = poses[:, :3, 3] / poses[:, 2:3, 3]
+    values = np.column_stack([rotations, 3 * places[:, :2], np.log(np.maximum(poses[:, 2, 3], 1e-6))])
+    for start, stop in spans:
+        frames = np.flatnonzero(good[start:stop]) + start
+        if len(frames) == 0:
+            chosen.append((start + stop) // 2)
+            continue
+        here = values[frames]
+        chosen.append(int(frames[np.abs(here - np.median(here, 0)).sum(1).argmin()]))
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Template points of one level: (N, 6) float32 rows x, y (pixels of the full picture), grey level, gradient across
+    and down (grey levels a pixel of the full picture), variance of the grey level."""
+
+    number: int
+    points: np.ndarray
+
+
+def pyramid(frame: np.ndarray) -> list[np.ndarray]:
+    """What `Matcher` reads of a frame: (H,W,3) uint8 -> blurred grey pictures float32, finest first, each half the one before."""
+    gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    levels = []
+    for _ in range(MOST_LEVELS):
+        levels.append(cv2.GaussianBlur(gray, (0, 0), BLUR).astype(np.float32))
+        height, width = gray.shape
+        if min(height, width) < 2 * SMALLEST:
+            break
+        gray = cv2.resize(gray, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    return levels
+
+
+def _torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -> np.ndarray:
+    """Labels (H,W) -> mask of a level's shape: the torso and its outline against the room, away from head and neck."""
+    torso = cv2.morphologyEx((labels == TORSO).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    others = ((labels != TORSO) & (labels != BACKGROUND)).astype(np.uint8)
+    height, width = shape
+    torso = cv2.resize(torso, (width, height), interpolation=cv2.INTER_NEAREST)
+    others = cv2.resize(others, (width, height), interpolation=cv2.INTER_NEAREST)
+    to_torso = cv2.distanceTransform(1 - torso, cv2.DIST_L2, 3) if torso.any() else np.full(shape, np.inf)
+    clear = 1 - torso - others > 0
+    to_room = cv2.distanceTransform((~clear).astype(np.uint8), cv2.DIST_L2, 3) if clear.any() else np.full(shape, np.inf)
+    to_others = cv2.distanceTransform(1 - np.minimum(others, 1), cv2.DIST_L2, 3) if others.any() else np.full(shape, np.inf)
+    reach = max(1.5, OUTLINE / 2 ** (level / 2))
+    outline = (to_torso <= reach) & (to_room <= reach)
+    return ((torso > 0) | outline) & (to_others > max(1.0, 4.0 / 2**level))
+
+
+def _template(gray: np.ndarray, labels: np.ndarray, number: int) -> _Level:
+    height, width = gray.shape
+    unit = labels.shape[1] / width
+    inside = _torso_and_outline(labels, (height, width), number)
+    across, down = (cv2.Sobel(gray, cv2.CV_32F, *order, ksize=3, scale=1 / 8) for order in ((1, 0), (0, 1)))
+    steep = across**2 + down**2
+    inside[[0, -1]] = False
+    inside[:, [0, -1]] = False
+    rows, columns = np.nonzero(inside & (steep > LEAST_GRADIENT**2))
+    most = POINTS[number]
+    if len(rows) > most:
+        keep = np.sort(np.argpartition(steep[rows, columns], -most)[-most:])
+        rows, columns = rows[keep], columns[keep]
+    variance = NOISE**2 + SLACK**2 * steep[rows, columns]
+    points = np.column_stack([(columns + 0.5) * unit, (rows + 0.5) * labels.shape[0] / height, gray[rows, columns],
+                              across[rows, columns] / unit, down[rows, columns] / unit, variance])
+    return _Level(number, np.ascontiguousarray(points, np.float32))
+
+
+@numba.njit(cache=True, fastmath=True)
+def _normal_equations(points, picture, labels, matrix, centre, radius, gain, offset, robust, normal, right):
+    """Sums of one Gauss–Newton step over the points; returns how many points look strange (each
+    counting by how strange), and how many are in the picture and not behind the head.
+
+    Unknowns: shift across and down, turn and growth (the last two in pixels at `radius` from `centre`), gain, offset.
+    """
+    height, width = picture.shape
+    full_height, full_width = labels.shape
+    x_unit, y_unit = width / full_width, height / full_height
+    normal[:] = 0.0
+    right[:] = 0.0
+    cost, seen = 0.0, 0
+    row = np.empty(6, np.float64)
+    for n in range(points.shape[0]):
+        x, y, level = points[n, 0], points[n, 1], points[n, 2]
+        u = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
+        v = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
+        a, b = u * x_unit - 0.5, v * y_unit - 0.5
+        if not (a >= 0.0 and b >= 0.0 and a < width - 1 and b < height - 1):
+            continue
+        if labels[int(v), int(u)] > 1:  # neck, head or mouth lies in front
+            continue
+        i, j = int(b), int(a)
+        s, t = a - j, b - i
+        value = ((picture[i, j] * (1 - s) + picture[i, j + 1] * s) * (1 - t)
+                 + (picture[i + 1, j] * (1 - s) + picture[i + 1, j + 1] * s) * t)
+        residual = value - (1 + gain) * level - offset
+        strange = residual * residual / (points[n, 5] * robust * robust)
+        cost += strange / (1 + strange)
+        seen += 1
+        weight = 1 / (points[n, 5] * (1 + strange))
+        gx, gy = points[n, 3], points[n, 4]
+        p, q = (x - centre[0]) / radius, (y - centre[1]) / radius
+        row[0] = gx
+        row[1] = gy
+        row[2] = p * gy - q * gx
+        row[3] = p * gx + q * gy
+        row[4] = level - 128.0
+        row[5] = 1.0
+        unexplained = value - level
+        for k in range(6):
+            scaled = weight * row[k]
+            right[k] += scaled * unexplained
+            for m in range(k, 6):
+                normal[k, m] += scaled * row[m]
+    for k in range(6):
+        for m in range(k):
+            normal[k, m] = normal[m, k]
+    return cost, seen
+
+
+@dataclass(frozen=True)
+class Match:
+    """A similarity (2,3) from template to frame; the share of strange points under it, 0 to 1, inf where it fails."""
+
+    matrix: np.ndarray
+    cost: float
+
+
+class Matcher:
+    """Finds one reference's torso in other frames."""
+
+    def __init__(self, frame: np.ndarray, labels: np.ndarray) -> None:
         """Reference frame (H,W,3) uint8 and its labels (H,W)."""
-        self.gray = _gray(reference)
-        height, width = self.gray.shape
+        self.levels = [_template(gray, labels, number) for number, gray in enumerate(pyramid(frame))]
+        finest = self.levels[0].points
+        self.textured = len(finest) >= LEAST_POINTS
+        self.centre = finest[:, :2].mean(0).astype(float) if self.textured else np.zeros(2)
+        self.radius = float(np.sqrt(((finest[:, :2] - self.centre) ** 2).sum(1).mean())) if self.textured else 1.0
+
+    def __call__(self, pictures: list[np.ndarray], labels: np.ndarray, guesses: Sequence[np.ndarray]) -> Match | None:
+        """A frame's `pyramid` and labels (H,W), first guesses (2,3) -> the best match, or None where none is good."""
+        if not self.textured:
+            return None
+        found = [self._descend(pictures, labels, guess, len(self.levels) - 1, 2) for guess in guesses]
+        best = min(found, key=lambda match: match.cost)
+        best = self._descend(pictures, labels, best.matrix, min(1, len(self.levels) - 1), 0)
+        return best if best.cost < WORST else None
+
+    def _descend(self, pictures: list[np.ndarray], labels: np.ndarray, matrix: np.ndarray, coarsest: int, finest: int) -> Match:
+        """Refine a similarity from the coarsest to the finest of these levels."""
+        match = Match(matrix, np.inf)
+        for number in range(coarsest, min(finest, coarsest) - 1, -1):
+            match = self._refine(self.levels[number], pictures[number], labels, match.matrix)
+            if not np.isfinite(match.cost):
+                break
+        return match
+
+    def _refine(self, level: _Level, picture: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> Match:
+        normal, right = np.empty((6, 6)), np.empty(6)
+        gain = offset = 0.0
+        cost = np.inf
+        for _ in range(ITERATIONS):
+            strange, seen = _normal_equations(level.points, picture, labels, matrix, self.centre, self.radius, gain,
+                                              offset, ROBUST, normal, right)
+            if seen < max(LEAST_SEEN * len(level.points), 6):
+                return Match(matrix, np.inf)
+            cost = strange / seen
+            normal[range(6), range(6)] *= 1 + 1e-9
+            try:
+                step = np.linalg.solve(normal, right)
+            except np.linalg.LinAlgError:
+                return Match(matrix, np.inf)
+            gain, offset = float(step[4]), float(step[5] - 128.0 * step[4])
+            matrix = chain(matrix, inverse(self._similarity(step)))
+            if not 0.4 < np.hypot(matrix[0, 0], matrix[1, 0]) < 2.5:
+                return Match(matrix, np.inf)
+            if np.abs(step[:4]).max() < CONVERGED * (1 << level.number):
+                break
+        return Match(matrix, cost)
+
+    def _similarity(self, step: np.ndarray) -> np.ndarray:
+        turn, growth = step[2] / self.radius, step[3] / self.radius
+        linear = np.array([[1 + growth, -turn], [turn, 1 + growth]])
+        return np.column_stack([linear, self.centre + step[:2] - linear @ self.centre])
+
+
+def face_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The similarity (2,3) that takes the steady ones of landmarks (68,2) pixels to where they are in another frame."""
+    scale, rotation, shift = umeyama(source[STEADY].astype(float), target[STEADY].astype(float))
+    return np.column_stack([scale * rotation, shift])
+
+
+class TorsoTracker:
+    """Matches every frame to the reference of its shot. Keeps nothing from call to call."""
+
+    def __init__(self, references: Sequence[tuple[np.ndarray, np.ndarray]], faces: np.ndarray,
+                 spans: Sequence[tuple[int, int]]) -> None:
+        """One reference a shot: frame (H,W,3) uint8 with labels (H,W), and its projected landmarks, faces (S,68,2) pixels;
+        the shots' spans. `untied` lists the shots whose tie to the common reference is the face's similarity, as their
+        torso does not match."""
+        self.size = height, width = references[0][1].shape
         self.center = np.array([width / 2, height / 2])
-        torso = cv2.erode((labels == TORSO).astype(np.uint8), np.ones((5, 5), np.uint8))
-        found = cv2.goodFeaturesToTrack(self.gray, CORNERS, 0.004, 4, mask=torso, blockSize=5)
-        self.points = np.zeros((0, 1, 2), np.float32) if found is None else found
-        self.last = np.array([0.0, 0.0, 0.0, 1.0])
+        self.spans, self.faces = list(spans), faces
+        self.matchers = [Matcher(frame, labels) for frame, labels in references]
+        self.common = max(range(len(self.spans)), key=lambda shot: self.spans[shot][1] - self.spans[shot][0])
+        self.untied: list[int] = []
+        self.ties = [self._tie(shot, references) for shot in range(len(references))]
 
-    def restart(self) -> None:
-        """Forget the last motion, as after a cut."""
-        self.last = np.array([0.0, 0.0, 0.0, 1.0])
+    def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
+        """Frame t (H,W,3), its labels (H,W) and projected landmarks (68,2) -> (4,) dx, dy, angle, scale from the common
+        reference to it, about the picture's middle; NaN where the torso is not found."""
+        shot = next(k for k, (start, stop) in enumerate(self.spans) if start <= t < stop)
+        guesses = [face_similarity(self.faces[shot], face), np.eye(2, 3)]
+        match = self.matchers[shot](pyramid(frame), labels, guesses)
+        return np.full(4, np.nan) if match is None else decompose(chain(match.matrix, self.ties[shot]), self.center)
 
-    def motion(self, frame: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
-        """Frame (H,W,3) and labels -> (dx, dy, angle, scale), or None where too few corners agree."""
-        if len(self.points) < LEAST_POINTS:
-            return None
-        gray = _gray(frame)
-        guess = cv2.transform(self.points + 0.5, compose(self.last, self.center)) - 0.5
-        there, ok, _ = cv2.calcOpticalFlowPyrLK(self.gray, gray, self.points, guess.astype(np.float32),
-                                                flags=cv2.OPTFLOW_USE_INITIAL_FLOW, **LUCAS_KANADE)
-        back, ok_back, _ = cv2.calcOpticalFlowPyrLK(gray, self.gray, there, self.points.copy(),
-                                                    flags=cv2.OPTFLOW_USE_INITIAL_FLOW, **LUCAS_KANADE)
-        good = (ok & ok_back).ravel().astype(bool)
-        good &= np.linalg.norm(back - self.points, axis=2).ravel() < FORWARD_BACKWARD_PIXELS
-        x, y = np.round(there[:, 0]).astype(int).T
-        inside = (x >= 0) & (y >= 0) & (x < gray.shape[1]) & (y < gray.shape[0])
-        good &= inside
-        good[inside] &= labels[y[inside], x[inside]] == TORSO
-        if good.sum() < LEAST_POINTS:
-            return None
-        matrix, agree = cv2.estimateAffinePartial2D(self.points[good] + 0.5, there[good] + 0.5,
-                                                    ransacReprojThreshold=RANSAC_PIXELS, maxIters=500, refineIters=20)
-        if matrix is None or agree.sum() < LEAST_POINTS:
-            return None
-        found = decompose(matrix, self.center)
-        if not 0.5 < found[3] < 2:
-            return None
-        self.last = found
-        return found
+    def _tie(self, shot: int, references: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Similarity (2,3) from the common reference to this shot's, verified by matching back."""
+        if shot == self.common:
+            return np.eye(2, 3)
+        guess = face_similarity(self.faces[self.common], self.faces[shot])
+        there = self.matchers[self.common](pyramid(references[shot][0]), references[shot][1], [guess, np.eye(2, 3)])
+        if there is not None:
+            frame, labels = references[self.common]
+            back = self.matchers[shot](pyramid(frame), labels, [inverse(there.matrix), inverse(guess)])
+            if back is not None:
+                reach = self.matchers[self.common].radius
+                loop = decompose(chain(back.matrix, there.matrix), self.matchers[self.common].centre) - IDENTITY
+                if np.linalg.norm(loop[:2]) + reach * np.linalg.norm(loop[2:]) < 2 * LOOP * reach:
+                    both = [decompose(there.matrix, self.center), decompose(inverse(back.matrix), self.center)]
+                    return compose(np.mean(both, 0), self.center)
+        self.untied.append(shot)
+        return guess
 
 
-def track_torso(frames: Iterator[tuple[np.ndarray, np.ndarray]], reference: tuple[np.ndarray, np.ndarray],
-                shots: list[tuple[int, int]]) -> np.ndarray:
-    """Stream of (frame, labels), the reference pair and the shots -> torso motion (T,4) float32, gaps interpolated."""
-    tracker = TorsoTracker(*reference)
-    starts = {start for start, _ in shots}
-    rows = []
-    for t, (frame, labels) in enumerate(frames):
-        if t in starts:
-            tracker.restart()
-        found = tracker.motion(frame, labels)
-        rows.append(np.full(4, np.nan) if found is None else found)
-    motion = np.array(rows)
-    for start, stop in shots:
-        motion[start:stop] = _fill_and_smooth(motion[start:stop])
-    return motion.astype(np.float32)
+def finish(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Motion (T,4) with NaN where lost -> (T,4) float32, gaps interpolated and smoothed within each shot."""
+    out = np.array(motion, float)
+    for start, stop in spans:
+        out[start:stop] = _fill_and_smooth(out[start:stop])
+    return out.astype(np.float32)
 
 
 def _fill_and_smooth(motion: np.ndarray) -> np.ndarray:
     known = np.flatnonzero(~np.isnan(motion[:, 0]))
     if len(known) == 0:
-        return np.tile([0.0, 0.0, 0.0, 1.0], (len(motion), 1))
+        return np.tile(IDENTITY, (len(motion), 1))
     filled = np.stack([np.interp(np.arange(len(motion)), known, column[known]) for column in motion.T], -1)
     return savgol_filter(filled, WINDOW, 2, axis=0) if len(filled) > WINDOW else filled
-
-
-def _gray(frame: np.ndarray) -> np.ndarray:
-    return cv2.createCLAHE(4.0, (8, 8)).apply(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))

@@ -76,6 +76,11 @@ class ClipInfo:
             raise TalkheadError(f"{where} is not a valid clip.json: {error}") from error
 
 
+def seen_file(plate: Path) -> Path:
+    """Where it is written which pixels of a background plate were seen."""
+    return plate.with_name(f"{plate.stem}_seen.png")
+
+
 class Clip:
     """A clip folder. Making the object touches no file; reading does, and raises TalkheadError where one is wrong."""
 
@@ -89,6 +94,7 @@ class Clip:
         self.neutral = self.root / "neutral.npy"
         self.torso = self.root / "torso.npy"
         self.labels = self.root / "labels.mkv"
+        self.alpha = self.root / "alpha.mkv"
         self.background = self.root / "background.png"
         self.report = self.root / "report.html"
         self.training = self.root / "training"
@@ -160,25 +166,28 @@ class Clip:
         """The background plate of shot number `shot`."""
         return self.root / self.info.shots[shot].background
 
+    def seen_path(self, shot: int) -> Path:
+        """What of that plate was ever seen: a grey picture, 255 where it was, 0 where it is filled in. May be absent."""
+        return seen_file(self.plate_path(shot))
+
     def load_plates(self) -> np.ndarray:
         """(S,H,W,3) uint8 RGB, one background plate a shot."""
         return np.stack([read_png(self.plate_path(k)) for k in range(len(self.info.shots))])
 
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Stream uint8 (H,W,3) RGB frames start ≤ t < stop."""
-        yield from self._stream(read_video(self.video), start, stop)
+        yield from read_video(self.video, start=start, stop=self._end(stop))
 
     def label_frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Stream uint8 (H,W) label images start ≤ t < stop."""
-        yield from self._stream(read_gray_video(self.labels), start, stop)
+        yield from read_gray_video(self.labels, start, self._end(stop))
 
-    def _stream(self, source: Iterator[np.ndarray], start: int, stop: int | None) -> Iterator[np.ndarray]:
-        stop = self.info.frames if stop is None else min(stop, self.info.frames)
-        for t, image in enumerate(source):
-            if t >= stop:
-                return
-            if t >= start:
-                yield image
+    def alpha_frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Stream uint8 (H,W) images start ≤ t < stop of the person's share of each pixel; clips may be without."""
+        yield from read_gray_video(self.alpha, start, self._end(stop))
+
+    def _end(self, stop: int | None) -> int:
+        return self.info.frames if stop is None else min(stop, self.info.frames)
 
     def read_frames(self, indices: np.ndarray) -> np.ndarray:
         """Frames by index -> (N,H,W,3) uint8, from a decoded cache that is made on first use and may be deleted."""
@@ -188,6 +197,10 @@ class Clip:
         """Label images by index -> (N,H,W) uint8, cached likewise."""
         return self._cached("labels", (), self.label_frames)[np.asarray(indices)]
 
+    def read_alpha(self, indices: np.ndarray) -> np.ndarray:
+        """Alpha images by index -> (N,H,W) uint8, cached likewise."""
+        return self._cached("alpha", (), self.alpha_frames)[np.asarray(indices)]
+
     def _cached(self, name: str, channels: tuple[int, ...], source: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
         maps: dict[str, np.ndarray] = self.__dict__.setdefault("_maps", {})
         if name in maps:
@@ -195,7 +208,7 @@ class Clip:
         path = self.cache / f"{name}.npy"
         info = self.info
         shape = (info.frames, info.height, info.width, *channels)
-        source_file = self.video if name == "frames" else self.labels
+        source_file = {"frames": self.video, "labels": self.labels, "alpha": self.alpha}[name]
         if not path.is_file() or path.stat().st_mtime < source_file.stat().st_mtime:
             with atomic_path(path) as partial:
                 decoded = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)

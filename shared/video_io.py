@@ -1,6 +1,6 @@
 """Video files and pictures: decoding by timestamps to exactly 25 fps, H.264 + AAC and lossless grey writing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLE_RATE
 
 AAC_FRAME = 1024  # samples
+SEEK_MARGIN = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,24 @@ def _upright(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
 
 
-def read_video(path: Path | str, fps: float = FPS) -> Iterator[np.ndarray]:
+def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
     """Yield uint8 (H, W, 3) RGB at exactly `fps`, frame k being the source frame nearest to k/fps seconds.
 
     Works from timestamps: variable frame rates are resampled, a late first frame is repeated from time zero so that
-    sound stays in step, rotation flags are applied. A damaged tail ends the video. Raises TalkheadError.
+    sound stays in step, rotation flags are applied. A damaged tail ends the video. Only frames start ≤ k < stop are
+    yielded, the decoder seeking to the key frame before them. Raises TalkheadError.
     """
     path = Path(path)
     with _open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        _seek(container, stream, start / fps)
         held: av.VideoFrame | None = None
         held_time = 0.0
         held_rgb: np.ndarray | None = None
         half = 0.5 / fps
         end = 0.0
-        k = 0
+        k = start
         size: tuple[int, ...] | None = None
 
         def picture() -> np.ndarray:
@@ -105,6 +108,8 @@ def read_video(path: Path | str, fps: float = FPS) -> Iterator[np.ndarray]:
                 time = end if frame.time is None else float(frame.time)
                 # the frame nearest to k/fps: show the held one for every tick that is closer to it than to this one
                 while held is not None and k / fps < (held_time + time) / 2 - 1e-6:
+                    if k == stop:
+                        return
                     yield picture()
                     k += 1
                 held, held_time, held_rgb = frame, time, None
@@ -115,9 +120,20 @@ def read_video(path: Path | str, fps: float = FPS) -> Iterator[np.ndarray]:
                 raise TalkheadError(f"{path}: the video track cannot be decoded ({error})") from error
         if held is None:
             raise TalkheadError(f"{path}: no video frame can be decoded")
-        while k == 0 or k / fps < end - half:
+        while (k == 0 or k / fps < end - half) and k != stop:
             yield picture()
             k += 1
+
+
+def _seek(container, stream, seconds: float) -> None:
+    """Go to the last key frame at or before `seconds`; formats that cannot seek are read from their beginning."""
+    # a frame's own time may lie half a frame after the tick that shows it
+    target = int((seconds - SEEK_MARGIN) / stream.time_base)
+    if seconds > SEEK_MARGIN:
+        try:
+            container.seek(max(target, stream.start_time or 0), stream=stream)
+        except av.error.FFmpegError:
+            pass
 
 
 class VideoWriter:
@@ -249,14 +265,41 @@ class GrayVideoWriter:
         self._atomic.__exit__(kind, value, trace)
 
 
-def read_gray_video(path: Path | str) -> Iterator[np.ndarray]:
-    """Yield the uint8 (H, W) frames that GrayVideoWriter wrote, bit for bit."""
+def read_gray_video(path: Path | str, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Yield the uint8 (H, W) frames start ≤ k < stop that GrayVideoWriter wrote, bit for bit."""
     path = Path(path)
     with _open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        _seek(container, stream, start / FPS)
         for frame in container.decode(stream):
-            yield frame.to_ndarray(format="gray")
+            k = round(float(frame.time) * FPS)
+            if stop is not None and k >= stop:
+                return
+            if k >= start:
+                yield frame.to_ndarray(format="gray")
+
+
+def join_gray_videos(parts: Sequence[Path], target: Path | str) -> None:
+    """Write the frames of `parts`, all of one size, one after the other into `target`, without coding them again."""
+    with atomic_path(target) as partial, av.open(str(partial), "w", format="matroska") as whole:
+        stream = None
+        count = 0
+        for part in parts:
+            with _open_video(part) as piece:
+                source = piece.streams.video[0]
+                if stream is None:
+                    stream = whole.add_stream_from_template(source)
+                    stream.time_base = Fraction(1, FPS)
+                for packet in piece.demux(source):
+                    if packet.dts is None:
+                        continue
+                    packet.stream = stream
+                    packet.time_base = Fraction(1, FPS)
+                    packet.pts = packet.dts = count
+                    packet.duration = 1
+                    whole.mux(packet)
+                    count += 1
 
 
 def write_png(path: Path | str, image: np.ndarray) -> None:

@@ -45,12 +45,14 @@ def box_mask(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], wi
     return rows[:, :, None] & columns[:, None, :]
 
 
-def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
+def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reach: int,
+          person: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Soft alpha along the head's outline, so that hair does not carry the colour of the plate with it.
 
     frames and plates (B, H, W, 3), head and background bool (B, H, W), reach in pixels. Within `reach` of the outline a
     pixel I is taken as a mix of the mean head colour F nearby and the plate B, so that alpha = (I - B)·(F - B) / |F - B|²;
-    close to neck and torso only where it shows little but the plate. Returns alpha (B, H, W), where it is known (B, H, W),
+    close to neck and torso only where it shows little but the plate. Where `person` (B, H, W), the person's share of each
+    pixel, is given, it is alpha along the outline away from neck and torso. Returns alpha (B, H, W), where it is known (B, H, W),
     and bool (B, H, W) the outline's pixels that show the plate behind the head.
     """
     reach = max(1, reach)
@@ -65,7 +67,10 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     band, body, seen = band[:, 0], body[:, 0], nearby[:, 3] > 1e-3
     bare = (frames - plates).square().sum(-1) < 0.1 * contrast
     told = band & seen & (contrast > CONTRAST) & (~body | bare)
-    return torch.where(told, mixed, plane[:, 0]), (told | ~band).float(), band & ~body & background
+    alpha, edge = torch.where(told, mixed, plane[:, 0]), band & ~body
+    if person is not None:
+        alpha, told = torch.where(edge, person, alpha), told | edge
+    return alpha, (told | ~band).float(), edge & background
 
 
 class HeadFrames:
@@ -92,8 +97,9 @@ class HeadFrames:
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
         self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)
         self.chance = sampling_weights(landmarks)
-        self.resident: tuple[Tensor, Tensor] | None = None
-        if device.type == "cuda" and len(indices) * self.width * self.height * 4 <= RESIDENT_BYTES:
+        self.has_alpha = clip.alpha.is_file()
+        self.resident: tuple[Tensor, ...] | None = None
+        if device.type == "cuda" and len(indices) * self.width * self.height * (4 + self.has_alpha) <= RESIDENT_BYTES:
             self.resident = self._read(np.arange(len(indices)))
 
     def __len__(self) -> int:
@@ -112,11 +118,12 @@ class HeadFrames:
         return (max(0, columns[0] - margin), max(0, rows[0] - margin),
                 min(info.width, columns[-1] + 1 + margin), min(info.height, rows[-1] + 1 + margin))
 
-    def _read(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _read(self, rows: np.ndarray) -> tuple[Tensor, ...]:
+        """Frames and labels of `rows`, and alpha where the clip has it, uint8 on the device."""
         window = (0, self.rows, self.columns)
-        frames = np.stack([self.clip.read_frames(t)[window] for t in self.indices[rows, None]])
-        labels = np.stack([self.clip.read_labels(t)[window] for t in self.indices[rows, None]])
-        return torch.from_numpy(frames).to(self.device), torch.from_numpy(labels).to(self.device)
+        sources = [self.clip.read_frames, self.clip.read_labels] + [self.clip.read_alpha] * self.has_alpha
+        return tuple(torch.from_numpy(np.stack([read(t)[window] for t in self.indices[rows, None]])).to(self.device)
+                     for read in sources)
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` rows, rare expressions more often."""
@@ -125,14 +132,12 @@ class HeadFrames:
     def batch(self, rows: np.ndarray) -> Batch:
         """The frames of `rows` on the device."""
         on_device = torch.from_numpy(rows).to(self.device)
-        if self.resident is None:
-            frames, labels = self._read(rows)
-        else:
-            frames, labels = (x[on_device] for x in self.resident)
-        frames = frames.float() / 255
+        pictures = self._read(rows) if self.resident is None else tuple(x[on_device] for x in self.resident)
+        frames, labels = pictures[0].float() / 255, pictures[1]
         head = (labels == HEAD) | (labels == MOUTH)
         plates = self.plates[self.shots[on_device]].float() / 255
-        alpha, sure, open_air = matte(frames, plates, head, labels == BACKGROUND, round(BAND * self.clip.info.width))
+        person = pictures[2].float() / 255 if self.has_alpha else None
+        alpha, sure, open_air = matte(frames, plates, head, labels == BACKGROUND, round(BAND * self.clip.info.width), person)
         behind = torch.where((head | open_air)[..., None], plates, frames)
         landmarks, poses = self.landmarks[on_device], self.poses[on_device]
         weights = torch.ones_like(alpha)

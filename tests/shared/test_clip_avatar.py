@@ -48,6 +48,16 @@ def test_random_access_equals_streaming(clip):
     np.testing.assert_array_equal(np.stack(list(clip.frames(3, 5))), streamed[3:5])
 
 
+def test_alpha_is_optional_and_read_like_labels(clip):
+    assert not clip.alpha.is_file()
+    with GrayVideoWriter(clip.alpha, 16, 16) as writer:
+        for k in range(10):
+            writer.write(np.full((16, 16), 25 * k, np.uint8))
+    np.testing.assert_array_equal(clip.read_alpha(np.array([7, 2]))[:, 0, 0], [175, 50])
+    np.testing.assert_array_equal([image[0, 0] for image in clip.alpha_frames(8)], [200, 225])
+    assert clip.seen_path(1) == clip.root / "background_01_seen.png"
+
+
 def test_wrong_clips_are_refused(clip, tmp_path):
     with pytest.raises(TalkheadError, match="is not a clip folder"):
         _ = Clip(tmp_path / "none").info

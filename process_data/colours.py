@@ -1,0 +1,165 @@
+"""How skin, hair and clothes are coloured, learned once from samples of the whole clip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from shared.landmarks import LIPS_OUTER
+
+FACE_OUTLINE = list(range(17)) + list(range(26, 16, -1))
+JAW_CURVE = list(range(3, 14))  # jaw points that part the head from the neck
+HEAD_WIDTHS = 1.6  # face widths to either side of the face's middle that hair may reach
+CHEST = (0.3, 0.65)  # face widths beside and below the chin: nearer than the first, lower than the second
+CHEST_SHARE = 0.85  # of what is visible below the chin, if that is less
+SHOULDERS = (1.25, 0.3)  # as CHEST, but farther than the first
+BINS = (32, 64, 64)  # of lightness and the two colour axes of CIELAB as OpenCV scales it to bytes
+SHIFTS = (3, 2, 2)  # from bytes to bins
+BLUR = (1.5, 1.2, 1.2)  # bins
+RARE = 0.02  # share of the hair whose colours are too rare to be looked for elsewhere
+APART = 0.75  # share of the hair that must be told from the clothes for hair to be looked for among them
+TOLD = 1.2  # log likelihood ratio from which a colour is told safely
+SKIN_DEVIATION = (14.0, 5.0, 5.0)  # grey levels by which skin varies at least
+LIGHT = 0.3  # weight of lightness in the distance from the skin's mean, so that shadows are skin too
+SKIN_DISTANCE = 4.5  # standard deviations within which a colour is skin
+DOUBT = 4.0  # how many times likelier a colour must be in one kind than in the other to be shared equally
+FLOOR = 1e-7  # likelihood of a colour never seen
+INSIDE = 230  # of the matte's 255 that is surely the person
+PER_FRAME = 2000  # pixels of each kind and frame that are counted
+
+
+@dataclass(frozen=True)
+class PersonColours:
+    """Log likelihoods (bins,3) float32 of skin, hair and clothes over CIELAB bins; the log likelihoods from which a
+    colour is skin or hair at all; whether hair and clothes differ."""
+
+    table: np.ndarray
+    skin_level: float
+    hair_level: float
+    apart: bool
+
+    def evidence(self, frame: np.ndarray) -> np.ndarray:
+        """Log likelihoods (H,W,3) float32 of skin, hair and clothes for an RGB picture (H,W,3) uint8."""
+        lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB)
+        return np.take(self.table, _bins(lab), axis=0)
+
+
+def filled(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The inside of a polygon (k,2) in pixels as (H,W) bool."""
+    mask = np.zeros((height, width), np.uint8)
+    limited = np.clip(points, -4 * max(height, width), 4 * max(height, width))
+    cv2.fillPoly(mask, [np.round(limited * 16 - 8).astype(np.int32)], 1, shift=4)
+    return mask > 0
+
+
+def _bins(lab: np.ndarray) -> np.ndarray:
+    """CIELAB (...,3) uint8 -> the number of the bin (...) int32."""
+    wide = lab.astype(np.int32)
+    place = wide[..., 0] >> SHIFTS[0]
+    for axis in (1, 2):
+        place = place * BINS[axis] + (wide[..., axis] >> SHIFTS[axis])
+    return place
+
+
+def histogram(pixels: np.ndarray) -> np.ndarray:
+    """RGB pixels (n,3) uint8 -> how many fall into each CIELAB bin."""
+    if len(pixels) == 0:
+        return np.zeros(BINS)
+    lab = cv2.cvtColor(pixels[None], cv2.COLOR_RGB2LAB)[0]
+    return np.bincount(_bins(lab), minlength=int(np.prod(BINS))).reshape(BINS).astype(float)
+
+
+def _likelihood(counts: np.ndarray) -> np.ndarray:
+    smooth = gaussian_filter(counts, BLUR)
+    return smooth / max(smooth.sum(), 1e-12) + FLOOR
+
+
+def _pick(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """At most PER_FRAME pixels (n,3) of those in `mask` (H,W) bool, spread evenly."""
+    places = np.flatnonzero(mask)
+    return frame.reshape(-1, 3)[places[:: max(1, -(-len(places) // PER_FRAME))]]
+
+
+def above_jaw(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H,W) bool: above the jaw of points (68,2), whose curve is prolonged sideways along the line of the eyes, and within
+    HEAD_WIDTHS of the face's middle."""
+    across = points[45] - points[36]
+    across = across / np.linalg.norm(across)
+    up = np.array([across[1], -across[0]])
+    far = 2 * max(height, width)
+    curve = points[JAW_CURVE]
+    middle = points[[0, 16]].mean(0)
+    reach = HEAD_WIDTHS * np.linalg.norm(points[16] - points[0])
+    first = curve[0] - max(0.0, float((curve[0] - middle) @ across) + reach) * across
+    last = curve[-1] + max(0.0, reach - float((curve[-1] - middle) @ across)) * across
+    return filled(np.concatenate([[first + far * up, first], curve, [last, last + far * up]]), height, width)
+
+
+def sample_masks(matte: np.ndarray, points: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where skin, hair and clothes are expected, three (H,W) bool: the cheeks; the person above the jaw and outside the face;
+    the chest below the neck, and the outer shoulders, beside which long hair may fall.
+
+    matte (h,w) uint8, points (68,2) pixels.
+    """
+    inside = cv2.erode(cv2.resize(matte, (width, height)), np.ones((9, 9), np.uint8)) > INSIDE
+    across = points[16] - points[0]
+    breadth = max(float(np.linalg.norm(across)), 1e-6)
+    across = across / breadth
+    x, y = np.arange(width)[None] - points[8, 0], np.arange(height)[:, None] - points[8, 1]
+    right, down = (x * across[0] + y * across[1]) / breadth, (y * across[0] - x * across[1]) / breadth
+    right = np.abs(right)
+    cheeks = filled(points[[2, 4, 48, 31]], height, width) | filled(points[[14, 12, 54, 35]], height, width)
+    cheeks &= ~filled(points[LIPS_OUTER], height, width)
+    hair = above_jaw(points, height, width) & ~filled(points[FACE_OUTLINE], height, width)
+    lower = min(CHEST[1], CHEST_SHARE * (height - points[8, 1]) / breadth)
+    clothes = (right < CHEST[0]) & (down > lower) | (right > SHOULDERS[0]) & (down > SHOULDERS[1])
+    return cheeks & inside, hair & inside, clothes & inside
+
+
+def learn_colours(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pixels: np.ndarray) -> PersonColours:
+    """Sample frames (H,W,3), their coarse mattes (h,w) and landmarks (n,68,2) -> the clip's colours.
+
+    The order of the samples does not matter. Skin is taken out of the clothes, and by the share that the other explains, skin
+    out of the hair and hair out of the clothes.
+    """
+    skin, hair, clothes = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
+    for frame, matte, points in zip(frames, mattes, pixels):
+        for counts, mask in zip((skin, hair, clothes), sample_masks(matte, points, *frame.shape[:2])):
+            counts += histogram(_pick(frame, mask))
+    skin_log, level = _skin_model(skin)
+    skin_like = np.exp(skin_log) + FLOOR
+    hair *= _share(hair, skin_like)
+    clothes[skin_log > level] = 0
+    for _ in range(3):
+        clothes *= _share(clothes, _likelihood(hair))
+    models = skin_like, _likelihood(hair), _likelihood(clothes)
+    table = np.stack([np.log(model).ravel() for model in models], 1).astype(np.float32)
+    counts, total = hair.ravel(), hair.sum()
+    if total == 0:
+        return PersonColours(table, level, 0.0, False)
+    order = np.argsort(table[:, 1])
+    rare = order[np.searchsorted(np.cumsum(counts[order]), RARE * total)]
+    told = counts[table[:, 1] - table[:, 2] > TOLD].sum()
+    return PersonColours(table, level, float(table[rare, 1]), bool(told > APART * total))
+
+
+def _skin_model(counts: np.ndarray) -> tuple[np.ndarray, float]:
+    """Counts over the bins -> log likelihoods of a Gaussian in CIELAB, wide in lightness, and that at SKIN_DISTANCE."""
+    axes = [(np.arange(n) + 0.5) * 2**shift for n, shift in zip(BINS, SHIFTS)]
+    total = max(counts.sum(), 1.0)
+    distance, volume = np.zeros(BINS), 1.0
+    for k, (values, least) in enumerate(zip(axes, SKIN_DEVIATION)):
+        share = counts.sum(tuple(axis for axis in range(3) if axis != k)) / total
+        mean = share @ values
+        deviation = max(float(np.sqrt(share @ (values - mean) ** 2)), least) / (LIGHT**0.5 if k == 0 else 1)
+        distance += ((values - mean) ** 2 / deviation**2).reshape([-1 if axis == k else 1 for axis in range(3)])
+        volume *= deviation * (2 * np.pi) ** 0.5 / 2 ** SHIFTS[k]
+    return -0.5 * distance - np.log(volume), float(-0.5 * SKIN_DISTANCE**2 - np.log(volume))
+
+
+def _share(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of the pixels in each bin, the share that is not the other kind."""
+    own = _likelihood(counts)
+    return own / (own + DOUBT * other)

@@ -1,0 +1,43 @@
+"""Curves of the eyes: how far the lids are closed, and where the person looks."""
+
+import numpy as np
+
+from shared.landmarks import EYE_LEFT, EYE_RIGHT, eye_opening
+
+OPEN_QUANTILE = 0.75  # blinks are short and looking down is rarer than looking ahead, so this opening is the usual one
+SHUT_SHARE = 0.15  # of the usual opening: lids that touch still leave the tracked lid lines a little apart
+SHORTEST_EYE = 1e-6  # pixels; nothing can be said of an eye that is narrower
+
+
+def blink(landmarks: np.ndarray) -> np.ndarray:
+    """landmarks (T,68,3) -> (T,2) closing of the right and the left lid: 0 open as usual for this person … 1 closed.
+
+    Each eye is measured against its own usual opening, so narrow eyes are not half closed; an eye that never opens is 0.
+    """
+    opening = eye_opening(landmarks)
+    usual = np.quantile(opening, OPEN_QUANTILE, axis=0)
+    shut = SHUT_SHARE * usual
+    closing = (usual - opening) / np.where(usual > 0, usual - shut, np.inf)
+    return np.clip(closing, 0, 1).astype(np.float32)
+
+
+def gaze(irises: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Iris centres (T,2,2) pixels, right and left, and landmarks (T,68,2) pixels -> (T,2) gaze: across and down.
+
+    In eye widths from the middle between the corners of the eye, along and square to the line between them, so a tilted
+    head does not count; the mean of both eyes, of one where the other's iris is NaN, NaN where both are. Positive is to
+    the right and down in the picture.
+    """
+    both = []
+    for iris, eye in zip(np.moveaxis(np.asarray(irises, float), 1, 0), (EYE_RIGHT, EYE_LEFT)):
+        left, right = pixels[:, eye[0]].astype(float), pixels[:, eye[3]].astype(float)  # as they lie in the picture
+        along = right - left
+        width = np.linalg.norm(along, axis=1, keepdims=True)
+        along = along / np.where(width > SHORTEST_EYE, width, np.nan)
+        offset = (iris - (left + right) / 2) / np.where(width > SHORTEST_EYE, width, np.nan)
+        down = np.stack([-along[:, 1], along[:, 0]], axis=1)
+        both.append(np.stack([(offset * along).sum(1), (offset * down).sum(1)], axis=1))
+    values = np.stack(both)
+    known = np.isfinite(values)
+    mean = np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known.any(0), mean, np.nan).astype(np.float32)

@@ -1,0 +1,88 @@
+"""What finds the person in a frame: face points, person matte, faces and hands, whichever library does it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from shared.errors import TalkheadError
+
+DETECTORS = ("mediapipe", "fan")
+MATTE_SIZE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Scheme:
+    """How a detector's points are used; all entries are numbers of points."""
+
+    count: int
+    landmarks68: np.ndarray  # (68,) the point that stands for each iBUG landmark
+    rigid: np.ndarray  # (R,) points that speech and blinking hardly move
+    rigid_weight: np.ndarray  # (R,) trust in each of them, 0 … 1
+    irises: tuple[list[int], list[int]] | None  # points of the right and the left iris, centre first
+
+
+class Detector(Protocol):
+    """One per worker process. Frames are uint8 (H,W,3) RGB; `points` follows the face, so they come in order of time."""
+
+    scheme: Scheme
+
+    def points(self, frame: np.ndarray) -> np.ndarray | None:
+        """(count,3) float32 pixels: x right, y down, z away from the camera in the same scale; None where no face is."""
+
+    def person(self, frame: np.ndarray) -> np.ndarray:
+        """(256,256) uint8 share of the person in each pixel of the shrunken frame."""
+
+    def faces(self, frame: np.ndarray) -> np.ndarray:
+        """(n,4) float32 left, top, right, bottom in pixels, largest first."""
+
+    def hands(self, frame: np.ndarray) -> list[np.ndarray]:
+        """Each (21,2) float32 pixels; [] where there is none or no model for hands."""
+
+    def restart(self) -> None:
+        """Forget the frames seen so far: what follows does not depend on them."""
+
+    def close(self) -> None:
+        """Give the models' memory back."""
+
+
+def open_detector(name: str = "mediapipe", *, landmarker: Path | None = None, models: Path | None = None) -> Detector:
+    """Open "mediapipe" or "fan"; models load at their first use.
+
+    `landmarker` is a face_landmarker.task, `models` a folder of model files; where neither is given, mediapipe's own
+    models are taken if it carries them (releases up to 0.10.21). Raises TalkheadError: unknown name, missing files,
+    missing extra.
+    """
+    if name not in DETECTORS:
+        raise TalkheadError(f"no detector is called {name!r}; there are {', '.join(DETECTORS)}")
+    if name == "fan":
+        from process_data.detect_fan import FanDetector
+
+        return FanDetector(landmarker, models)
+    from process_data.detect_mediapipe import MediaPipeDetector, solutions_available
+
+    if landmarker is None and models is None and solutions_available():
+        return MediaPipeDetector()
+    from process_data.detect_tasks import TasksDetector
+
+    return TasksDetector(landmarker, models)
+
+
+@contextmanager
+def quiet_native_logs() -> Iterator[None]:
+    """Send what native code prints on stderr to nowhere while the models load."""
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    saved = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)

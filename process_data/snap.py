@@ -1,0 +1,173 @@
+"""Inner lip points put on the edge that the picture shows between lip and mouth.
+
+A mesh network opens a wide-open mouth too far and a narrow one too little. Along short profiles across the lip the place
+where its colour ends is found in every frame (a change point by cumulative log-likelihood, after Page 1954). Single
+frames err, so the correction of a point is mostly a smooth robust function of how far the mouth is open, fitted to the
+whole clip, and only what neighbouring frames agree on is added to it.
+"""
+
+import cv2
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+POINTS = np.array([61, 62, 63, 67, 66, 65])  # upper lip, then the points that face them
+FACING = POINTS[[3, 4, 5, 0, 1, 2]]
+OUTER = np.array([50, 51, 52, 58, 57, 56])
+UPPER = 3  # so many of the points are the upper lip's
+
+# the profile; it, and all lengths below, in pixels of a 512² picture, positive into the mouth
+STEP = 0.5
+ALONG = np.arange(-9.0, 7.0 + STEP / 2, STEP)
+ACROSS = np.array([-1.5, 0.0, 1.5])
+LIP = (0.75, 0.3)  # shares of the lip's thickness from the inner contour between which it certainly is lip
+REACH = 3.5  # no edge further from the detector's point is believed
+BEFORE, AFTER_UPPER, AFTER_LOWER = 2, 5, 4  # samples round the change point among which the steepest step is taken
+NARROWEST = 1.5  # opening, pixels: less shows no mouth between the lips
+
+# spread of a lip's log luminance and of its two log colour ratios; the upper lip's underside is shaded
+SPREAD = np.array([[0.3, 0.1, 0.15]] * UPPER + [[0.18, 0.1, 0.15]] * UPPER)
+MOST = 4.0  # log-likelihood that one sample can give against lip, so that none decides alone
+PRIOR = 1.5  # and what it needs at least
+
+KNOT = 1.0  # pixels of opening between the knots of the curve
+STIFFNESS = 5.0
+SHRINKAGE = 2.0  # frames of evidence that halve the distance to no correction
+DOUBT = 0.6  # pixels; a residual counts linearly beyond
+AGREEING = 1.0  # standard deviation, frames, over which neighbours are averaged
+MOST_OWN = 1.5  # pixels that a frame may differ from the curve
+OWN_SHRINKAGE = 0.3  # trusted frames among the neighbours that halve it
+TOGETHER = 0.5  # of the way to the mean of its lip that each point goes
+SEEN = (0.45, 0.75)  # shares of the frames that show an edge, between which it comes to be believed
+FADE = (1.5, 5.0)  # opening, pixels, between which corrections grow from nothing to full
+
+
+def lip_evidence(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Where the lips of one frame (H,W,3) uint8 end, given its landmarks (68,2) pixels.
+
+    (6,2) float32: for each of POINTS how far into the mouth the edge lies, in pixels of a 512² picture, and how far this is
+    to be trusted, 0 (nothing seen) to 1.
+    """
+    right, up = _axes(pixels[None].astype(float))
+    unit = frame.shape[0] / 512
+    inward = np.where(np.arange(len(POINTS))[:, None] < UPPER, -up[0], up[0])
+    inner = pixels[POINTS].astype(float)
+    room = ((pixels[FACING] - inner) * inward).sum(1) / unit
+    thickness = ((inner - pixels[OUTER]) * inward).sum(1) / unit
+    found = np.zeros((len(POINTS), 2), np.float32)
+    if room.max() < NARROWEST or not np.isfinite(inner).all():
+        return found
+    colours = _profiles(frame, inner, inward, right[0], unit)
+    features = _features(colours)
+    for k in np.flatnonzero(room >= NARROWEST):
+        found[k] = _edge(colours[k], features[k], SPREAD[k], room[k], thickness[k], upper=k < UPPER)
+    return found
+
+
+def _axes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The face's right-to-left and up directions (T,2) in the picture, of landmarks (T,68,2)."""
+    right = pixels[:, 45] - pixels[:, 36]
+    right = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-9)
+    return right, np.stack([right[:, 1], -right[:, 0]], axis=1)
+
+
+def _profiles(frame: np.ndarray, inner: np.ndarray, inward: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
+    """Colours (6,S,3) along ALONG from the points `inner` (6,2), the mean of neighbouring lines."""
+    along = ALONG[:, None, None] * inward[:, None, None]
+    grid = inner[:, None, None] + unit * (along + ACROSS[:, None] * right) - 0.5
+    flat = grid.astype(np.float32).reshape(-1, len(ACROSS), 2)
+    colours = cv2.remap(frame, flat, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return colours.reshape(*grid.shape[:3], 3).mean(2)
+
+
+def _features(colours: np.ndarray) -> np.ndarray:
+    """Log luminance and log ratios of red to green and green to blue, steadied against noise in the dark."""
+    luminance = np.log(colours @ [0.299, 0.587, 0.114] + 12)
+    red, green, blue = np.moveaxis(np.log(colours + 8), -1, 0)
+    return np.stack([luminance, red - green, green - blue], axis=-1)
+
+
+def _edge(colours: np.ndarray, features: np.ndarray, spread: np.ndarray, room: float, thickness: float,
+          upper: bool) -> tuple[float, float]:
+    """Place along one profile (S,3) where the lip ends and the trust in it; (0, 0) if no edge is seen."""
+    lip = (ALONG >= -LIP[0] * thickness) & (ALONG <= -LIP[1] * thickness)
+    if lip.sum() < 3:
+        return 0.0, 0.0
+    distance = np.linalg.norm((features - np.median(features[lip], axis=0)) / spread, axis=1)
+    seen = (ALONG >= -LIP[0] * thickness) & (ALONG <= room / 2 + 1)
+    against = np.where(seen, np.minimum(distance**2 / 2, MOST) - PRIOR, 0)
+    total = np.cumsum(against)
+    at = int(np.where(np.abs(ALONG) < REACH, total[-1] - 2 * total, -np.inf).argmax())
+    inside, outside = against[at + 1:at + 6], against[max(at - 5, 0):at + 1]
+    trust = min(inside.mean(), -2 * outside.mean() / PRIOR - 1, 0.5 - outside[-2:].mean() / PRIOR, 1.0)
+    if trust <= 0:
+        return 0.0, 0.0
+    # the steepest step near by: blur leaves it in place, shading has no step
+    slope = np.linalg.norm(colours[2:] - colours[:-2], axis=1)
+    first = max(at - 1 - BEFORE, 1)
+    i = first + int(slope[first:at + (AFTER_UPPER if upper else AFTER_LOWER)].argmax())
+    low, high = slope[i - 1], slope[min(i + 1, len(slope) - 1)]
+    bend = low + high - 2 * slope[i]
+    place = ALONG[i + 1] + (STEP * np.clip(0.5 * (low - high) / bend, -0.5, 0.5) if bend < 0 else 0.0)
+    return float(place), float(trust)
+
+
+def snap(pixels: np.ndarray, evidence: np.ndarray, good: np.ndarray, unit: float) -> np.ndarray:
+    """Landmarks (T,68,2) with the inner lips corrected by the evidence (T,6,2) of a whole clip.
+
+    good (T,) bool: frames whose landmarks were found, the only ones that are used and changed; unit: pixels of the picture
+    to a pixel of a 512² one.
+    """
+    corrected = np.array(pixels, dtype=float)
+    up = _axes(corrected)[1]
+    gap = ((corrected[:, POINTS[:UPPER]] - corrected[:, POINTS[UPPER:]]) * up[:, None]).sum(2).mean(1) / unit
+    usable = good & np.isfinite(gap)
+    if not usable.any():
+        return corrected
+    opening = np.where(usable, gap, 0.0)
+    share = np.clip((opening - FADE[0]) / (FADE[1] - FADE[0]), 0, 1) * usable
+    trust = np.where(usable[:, None], evidence[..., 1], 0.0).astype(float)
+    offset = np.where(trust > 0, evidence[..., 0], 0.0)
+    for lip, inwards in ((slice(0, UPPER), -up), (slice(UPPER, None), up)):
+        moves = np.stack([_correction(opening, *one) for one in zip(offset[:, lip].T, trust[:, lip].T)], axis=1)
+        moves += TOGETHER * (moves.mean(1, keepdims=True) - moves)
+        moves *= (share * _belief(opening, trust[:, lip]) * unit)[:, None]
+        corrected[:, POINTS[lip]] += moves[..., None] * inwards[:, None]
+    return corrected
+
+
+def _correction(opening: np.ndarray, offset: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """How far (T,) one point is to move into the mouth, from what single frames (T,) say."""
+    curve = _curve(opening, offset, trust)
+    own = trust * np.clip(offset - curve, -MOST_OWN, MOST_OWN)
+    weight = gaussian_filter1d(trust, AGREEING, mode="constant")
+    own = gaussian_filter1d(own, AGREEING, mode="constant") / (weight + OWN_SHRINKAGE)
+    return np.clip(curve + own, -REACH, REACH)
+
+
+def _belief(opening: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """0 … 1 (T,) for a lip's trust (T,3): an edge that few frames of about this opening show is a chance find."""
+    knot = np.round(np.clip(opening, 0, None) / KNOT).astype(int)
+    wide = opening >= NARROWEST
+    frames, shown = (gaussian_filter1d(np.bincount(knot, wide * each, knot.max() + 1), 1.5, mode="constant")
+                     for each in (1.0, (trust > 0).mean(1)))
+    share = (shown / (frames + 1e-9))[knot]
+    return np.clip((share - SEEN[0]) / (SEEN[1] - SEEN[0]), 0, 1)
+
+
+def _curve(opening: np.ndarray, offset: np.ndarray, trust: np.ndarray) -> np.ndarray:
+    """Robust smooth function (T,) of the opening: linear between knots, second differences held down (Eilers and Marx 1996)."""
+    place = np.clip(opening / KNOT, 0, None)
+    knots = int(np.ceil(place.max())) + 2
+    left = np.minimum(place.astype(int), knots - 2)
+    right = place - left
+    bend = np.diff(np.eye(knots), 2, axis=0)
+    hold = STIFFNESS * bend.T @ bend + SHRINKAGE / knots * np.eye(knots)
+    hats = ((left, 1 - right), (left + 1, right))
+    fitted = np.zeros_like(offset)
+    for _ in range(8):
+        weight = trust / np.maximum(np.abs(offset - fitted) / DOUBT, 1)
+        side = sum(np.bincount(i, weight * a * offset, knots) for i, a in hats)
+        normal = sum(np.bincount(i * knots + j, weight * a * b, knots * knots) for i, a in hats for j, b in hats)
+        value = np.linalg.solve(hold + np.reshape(normal, (knots, knots)), side)
+        fitted = (1 - right) * value[left] + right * value[left + 1]
+    return fitted

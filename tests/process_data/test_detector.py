@@ -1,0 +1,97 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from process_data.detect_fan import FAN_SCHEME
+from process_data.detect_mediapipe import MESH_SCHEME, MediaPipeDetector, largest_first, matte_bytes
+from process_data.detector import open_detector
+from shared.errors import TalkheadError
+from shared.landmarks import LIPS
+from shared.video_io import read_video
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Ten frames of the synthetic actor, 256²."""
+    from process_data.synthetic import make_actor
+
+    truth = make_actor(tmp_path_factory.mktemp("actor"), size=256, seconds=0.4, seed=0, quiet=True)
+    return list(read_video(truth.video))
+
+
+@pytest.mark.parametrize("scheme", [MESH_SCHEME, FAN_SCHEME])
+def test_a_scheme_names_points_that_exist_and_do_not_speak(scheme):
+    assert scheme.landmarks68.shape == (68,) and len(set(scheme.landmarks68)) == 68
+    assert scheme.rigid.shape == scheme.rigid_weight.shape
+    for points in (scheme.landmarks68, scheme.rigid):
+        assert points.min() >= 0 and points.max() < scheme.count
+    assert len(set(scheme.rigid)) == len(scheme.rigid)
+    assert not set(scheme.rigid) & set(scheme.landmarks68[LIPS])
+    assert (scheme.rigid_weight > 0).all() and (scheme.rigid_weight <= 1).all()
+    for iris in scheme.irises or ():
+        assert len(iris) == 5 and max(iris) < scheme.count and not set(iris) & set(scheme.landmarks68)
+
+
+def test_opening_imports_no_library_before_it_is_needed():
+    code = ("import sys, process_data.detector, process_data.detect_mediapipe, process_data.detect_tasks, "
+            "process_data.detect_fan; print([name for name in ('mediapipe', 'torch', 'face_alignment') if name in sys.modules])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_unknown_detector_lists_those_there_are():
+    with pytest.raises(TalkheadError) as error:
+        open_detector("dlib")
+    assert str(error.value) == "no detector is called 'dlib'; there are mediapipe, fan"
+
+
+def test_the_solutions_find_the_actor(frames):
+    detector = open_detector()
+    assert isinstance(detector, MediaPipeDetector)
+    points = [detector.points(frame) for frame in frames]
+    first = points[0]
+    assert first.shape == (478, 3) and first.dtype == np.float32
+    nose, right, left, chin = first[[4, 33, 263, 152]]
+    assert right[0] < nose[0] < left[0] and right[1] < nose[1] < chin[1]  # upright, the subject's right on the left
+    assert nose[2] < right[2] and nose[2] < left[2]  # z grows away from the camera
+    for iris, corners in zip(MESH_SCHEME.irises, ((33, 133), (362, 263))):
+        assert first[corners[0], 0] < first[iris[0], 0] < first[corners[1], 0]
+        assert np.abs(first[iris[1:], :2].mean(0) - first[iris[0], :2]).max() < 1  # the centre is the first of them
+    (face,) = detector.faces(frames[0])
+    assert (face[:2] < nose[:2]).all() and (nose[:2] < face[2:]).all()
+    matte = detector.person(frames[0])
+    assert matte.shape == (256, 256) and matte.dtype == np.uint8
+    assert matte[int(nose[1]), int(nose[0])] > 200 and matte[2, 2] < 60
+    assert detector.hands(frames[0]) == []
+    assert np.array_equal(detector.person(frames[0]), matte)  # whatever came between
+    detector.restart()
+    again = [detector.points(frame) for frame in frames]
+    assert np.array_equal(points, again)
+    detector.close()
+
+
+def test_hands_are_not_loaded_before_they_are_asked_for(frames):
+    detector = open_detector()
+    detector.points(frames[0])
+    assert set(detector._models) == {"mesh"}
+    detector.close()
+    assert not detector._models
+
+
+def test_a_picture_without_a_face(frames):
+    detector = open_detector()
+    empty = np.full_like(frames[0], 90)
+    assert detector.points(empty) is None
+    assert detector.faces(empty).shape == (0, 4)
+    detector.close()
+
+
+def test_boxes_are_sorted_and_mattes_have_one_size():
+    boxes = np.array([[0, 0, 2, 2], [0, 0, 5, 5], [1, 1, 4, 4]], np.float32)
+    assert largest_first(boxes)[:, 2].tolist() == [5, 4, 2]
+    matte = matte_bytes(np.full((64, 48), 1.7, np.float32))
+    assert matte.shape == (256, 256) and (matte == 255).all()
