@@ -4,8 +4,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from shared.errors import TalkheadError
 from shared.training import progress
 
 CHUNK = 250  # frames; fixed, so that results do not depend on the number of workers
@@ -61,6 +63,8 @@ class Workers:
                     for job in finished:
                         job.result()
                     bar.update(min(frames, self._counter.value) - bar.n)
+            except BrokenProcessPool as error:
+                raise TalkheadError(f"a process died during {title!r}; if memory ran out, try --workers 1") from error
             except BaseException:
                 for job in waiting:
                     job.cancel()

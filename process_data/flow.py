@@ -5,7 +5,6 @@ picture itself (Lucas and Kanade 1981, pyramidal after Bouguet 2001) are repeata
 every frame is matched to its reference directly, nothing drifts.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,22 +114,19 @@ def on_surface(corners: np.ndarray, rigid: np.ndarray, depths: np.ndarray, pose:
     return origin + along[:, None] * direction
 
 
-def match(frames: Iterable[tuple[int, np.ndarray]], references: list[Reference], nearest: np.ndarray, poses: np.ndarray,
-          reference_poses: np.ndarray, intrinsics: tuple[float, ...]) -> Iterator[np.ndarray]:
-    """For each (t, frame (H,W,3)) the pixels (n,2) of its nearest reference's corners, NaN where they are not found again.
+def match(frame: np.ndarray, references: list[Reference], nearest: int, pose: np.ndarray, reference_poses: np.ndarray,
+          intrinsics: tuple[float, ...]) -> np.ndarray:
+    """Pixels (n,2) in a frame (H,W,3) of the corners of reference number `nearest` (-1: none), NaN where they are not found.
 
-    nearest (T,) and poses (T,4,4) of all frames, reference_poses (R,4,4).
+    pose (4,4) is a first guess of the frame's, reference_poses (R,4,4) those of the references.
     """
-    for t, frame in frames:
-        k = int(nearest[t])
-        if k < 0 or len(references[k].corners) == 0:
-            yield np.zeros((0, 2))
-            continue
-        reference = references[k]
-        # what the prediction misses in the reference itself, it misses here too
-        offset = reference.corners - project(reference.points, reference_poses[k].astype(float), intrinsics)
-        guess = project(reference.points, poses[t].astype(float), intrinsics) + offset
-        yield _track(reference, cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), guess)
+    if nearest < 0 or len(references[nearest].corners) == 0:
+        return np.zeros((0, 2))
+    reference = references[nearest]
+    # what the prediction misses in the reference itself, it misses here too
+    offset = reference.corners - project(reference.points, reference_poses[nearest].astype(float), intrinsics)
+    guess = project(reference.points, pose.astype(float), intrinsics) + offset
+    return _track(reference, cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), guess)
 
 
 def _track(reference: Reference, gray: np.ndarray, guess: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import savgol_filter
 
-from process_data import flow, pose
+from process_data import flow, pose, snap
 from process_data.chunks import Workers, chunks, tick
 from process_data.config import ProcessConfig
 from process_data.detector import Scheme
@@ -48,17 +48,20 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
     plain = pose.fit_poses(alone, rough.points, rough.poses.astype(float), spans, intrinsics, 3, 0.0)
 
     depth = _corrected(shape, shape[rigid], rough.points)[seen68, 2]
-    landmarks = pose.unproject(points[:, seen68, :2].astype(float), depth, rough.poses, intrinsics)
+    pixels68 = points[:, seen68, :2].astype(float)
+    landmarks = pose.unproject(pixels68, depth, rough.poses, intrinsics)
     numbers, nearest = flow.choose_references(landmarks, rough.poses, spans, good)
     references = [_reference(video, t, landmarks[t], rough, intrinsics) for t in numbers]
-    corners = follow(video, references, nearest, rough.poses, numbers, intrinsics, work, workers, quiet)
+    corners, evidence = follow(video, references, nearest, rough.poses, numbers, pixels68, intrinsics, work, workers, quiet)
     starts = [np.concatenate([r.points, np.zeros((flow.CORNERS - len(r.points), 3))]) for r in references]
     both = pose.Tracks(np.concatenate([pixels, corners], axis=1), nearest,
                        np.concatenate([sigma, np.full(flow.CORNERS * len(references), FLOW_PIXELS * unit)]),
                        np.concatenate([rough.points, *starts]), len(rigid))
     fitted = pose.fit(both, rough.poses.astype(float), spans, intrinsics, iterations=config.pose_iterations,
                       smoothness=config.pose_smoothness, needed=tuple(numbers))
-    # the detector's points agree with each other better than with the picture: their own poses undo their own motion
+    # the detector's points agree with each other better than with the picture, so the pose that fits them undoes their motion
+    pixels68 = snap.snap(pixels68, evidence, good, unit)
+    landmarks = pose.unproject(pixels68, depth, rough.poses, intrinsics)
     landmarks = _smooth_rest(landmarks, spans, config.rest_window)
     landmarks, poses, plain = to_convention(landmarks, fitted.poses, plain, good)
     return Tracked(landmarks, poses, neutral_face(landmarks[good]), fitted.rms, plain)
@@ -79,31 +82,37 @@ def _reference(video: Path, t: int, landmarks: np.ndarray, rough: pose.PoseFit, 
 
 
 def follow(video: Path, references: list[flow.Reference], nearest: np.ndarray, poses: np.ndarray, numbers: list[int],
-           intrinsics: tuple[float, ...], work: Path, workers: Workers, quiet: bool) -> np.ndarray:
-    """Pixels (T,CORNERS,2) float32 of each frame's reference's corners, NaN where they are not found."""
+           pixels: np.ndarray, intrinsics: tuple[float, ...], work: Path, workers: Workers,
+           quiet: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (T,CORNERS,2) float32 of each frame's reference's corners, NaN where they are not found, and what the picture
+    tells of the lips' edges (T,6,2), given the detector's landmarks (T,68,2)."""
     parts = chunks(len(poses))
-    jobs = [(video, a, b, references, nearest, poses, poses[numbers], intrinsics, work) for a, b in parts
-            if not _flow_file(work, a).is_file()]
+    jobs = [(video, a, b, references, nearest[a:b], poses[a:b], poses[numbers], pixels[a:b], intrinsics, work)
+            for a, b in parts if not _flow_file(work, a).is_file()]
     if jobs:
         left = sum(job[2] - job[1] for job in jobs)
-        workers.run(follow_chunk, jobs, len(poses), len(poses) - left, "refining poses", quiet=quiet)
-    return np.concatenate([np.load(_flow_file(work, a)) for a, _ in parts])
+        workers.run(follow_chunk, jobs, len(poses), len(poses) - left, "refining", quiet=quiet)
+    stored = [np.load(_flow_file(work, a)) for a, _ in parts]
+    return np.concatenate([part["corners"] for part in stored]), np.concatenate([part["lips"] for part in stored])
 
 
 def follow_chunk(video: Path, start: int, stop: int, references: list[flow.Reference], nearest: np.ndarray,
-                 poses: np.ndarray, reference_poses: np.ndarray, intrinsics: tuple[float, ...], work: Path) -> None:
-    """Write the corners of frames start ≤ t < stop to work/flow_NNNNNNN.npy."""
-    rows = np.full((stop - start, flow.CORNERS, 2), np.nan, np.float32)
-    frames = enumerate(read_video(video, start=start, stop=stop), start=start)
-    for row, found in zip(rows, flow.match(frames, references, nearest, poses, reference_poses, intrinsics)):
-        row[: len(found)] = found
+                 poses: np.ndarray, reference_poses: np.ndarray, pixels: np.ndarray, intrinsics: tuple[float, ...],
+                 work: Path) -> None:
+    """Write corners and lips of frames start ≤ t < stop to work/flow_NNNNNNN.npz; nearest, poses and pixels are theirs."""
+    corners = np.full((stop - start, flow.CORNERS, 2), np.nan, np.float32)
+    lips = np.zeros((stop - start, len(snap.POINTS), 2), np.float32)
+    for k, frame in enumerate(read_video(video, start=start, stop=stop)):
+        found = flow.match(frame, references, int(nearest[k]), poses[k], reference_poses, intrinsics)
+        corners[k, : len(found)] = found
+        lips[k] = snap.lip_evidence(frame, pixels[k])
         tick()
     with atomic_path(_flow_file(work, start)) as partial, partial.open("wb") as file:
-        np.save(file, rows)
+        np.savez(file, corners=corners, lips=lips)
 
 
 def _flow_file(work: Path, start: int) -> Path:
-    return work / f"flow_{start:07d}.npy"
+    return work / f"flow_{start:07d}.npz"
 
 
 def _smooth_rest(landmarks: np.ndarray, spans: list[tuple[int, int]], window: int) -> np.ndarray:
