@@ -11,6 +11,7 @@ from shared.errors import TalkheadError
 from shared.training import progress
 
 CHUNK = 250  # frames; fixed, so that results do not depend on the number of workers
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _done: Any = None
 
 
@@ -26,30 +27,39 @@ def tick(frames: int = 1) -> None:
             _done.value += frames
 
 
-def _start_worker(counter: Any, threads: int) -> None:
+def _start_worker(counter: Any) -> None:
     global _done
     import cv2
 
     _done = counter
-    cv2.setNumThreads(threads)
+    cv2.setNumThreads(1)
 
 
 class Workers:
-    """A pool of processes that stays up for several passes over the video. Use as a context manager."""
+    """A pool of processes that stays up for several passes over the video. Use as a context manager.
+
+    Each works on one thread: the small matrices of one frame only make several wait for each other.
+    """
 
     def __init__(self, count: int | None = None) -> None:
         self.count = count or os.cpu_count() or 1
 
     def __enter__(self) -> "Workers":
+        # read when a library loads, so it must stand in the environment that the processes start with
+        self._environment = {name: os.environ.get(name) for name in THREADS}
+        os.environ.update(dict.fromkeys(THREADS, "1"))
         context = multiprocessing.get_context("spawn")
         self._counter = context.Value("q", 0)
-        threads = max(1, (os.cpu_count() or 1) // self.count)
-        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker,
-                                         initargs=(self._counter, threads))
+        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker, initargs=(self._counter,))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def run(self, work: Callable[..., Any], jobs: Sequence[tuple], frames: int, done: int, title: str, *,
             quiet: bool = False, unit: str = "frame") -> None:

@@ -19,6 +19,7 @@ BLOCK = 2000  # frames whose Jacobians are in memory at once
 SHAPE_PRIOR = 0.002  # pull to the first shape, of the weight of the observations
 SAMPLE_FRAMES = 240  # frames that the shape is fitted to
 MOST_TOGETHER = 12  # references whose points are fitted in one system
+CONVERGED = 2e-6  # metres and radians: steps smaller than this end the iterations
 # how strongly translation is held against rotation by the smoothness term, metres to radians
 TRANSLATION_UNIT = 0.1
 
@@ -165,6 +166,8 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
         step = np.linalg.solve(schur, -right)
         points = points + step.reshape(number, 3)
         poses = _moved(poses, -(solved[..., 0] + solved[..., 1:] @ step))
+        if np.abs(step).max() < CONVERGED:
+            break
     return used, points
 
 
@@ -178,7 +181,10 @@ def fit_poses(tracks: Tracks, points: np.ndarray, poses: np.ndarray, shots: list
             hess[part], grad[part] = _normal_equations(points[index], tracks.pixels[part], tracks.sigma[index], poses[part],
                                                        intrinsics)[:2]
         weight = smoothness * intrinsics[0] / poses[:, 2, 3].mean()
-        poses = _moved(poses, _banded_step(hess, grad, poses, shots, weight))
+        step = _banded_step(hess, grad, poses, shots, weight)
+        poses = _moved(poses, step)
+        if np.abs(step).max() < CONVERGED:
+            break
     return poses
 
 
