@@ -18,6 +18,7 @@ CORNERS = 90  # tracked a reference
 SPACING = 1 / 80  # between corners, of the picture's size
 APART_DEGREES = 9.0  # a further reference is taken where the head is turned this much away from all others
 MOST_REFERENCES = 4  # a shot
+REACH_DEGREES = 16.0  # corners are looked for in frames turned up to this much away, and always from the nearest reference
 CALM = 0.4  # quantile: references have lips less and eyes more open than this
 ROUND_TRIP_PIXELS = 0.35  # forward and back again, at 512²
 JUMP_PIXELS = 8.0  # between prediction and match, at 512²
@@ -38,14 +39,16 @@ class Reference:
 
 def choose_references(landmarks: np.ndarray, poses: np.ndarray, spans: list[tuple[int, int]],
                       good: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Calm frames that span the poses of each shot, and for every frame (T,) which of them is nearest in rotation; -1: none.
+    """Calm frames that span the poses of each shot, and for every frame (T,2) which two of its shot are nearest; -1: none.
+
+    Two, because frames that show the corners of both tie the references to each other.
 
     landmarks (T,68,3), poses (T,4,4), good (T,) bool.
     """
     lips, eyes = lip_opening(landmarks), eye_opening(landmarks).mean(1)
     rotations = poses[:, :3, :3].astype(float)
     chosen: list[int] = []
-    nearest = np.full(len(poses), -1)
+    nearest = np.full((len(poses), 2), -1)
     for start, stop in spans:
         frames = start + np.flatnonzero(good[start:stop])
         if len(frames) == 0:
@@ -61,7 +64,10 @@ def choose_references(landmarks: np.ndarray, poses: np.ndarray, spans: list[tupl
                 break
             picks.append(int(distance.argmax()))
         distance = np.linalg.norm(turns[:, None] - here[picks], axis=2)
-        nearest[frames] = len(chosen) + distance.argmin(1)
+        order = np.argsort(distance, axis=1)[:, :2]
+        near = np.take_along_axis(distance, order, axis=1) < np.radians(REACH_DEGREES)
+        near[:, 0] = True
+        nearest[frames, : order.shape[1]] = np.where(near, len(chosen) + order, -1)
         chosen.extend(int(calm[k]) for k in picks)
     return chosen, nearest
 

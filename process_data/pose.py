@@ -26,12 +26,12 @@ TRANSLATION_UNIT = 0.1
 
 @dataclass(frozen=True)
 class Tracks:
-    """Points of the rigid head seen in pictures: first those that every frame may show, then the ones of its reference.
+    """Points of the rigid head seen in pictures: first those that every frame may show, then the ones of its references.
 
-    pixels (T,M,2), NaN where a point is not seen; reference (T,) which set of the other points a frame shows, -1 for none;
+    pixels (T,M,2), NaN where a point is not seen; reference (T,K) which sets of the other points a frame shows, -1 for none;
     sigma (P,) the error to expect of each point, pixels, beyond which a residual counts linearly (Huber); start (P,3) metres
     in head space, where each is thought to lie. The `common` first of the P points belong to all frames, the rest are sets
-    of M - common, one a reference.
+    of equal size, one a reference.
     """
 
     pixels: np.ndarray
@@ -42,10 +42,11 @@ class Tracks:
 
     def index(self, part: slice | np.ndarray) -> np.ndarray:
         """(n,M) the number of the point in each column of `pixels`."""
-        own = self.pixels.shape[1] - self.common
-        first = self.common + np.maximum(self.reference[part], 0) * own
-        shared = np.broadcast_to(np.arange(self.common), (len(first), self.common))
-        return np.concatenate([shared, first[:, None] + np.arange(own)], axis=1)
+        sets = np.maximum(self.reference[part], 0)
+        size = (self.pixels.shape[1] - self.common) // sets.shape[1]
+        shared = np.broadcast_to(np.arange(self.common), (len(sets), self.common))
+        own = self.common + sets[..., None] * size + np.arange(size)
+        return np.concatenate([shared, own.reshape(len(sets), -1)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrins
     groups = [np.arange(-1, -1)] if tracks.reference.max(initial=-1) < 0 else _groups(tracks.reference)
     commons = []
     for group in groups:
-        mine = np.flatnonzero(np.isin(tracks.reference, group) | (tracks.reference < 0))
+        mine = np.flatnonzero(np.isin(tracks.reference[:, 0], group) | (tracks.reference[:, 0] < 0))
         sample = np.union1d(mine[np.linspace(0, len(mine) - 1, min(len(mine), SAMPLE_FRAMES)).astype(int)],
                             np.intersect1d(mine, np.array(needed, int)))
         used, fitted = fit_shape(tracks, sample, poses[sample], intrinsics, iterations)
@@ -144,6 +145,8 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
     columns = columns.reshape(len(frames), -1)
     points, start = tracks.start[used], tracks.start[used]
     number = len(used)
+    shown = np.isfinite(tracks.pixels[frames, :, 0])  # a frame shows a point in one column at most
+    rows = np.nonzero(shown)[0]
     for _ in range(iterations):
         hess_pose, grad_pose, by_pose, by_point, residual = _normal_equations(
             points[columns], tracks.pixels[frames], tracks.sigma[used][columns], poses, intrinsics)
@@ -156,7 +159,7 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
         hess_point = hess_point + prior * np.eye(3)
         grad_point = grad_point + prior * (points - start)
         cross = np.zeros((len(frames), number, 6, 3))
-        cross[np.arange(len(frames))[:, None], columns] = by_pose.swapaxes(2, 3) @ by_point
+        cross[rows, columns[shown]] = (by_pose.swapaxes(2, 3) @ by_point)[shown]
         cross = cross.swapaxes(1, 2).reshape(len(frames), 6, number * 3)
         solved = np.linalg.solve(hess_pose + 1e-6 * np.eye(6), np.concatenate([grad_pose[..., None], cross], axis=2))
         schur = -(cross.reshape(-1, number * 3).T @ solved[..., 1:].reshape(-1, number * 3))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 from scipy.signal import savgol_filter
 
 from process_data import flow, pose, snap
@@ -18,6 +19,7 @@ from shared.video_io import read_video
 DETECTOR_PIXELS = 1.5  # error to expect of a detector's point, at 512²
 FLOW_PIXELS = 0.3  # and of a tracked corner
 DEPTH_REACH = 0.02  # metres over which a correction of the rigid points carries over to their neighbours
+TREMBLE = 2.0  # standard deviation, frames, of the smoothing that parts the detector's slow errors from its fast ones
 MOVING = set(LIPS) | set(range(36, 48)) | set(JAW)
 
 
@@ -42,7 +44,7 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
     shape = pose.mean_shape(sample, rigid, scheme.rigid_weight, seen68)
     sigma = DETECTOR_PIXELS * unit / np.sqrt(scheme.rigid_weight)
     pixels = points[:, rigid, :2]
-    alone = pose.Tracks(pixels, np.full(len(points), -1), sigma, shape[rigid], len(rigid))
+    alone = pose.Tracks(pixels, np.full((len(points), 1), -1), sigma, shape[rigid], len(rigid))
     first = pose.initial_poses(points[:, rigid], shape[rigid], scheme.rigid_weight, intrinsics)
     rough = pose.fit(alone, first, spans, intrinsics, iterations=config.pose_iterations, smoothness=config.pose_smoothness)
     plain = pose.fit_poses(alone, rough.points, rough.poses.astype(float), spans, intrinsics, 3, 0.0)
@@ -59,9 +61,9 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
                        np.concatenate([rough.points, *starts]), len(rigid))
     fitted = pose.fit(both, rough.poses.astype(float), spans, intrinsics, iterations=config.pose_iterations,
                       smoothness=config.pose_smoothness, needed=tuple(numbers))
-    # the detector's points agree with each other better than with the picture, so the pose that fits them undoes their motion
     pixels68 = snap.snap(pixels68, evidence, good, unit)
-    landmarks = pose.unproject(pixels68, depth, rough.poses, intrinsics)
+    landmarks = _steady(pose.unproject(pixels68, depth, rough.poses, intrinsics),
+                        pose.unproject(pixels68, depth, fitted.poses, intrinsics), spans)
     landmarks = _smooth_rest(landmarks, spans, config.rest_window)
     landmarks, poses, plain = to_convention(landmarks, fitted.poses, plain, good)
     return Tracked(landmarks, poses, neutral_face(landmarks[good]), fitted.rms, plain)
@@ -84,8 +86,8 @@ def _reference(video: Path, t: int, landmarks: np.ndarray, rough: pose.PoseFit, 
 def follow(video: Path, references: list[flow.Reference], nearest: np.ndarray, poses: np.ndarray, numbers: list[int],
            pixels: np.ndarray, intrinsics: tuple[float, ...], work: Path, workers: Workers,
            quiet: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (T,CORNERS,2) float32 of each frame's reference's corners, NaN where they are not found, and what the picture
-    tells of the lips' edges (T,6,2), given the detector's landmarks (T,68,2)."""
+    """Pixels (T,2·CORNERS,2) float32 of the corners of each frame's two references, NaN where they are not found, and what
+    the picture tells of the lips' edges (T,6,2), given the detector's landmarks (T,68,2)."""
     parts = chunks(len(poses))
     jobs = [(video, a, b, references, nearest[a:b], poses[a:b], poses[numbers], pixels[a:b], intrinsics, work)
             for a, b in parts if not _flow_file(work, a).is_file()]
@@ -100,19 +102,31 @@ def follow_chunk(video: Path, start: int, stop: int, references: list[flow.Refer
                  poses: np.ndarray, reference_poses: np.ndarray, pixels: np.ndarray, intrinsics: tuple[float, ...],
                  work: Path) -> None:
     """Write corners and lips of frames start ≤ t < stop to work/flow_NNNNNNN.npz; nearest, poses and pixels are theirs."""
-    corners = np.full((stop - start, flow.CORNERS, 2), np.nan, np.float32)
+    corners = np.full((stop - start, nearest.shape[1], flow.CORNERS, 2), np.nan, np.float32)
     lips = np.zeros((stop - start, len(snap.POINTS), 2), np.float32)
     for k, frame in enumerate(read_video(video, start=start, stop=stop)):
-        found = flow.match(frame, references, int(nearest[k]), poses[k], reference_poses, intrinsics)
-        corners[k, : len(found)] = found
+        for row, number in zip(corners[k], nearest[k]):
+            found = flow.match(frame, references, int(number), poses[k], reference_poses, intrinsics)
+            row[: len(found)] = found
         lips[k] = snap.lip_evidence(frame, pixels[k])
         tick()
     with atomic_path(_flow_file(work, start)) as partial, partial.open("wb") as file:
-        np.savez(file, corners=corners, lips=lips)
+        np.savez(file, corners=corners.reshape(len(corners), -1, 2), lips=lips)
 
 
 def _flow_file(work: Path, start: int) -> Path:
     return work / f"flow_{start:07d}.npz"
+
+
+def _steady(own: np.ndarray, exact: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    """Landmarks (T,68,3) that follow `exact`, those seen from the final poses, slowly and `own` fast.
+
+    The detector's points tremble together; from the poses that fit them alone, which tremble with them, they keep still.
+    """
+    out = own.copy()
+    for start, stop in spans:
+        out[start:stop] += gaussian_filter1d(exact[start:stop] - own[start:stop], TREMBLE, axis=0, mode="nearest")
+    return out
 
 
 def _smooth_rest(landmarks: np.ndarray, spans: list[tuple[int, int]], window: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLES_PER_FRAME
 from shared.training import progress
-from shared.video_io import VideoInfo, VideoWriter, probe, read_video
+from shared.video_io import VideoInfo, VideoWriter, pixel_aspect, probe, read_video
 
 LOOKS = 60  # frames in which the face is looked for while the crop is chosen
 SEEK_FROM = 3000  # frames from which jumping to each look is faster than reading everything
@@ -23,7 +23,7 @@ SEEK_FROM = 3000  # frames from which jumping to each look is faster than readin
 def sample_frames(video: Path, info: VideoInfo, count: int) -> Iterator[np.ndarray]:
     """About `count` frames spread over a video."""
     step = max(1, info.frames_estimate // count)
-    if info.frames_estimate < SEEK_FROM:
+    if info.frames_estimate < SEEK_FROM or not info.seekable:
         yield from (frame for k, frame in enumerate(read_video(video)) if k % step == 0)
         return
     for k in range(0, info.frames_estimate, step):
@@ -79,10 +79,10 @@ def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, in
 
 
 def _steady_frames(source: Path) -> int:
-    """Number of frames if every frame k is shown at exactly k/25 s, upright, whole, in yuv420p; else 0."""
+    """Number of frames if every frame k is shown at exactly k/25 s, upright, whole, of square pixels, in yuv420p; else 0."""
     with av.open(str(source)) as container:
         stream = container.streams.video[0]
-        if stream.codec_context.pix_fmt not in ("yuv420p", "yuvj420p"):
+        if stream.codec_context.pix_fmt not in ("yuv420p", "yuvj420p") or pixel_aspect(stream) != 1:
             return 0
         shown = [(float(packet.pts * packet.time_base), packet.is_corrupt) for packet in container.demux(stream)
                  if packet.pts is not None]

@@ -3,49 +3,121 @@
 import wave
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+from av.stream import Stream
 
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import SAMPLE_RATE
 
+TIMESTAMPS_ANYWHERE = 0x0200  # FFmpeg's AVFMT_TS_DISCONT
+LEAST_GAP = 0.1  # seconds; timestamps that jump less only jitter
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
-    """Yield mono float32 pieces at 16 kHz; sound that starts after time zero is preceded by silence."""
+
+def open_media(path: Path, kind: str) -> av.container.InputContainer:
+    """Open a file with FFmpeg. Raises TalkheadError, calling it a `kind`, if that cannot be done."""
     if not path.exists():
         raise TalkheadError(f"{path} does not exist")
+    if path.is_dir():
+        raise TalkheadError(f"{path} is a folder; name a {kind} in it")
+    if path.is_file() and path.stat().st_size == 0:
+        raise TalkheadError(f"{path} is empty (0 bytes); copy or record it again")
     try:
-        container = av.open(str(path))
+        return av.open(str(path), metadata_errors="replace")
+    except PermissionError as error:
+        raise TalkheadError(f"{path} may not be read: {error.strerror}") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise TalkheadError(f"{path} is not a media file that FFmpeg can read") from error
-    with container:
+        raise TalkheadError(f"{path} is not a {kind} that FFmpeg can read; if recording or copying it was interrupted, "
+                            "get it whole, else convert it") from error
+
+
+def timestamps_anywhere(container: av.container.InputContainer) -> bool:
+    """Is this a transport stream (.ts, .mts) or the like, whose clock starts anywhere and which has no index of key frames?"""
+    return bool(container.format.flags & TIMESTAMPS_ANYWHERE)
+
+
+def time_zero(container: av.container.InputContainer) -> float:
+    """Seconds at which a file's own clock starts: zero, but anywhere in a transport stream."""
+    if timestamps_anywhere(container) and container.start_time is not None:
+        return container.start_time / av.time_base
+    return 0.0
+
+
+def decode(container: av.container.InputContainer, stream: Stream) -> Iterator[Any]:
+    """Yield the frames of a stream without those that are too damaged to decode.
+
+    Raises the decoder's FFmpegError only if there is no other frame.
+    """
+    packets = container.demux(stream)
+    found = False
+    failed: av.error.FFmpegError | None = None
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.error.FFmpegError as error:
+            failed, packet = error, None
+        if packet is None:
+            break
+        try:
+            for frame in packet.decode():
+                found = True
+                yield frame
+        except av.error.FFmpegError as error:
+            failed = error
+    if failed is not None and not found:
+        raise failed
+
+
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    """Yield mono float32 pieces at 16 kHz; where no sound is, before the first or in a gap, silence is put."""
+    with open_media(path, "media file") as container:
         if not container.streams.audio:
             raise TalkheadError(f"{path} has no audio track; a talking head needs sound")
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-        decoded = False
+        zero = time_zero(container)
+        resampler, form = _mono(), None
+        clock: float | None = None  # seconds of sound up to now
         try:
-            for frame in container.decode(container.streams.audio[0]):
-                if not decoded and frame.time is not None and frame.time > 0:
-                    yield np.zeros(int(round(frame.time * SAMPLE_RATE)), np.float32)
-                decoded = True
+            for frame in decode(container, container.streams.audio[0]):
+                gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
+                silence = gap > (0.0 if clock is None else LEAST_GAP)
+                if silence or form not in (None, _form(frame)):
+                    yield from _resample(resampler, None)
+                    resampler = _mono()
+                if silence:
+                    yield np.zeros(int(round(gap * SAMPLE_RATE)), np.float32)
+                form = _form(frame)
+                clock = (clock or 0.0) + (gap if silence else 0.0) + frame.samples / frame.sample_rate
                 frame.pts = None
-                for piece in resampler.resample(frame):
-                    yield piece.to_ndarray()[0]
-            if decoded:
-                for piece in resampler.resample(None):
-                    yield piece.to_ndarray()[0]
+                yield from _resample(resampler, frame)
         except av.error.FFmpegError as error:
-            if not decoded:
-                raise TalkheadError(f"{path}: the audio track cannot be decoded ({error})") from error
+            raise TalkheadError(f"{path}: the audio track cannot be decoded ({error}); convert the file") from error
+        if clock is not None:
+            yield from _resample(resampler, None)
+
+
+def _mono() -> av.AudioResampler:
+    # whole numbers, since FFmpeg mixes several channels to floats without turning them down: speech on both would clip
+    return av.AudioResampler(format="s32p", layout="mono", rate=SAMPLE_RATE)
+
+
+def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
+    for piece in resampler.resample(frame):
+        yield piece.to_ndarray()[0] / np.float32(1 << 31)
 
 
 def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:
     """Yield 16 kHz mono float32 chunks of `seconds` (the last one shorter) in bounded memory.
 
-    Sound that starts later than the file's time zero is preceded by silence. Non-finite samples become 0 and values are
-    clipped to [−1, 1]. Raises TalkheadError: missing file, no media file, no audio track, 0 samples.
+    Several channels are averaged; sound that starts later than the file's time zero is preceded by silence, as gaps in it
+    are filled with it. Non-finite samples become 0 and values are clipped to [−1, 1]. Raises TalkheadError: missing file,
+    no media file, no audio track, 0 samples.
     """
     path = Path(path)
     size = max(1, int(seconds * SAMPLE_RATE))

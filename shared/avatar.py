@@ -84,11 +84,20 @@ class Avatar:
         return read_png(self.background)
 
 
+def require_video(clip: Clip) -> None:
+    """Raise TalkheadError for a clip of landmarks and sound only, as `talkhead process-voca` makes."""
+    _ = clip.info
+    if not clip.video.is_file():
+        raise TalkheadError(f"{clip.root} has no video; it serves `stage1 pretrain` only")
+
+
 def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train") -> None:
     """Write manifest, neutral, motion track and background from `clip`; trained parts already there stay.
 
-    The motion track is the longest unbroken stretch of the split within one shot.
+    The motion track is the longest unbroken stretch of the split within one shot. Raises TalkheadError for a clip without
+    video, before anything is written.
     """
+    require_video(clip)
     info = clip.info
     indices = clip.split(split)
     if len(indices) == 0:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from shared.audio_io import decode, iter_audio, open_media, time_zero, timestamps_anywhere
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLE_RATE
@@ -20,7 +21,8 @@ SEEK_MARGIN = 0.1  # seconds
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a file says of itself; width and height are those after the rotation flag is applied."""
+    """What a file says of itself; width and height are of the upright picture with square pixels, start is the time of the
+    first frame; where it is not seekable, each frame is reached by decoding all before it."""
 
     width: int
     height: int
@@ -31,19 +33,21 @@ class VideoInfo:
     frames_estimate: int
     codec: str
     start: float
+    seekable: bool
 
 
-def _open_video(path: Path):
-    if not path.exists():
-        raise TalkheadError(f"{path} does not exist")
-    try:
-        container = av.open(str(path))
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise TalkheadError(f"{path} is not a video that FFmpeg can read") from error
+def _open_video(path: Path) -> av.container.InputContainer:
+    container = open_media(path, "video")
     if not container.streams.video:
         container.close()
-        raise TalkheadError(f"{path} has no video track")
+        raise TalkheadError(f"{path} has no video track; name the recording that shows the person")
     return container
+
+
+def pixel_aspect(stream: av.VideoStream) -> float:
+    """Width of a pixel in its heights: 1, but for anamorphic video such as HDV and DV."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 0.25 < aspect < 4 else 1.0  # beyond, the file is wrong
 
 
 def probe(path: Path | str) -> VideoInfo:
@@ -52,23 +56,30 @@ def probe(path: Path | str) -> VideoInfo:
     with _open_video(path) as container:
         stream = container.streams.video[0]
         try:
-            first = next(container.decode(stream))
+            first = next(decode(container, stream))
         except (StopIteration, av.error.FFmpegError) as error:
-            raise TalkheadError(f"{path}: no video frame can be decoded") from error
+            raise TalkheadError(f"{path}: no video frame can be decoded; get the file whole, or convert it") from error
         rotation = int(round(first.rotation)) % 360
-        width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
+        width, height = _square(first, pixel_aspect(stream))
+        width, height = (height, width) if rotation in (90, 270) else (width, height)
         fps = float(stream.average_rate or stream.guessed_rate or FPS)
-        start = float(first.time or 0.0)
-        if stream.duration is not None:
+        start = float(first.time - time_zero(container) if first.time is not None else 0.0)
+        if stream.duration is not None and stream.time_base is not None:
             duration = start + float(stream.duration * stream.time_base)
         else:
             duration = float(container.duration or 0) / av.time_base
         return VideoInfo(width, height, fps, duration, rotation, bool(container.streams.audio),
-                         max(1, round(duration * FPS)), stream.codec_context.name, start)
+                         max(1, round(duration * FPS)), stream.codec_context.name, start, not timestamps_anywhere(container))
 
 
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    rgb = frame.to_ndarray(format="rgb24")
+def _square(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
+    """Width and height of a frame with square pixels; nothing shrinks."""
+    return round(frame.width * max(aspect, 1)), round(frame.height * max(1 / aspect, 1))
+
+
+def _upright(frame: av.VideoFrame, aspect: float) -> np.ndarray:
+    width, height = _square(frame, aspect)
+    rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
     turns = int(round(frame.rotation)) % 360 // 90
     return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
 
@@ -77,14 +88,17 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
     """Yield uint8 (H, W, 3) RGB at exactly `fps`, frame k being the source frame nearest to k/fps seconds.
 
     Works from timestamps: variable frame rates are resampled, a late first frame is repeated from time zero so that
-    sound stays in step, rotation flags are applied. A damaged tail ends the video. Only frames start ≤ k < stop are
+    sound stays in step, rotation flags are applied and pixels made square. In place of frames too damaged to decode the one
+    before is shown; where nothing more can be read, the video ends. Only frames start ≤ k < stop are
     yielded, the decoder seeking to the key frame before them. Raises TalkheadError.
     """
     path = Path(path)
     with _open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        _seek(container, stream, start / fps)
+        zero, aspect = time_zero(container), pixel_aspect(stream)
+        if start / fps > SEEK_MARGIN and not timestamps_anywhere(container):
+            _seek(container, stream, start / fps)
         held: av.VideoFrame | None = None
         held_time = 0.0
         held_rgb: np.ndarray | None = None
@@ -97,15 +111,17 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
             nonlocal held_rgb, size
             if held_rgb is None:
                 assert held is not None
-                held_rgb = _upright(held)
+                held_rgb = _upright(held, aspect)
                 size = size or held_rgb.shape[:2]
                 if held_rgb.shape[:2] != size:
-                    raise TalkheadError(f"{path}: the picture size changes from {size} to {held_rgb.shape[:2]}")
+                    (h, w), (height, width) = size, held_rgb.shape[:2]
+                    raise TalkheadError(f"{path}: the picture size changes from {w}x{h} to {width}x{height}; cut the video "
+                                        "there, or convert it to one size")
             return held_rgb
 
         try:
-            for frame in container.decode(stream):
-                time = end if frame.time is None else float(frame.time)
+            for frame in decode(container, stream):
+                time = end if frame.time is None else float(frame.time) - zero
                 # the frame nearest to k/fps: show the held one for every tick that is closer to it than to this one
                 while held is not None and k / fps < (held_time + time) / 2 - 1e-6:
                     if k == stop:
@@ -116,8 +132,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
                 duration = float(frame.duration * frame.time_base) if frame.duration else 1 / fps
                 end = time + duration
         except av.error.FFmpegError as error:
-            if held is None:
-                raise TalkheadError(f"{path}: the video track cannot be decoded ({error})") from error
+            raise TalkheadError(f"{path}: the video track cannot be decoded ({error}); convert the file") from error
         if held is None:
             raise TalkheadError(f"{path}: no video frame can be decoded")
         while (k == 0 or k / fps < end - half) and k != stop:
@@ -129,11 +144,10 @@ def _seek(container, stream, seconds: float) -> None:
     """Go to the last key frame at or before `seconds`; formats that cannot seek are read from their beginning."""
     # a frame's own time may lie half a frame after the tick that shows it
     target = int((seconds - SEEK_MARGIN) / stream.time_base)
-    if seconds > SEEK_MARGIN:
-        try:
-            container.seek(max(target, stream.start_time or 0), stream=stream)
-        except av.error.FFmpegError:
-            pass
+    try:
+        container.seek(max(target, stream.start_time or 0), stream=stream)
+    except av.error.FFmpegError:
+        pass
 
 
 class VideoWriter:
@@ -175,8 +189,6 @@ class VideoWriter:
             for start in range(0, len(self.audio), SAMPLE_RATE):
                 yield self.audio[start : start + SAMPLE_RATE]
         else:
-            from shared.audio_io import iter_audio
-
             assert self.audio is not None
             yield from iter_audio(self.audio, seconds=1.0)
 
@@ -271,7 +283,8 @@ def read_gray_video(path: Path | str, start: int = 0, stop: int | None = None) -
     with _open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        _seek(container, stream, start / FPS)
+        if start:
+            _seek(container, stream, start / FPS)
         for frame in container.decode(stream):
             k = round(float(frame.time) * FPS)
             if stop is not None and k >= stop:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-import mediapipe
+mediapipe = pytest.importorskip("mediapipe")
 import numpy as np
 import pytest
 

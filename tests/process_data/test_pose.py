@@ -34,7 +34,7 @@ def scene():
 def fit(mesh, shots):
     shape = pose.mean_shape(mesh, RIGID, RIGID_WEIGHT, MESH68)
     first = pose.initial_poses(mesh[:, RIGID], shape[RIGID], RIGID_WEIGHT, CAMERA)
-    tracks = pose.Tracks(mesh[:, RIGID, :2], np.full(len(mesh), -1), 1 / np.sqrt(RIGID_WEIGHT), shape[RIGID], len(RIGID))
+    tracks = pose.Tracks(mesh[:, RIGID, :2], np.full((len(mesh), 1), -1), 1 / np.sqrt(RIGID_WEIGHT), shape[RIGID], len(RIGID))
     return first, pose.fit(tracks, first, shots, CAMERA, iterations=10, smoothness=3.0)
 
 
@@ -56,13 +56,15 @@ def test_exact_corners_beat_a_biased_detector(scene):
     biased[..., 1] += 0.4 * nod[:, None] * (shape[:, 2] / 0.05)  # grows with depth, as a nod that is not followed
     start, plain = fit(biased, [(0, 120)])
     corners = 30
-    reference = np.where(np.arange(120) < 70, 0, 1)
+    reference = np.where(np.arange(120) < 70, 0, 1)[:, None]
     own = np.stack([shape[40 : 40 + corners], shape[90 : 90 + corners]])
-    exact = project(own[reference], poses.astype(float), CAMERA)
+    exact = project(own[reference[:, 0]], poses.astype(float), CAMERA)
     exact[5:9, :12] = np.nan  # some are lost for a while
     exact[20, 3] += 30  # one match is wrong
     rough = own.reshape(-1, 3) + np.random.default_rng(1).normal(size=(2 * corners, 3)) * [0, 0, 0.003]
-    tracks = pose.Tracks(np.concatenate([biased[:, RIGID, :2], exact], 1), reference,
+    unused = np.full_like(exact, np.nan)  # a second reference, which no frame has
+    reference = np.concatenate([reference, -np.ones_like(reference)], 1)
+    tracks = pose.Tracks(np.concatenate([biased[:, RIGID, :2], exact, unused], 1), reference,
                          np.concatenate([1.5 / np.sqrt(RIGID_WEIGHT), np.full(2 * corners, 0.3)]),
                          np.concatenate([plain.points, rough]), len(RIGID))
     both = pose.fit(tracks, plain.poses.astype(float), [(0, 120)], CAMERA, iterations=10, smoothness=3.0)
