@@ -245,12 +245,14 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, overwrite: bool
     from shared.clip import Clip
 
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
-    _train_stage1([clip], target.stage1, source.training / "stage1", base, overwrite, device, config_file, overrides)
+    _train_stage1([clip], target.stage1, source.training / "stage1", base, overwrite, device, config_file, overrides,
+                  needs_video=True)
     create_from_clip(target, source)
 
 
 def _train_stage1(clips: list[Path], out: Path, state: Path, base: Path | None, overwrite: bool, device: str,
-                  config_file: Path | None, overrides: tuple[str, ...]) -> None:
+                  config_file: Path | None, overrides: tuple[str, ...], needs_video: bool = False) -> None:
+    from shared.avatar import require_video
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
@@ -261,6 +263,8 @@ def _train_stage1(clips: list[Path], out: Path, state: Path, base: Path | None, 
     opened = [Clip(folder) for folder in clips]
     for clip in opened:
         _ = clip.info
+        if needs_video:
+            require_video(clip)
     start_training(out, state, overwrite)
     report(train(opened, out, config=config, device=pick_device(device), state_dir=state, init=base), out)
 
@@ -322,7 +326,7 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     talkhead stage2 train me
     talkhead stage2 train me --set steps=3000
     """
-    from shared.avatar import Avatar, create_from_clip
+    from shared.avatar import Avatar, create_from_clip, require_video
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
@@ -331,7 +335,7 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
 
     config = load_config(Stage2Config, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
-    _ = source.info
+    require_video(source)
     start_training(target.stage2, source.training / "stage2", overwrite)
     create_from_clip(target, source)
     numbers = train(source, target.stage2, config=config, device=pick_device(device),

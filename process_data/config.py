@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from shared.errors import TalkheadError
+
 
 @dataclass(frozen=True)
 class ProcessConfig:
@@ -20,3 +22,13 @@ class ProcessConfig:
     max_lost_share: float = 0.5  # refuse a clip in which the face is lost for more than this
     min_good_seconds: float = 3.0  # refuse a clip with less that can be trained on
     fix_sync: bool = False  # shift the sound so that it goes with the lips
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_size", 32), ("min_size", 32), ("crop_faces", 1), ("focal_sizes", 0.1), ("pose_iterations", 1),
+                            ("pose_smoothness", 0), ("rest_window", 3), ("test_share", 0), ("plate_samples", 1),
+                            ("max_turn_degrees", 0), ("max_lost_share", 0), ("min_good_seconds", 0)):
+            if not getattr(self, name) >= least:
+                raise TalkheadError(f"process {name} should be at least {least}, found {getattr(self, name)}")
+        for name in ("test_share", "max_lost_share"):
+            if not getattr(self, name) < 1:
+                raise TalkheadError(f"process {name} should be less than 1, found {getattr(self, name)}")

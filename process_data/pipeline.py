@@ -19,12 +19,13 @@ from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
-from shared.files import read_json, sha256, write_json
+from shared.files import make_folder, read_json, sha256, write_json
 from shared.landmarks import FPS, save_array, save_landmarks
 from shared.video_io import probe
 
 Split = dict[str, list[tuple[int, int]]]
 WORK = ".partial"
+LEAST_READ = 0.98  # of the seconds that the file promises; less is told
 
 
 def process(source: Path, clip_dir: Path, *, config: ProcessConfig, detector: DetectorChoice = DetectorChoice(),
@@ -37,6 +38,8 @@ def process(source: Path, clip_dir: Path, *, config: ProcessConfig, detector: De
     clip = Clip(clip_dir)
     if clip.exists() and not overwrite:
         raise TalkheadError(f"{clip_dir} is a finished clip already; add --overwrite to make it again")
+    if splits is not None and "train" not in splits:
+        raise TalkheadError("--split names no frames for train; add --split train=START:STOP")
     info = probe(source)
     next(iter_audio(source, seconds=0.1))
     made_here = not clip_dir.exists()
@@ -56,11 +59,13 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, detector: De
     key = {"sha256": sha256(source), "config": json.loads(json.dumps(config_to_dict(config))), "detector": str(detector)}
     if not resume or not (work / "key.json").is_file() or read_json(work / "key.json") != key:
         shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(clip.root)
+    work.mkdir(exist_ok=True)
     clip.json.unlink(missing_ok=True)
     write_json(work / "key.json", key)
 
     size, count, crop = _write_video(source, clip, info, config, detector, work, quiet)
+    check_splits(splits, count)
     seen = observe.observe(clip.video, count, work, detector, pool, quiet)
     lost = np.isnan(seen.points[:, 0, 0])
     if lost.mean() > config.max_lost_share:
@@ -73,7 +78,9 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, detector: De
     focal = config.focal_sizes * size
     intrinsics = (focal, focal, size / 2, size / 2)
 
-    tracked = tracking.track(clip.video, bridge(seen.points, lost, spans), seen.scheme, spans, ~lost, intrinsics, config, work,
+    irises = _irises(seen)
+    bridge(seen.points, lost, spans)
+    tracked = tracking.track(clip.video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work,
                              pool, quiet)
     pixels = project(tracked.landmarks, tracked.poses, intrinsics)
     inside = face_is_inside(pixels, size, size)
@@ -97,6 +104,9 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, detector: De
     save_array(clip.torso, torso)
 
     warnings = quality.warnings(cuts, bad, lag, config.fix_sync, samples, pixels, seen.faces, size)
+    if count < LEAST_READ * info.duration * FPS:
+        warnings.append(f"the file should last {info.duration:.1f} s, but only {count / FPS:.1f} s of video can be read; if it "
+                        "is cut off, get it whole")
     if untied:
         warnings.append(f"the clothes of shot(s) {', '.join(map(str, untied))} do not match those of the longest one; "
                         "wear the same, and keep the framing")
@@ -106,9 +116,17 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, detector: De
         frames=count, intrinsics=intrinsics, crop=crop, shots=parts, bad=bad,
         split=splits or {"train": [(0, held)], "test": [(held, count)]}, versions=_versions(), warnings=warnings,
         lag_ms=0.0 if config.fix_sync and lag is not None else lag))
-    report.write_report(clip, _irises(seen))
+    report.write_report(clip, irises)
     shutil.rmtree(work)
     return clip
+
+
+def check_splits(splits: Split | None, count: int) -> None:
+    """Raise TalkheadError for a split that goes beyond the `count` frames of the clip."""
+    for name, ranges in (splits or {}).items():
+        for start, stop in ranges:
+            if stop > count:
+                raise TalkheadError(f"--split {name}={start}:{stop}: the clip has {count} frames")
 
 
 def _write_video(source: Path, clip: Clip, info, config: ProcessConfig, detector: DetectorChoice, work: Path,
@@ -126,21 +144,20 @@ def _write_video(source: Path, clip: Clip, info, config: ProcessConfig, detector
     return values["size"], values["frames"], (x, y, side)
 
 
-def bridge(points: np.ndarray, lost: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
-    """Fill lost frames (NaN) between found ones of the same shot, linearly; a shot without any takes the nearest found."""
-    out = points.copy()
+def bridge(points: np.ndarray, lost: np.ndarray, spans: list[tuple[int, int]]) -> None:
+    """Fill lost frames of points (T,P,3) in place, linearly between found ones of the same shot; a shot without any takes
+    the nearest found."""
     found = np.flatnonzero(~lost)
     for start, stop in spans:
         here = found[(found >= start) & (found < stop)]
         for t in start + np.flatnonzero(lost[start:stop]):
             if len(here) == 0:
-                out[t] = points[found[np.abs(found - t).argmin()]]
+                points[t] = points[found[np.abs(found - t).argmin()]]
                 continue
             after = int(np.searchsorted(here, t))
             a, b = here[max(0, after - 1)], here[min(len(here) - 1, after)]
             part = 0.0 if a == b else (t - a) / (b - a)
-            out[t] = (1 - part) * points[a] + part * points[b]
-    return out
+            points[t] = (1 - part) * points[a] + part * points[b]
 
 
 def _why(bad: list, count: int) -> str:

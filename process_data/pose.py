@@ -15,9 +15,10 @@ from shared.camera import pose_matrix, rotation_from_rotvec, rotvec_from_rotatio
 from shared.landmarks import EYE_CORNER_DISTANCE
 
 FRONTAL = np.diag([1.0, -1.0, -1.0])
-BLOCK = 2000  # frames whose Jacobians are in memory at once
+BLOCK = 400  # frames whose Jacobians are in memory at once
 SHAPE_PRIOR = 0.002  # pull to the first shape, of the weight of the observations
 SAMPLE_FRAMES = 240  # frames that the shape is fitted to
+CAUCHY = 2.0  # expected errors at which a residual counts half
 MOST_TOGETHER = 12  # references whose points are fitted in one system
 CONVERGED = 2e-6  # metres and radians: steps smaller than this end the iterations
 # how strongly translation is held against rotation by the smoothness term, metres to radians
@@ -29,8 +30,8 @@ class Tracks:
     """Points of the rigid head seen in pictures: first those that every frame may show, then the ones of its references.
 
     pixels (T,M,2), NaN where a point is not seen; reference (T,K) which sets of the other points a frame shows, -1 for none;
-    sigma (P,) the error to expect of each point, pixels, beyond which a residual counts linearly (Huber); start (P,3) metres
-    in head space, where each is thought to lie. The `common` first of the P points belong to all frames, the rest are sets
+    sigma (P,) the error to expect of each point, pixels: residuals far beyond it hardly count (Cauchy's weights); start (P,3)
+    metres in head space, where each is thought to lie. The `common` first of the P points belong to all frames, the rest are sets
     of equal size, one a reference.
     """
 
@@ -238,7 +239,7 @@ def _normal_equations(points: np.ndarray, observed: np.ndarray, sigma: np.ndarra
     seen = np.isfinite(residual[..., 0])
     residual = np.where(seen[..., None], residual, 0)
     size = np.linalg.norm(residual, axis=-1) / sigma
-    weight = seen * np.minimum(1, 1 / np.maximum(size, 1e-9)) / sigma**2
+    weight = seen / (1 + (size / CAUCHY) ** 2) / sigma**2
     x, y, z = camera[..., 0], camera[..., 1], camera[..., 2]
     projection = np.zeros((*z.shape, 2, 3))
     projection[..., 0, 0], projection[..., 0, 2] = fx / z, -fx * x / z**2
@@ -265,11 +266,15 @@ def _moved(poses: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def unproject(pixels: np.ndarray, depth: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> np.ndarray:
-    """Pixels (T,N,2) -> points (T,N,3) metres in head space: each on the ray of its pixel, where head z is `depth` (N,)."""
+    """Pixels (T,N,2) -> points (T,N,3) float32 metres in head space: each on its pixel's ray, where head z is `depth` (N,)."""
     fx, fy, cx, cy = intrinsics
-    rays = np.stack([(pixels[..., 0] - cx) / fx, (pixels[..., 1] - cy) / fy, np.ones(pixels.shape[:2])], -1)
-    rotation, shift = poses[:, :3, :3].astype(float), poses[:, :3, 3].astype(float)
-    direction = rays @ rotation
-    origin = -np.einsum("tji,tj->ti", rotation, shift)
-    along = (depth - origin[:, None, 2]) / direction[..., 2]
-    return origin[:, None] + along[..., None] * direction
+    points = np.empty((*pixels.shape[:2], 3), np.float32)
+    for part in _blocks(len(pixels)):
+        x, y = pixels[part, :, 0].astype(float), pixels[part, :, 1].astype(float)
+        rays = np.stack([(x - cx) / fx, (y - cy) / fy, np.ones_like(x)], -1)
+        rotation, shift = poses[part, :3, :3].astype(float), poses[part, :3, 3].astype(float)
+        direction = rays @ rotation
+        origin = -np.einsum("tji,tj->ti", rotation, shift)
+        along = (depth - origin[:, None, 2]) / direction[..., 2]
+        points[part] = origin[:, None] + along[..., None] * direction
+    return points

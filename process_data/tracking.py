@@ -50,7 +50,7 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
     plain = pose.fit_poses(alone, rough.points, rough.poses.astype(float), spans, intrinsics, 3, 0.0)
 
     depth = _corrected(shape, shape[rigid], rough.points)[seen68, 2]
-    pixels68 = points[:, seen68, :2].astype(float)
+    pixels68 = points[:, seen68, :2]
     landmarks = pose.unproject(pixels68, depth, rough.poses, intrinsics)
     numbers, nearest = flow.choose_references(landmarks, rough.poses, spans, good)
     references = [_reference(video, t, landmarks[t], rough, intrinsics) for t in numbers]

@@ -15,6 +15,7 @@ from shared.landmarks import SAMPLE_RATE
 
 TIMESTAMPS_ANYWHERE = 0x0200  # FFmpeg's AVFMT_TS_DISCONT
 LEAST_GAP = 0.1  # seconds; timestamps that jump less only jitter
+LARGEST_GAP = 3600.0  # seconds; timestamps that jump further are damaged
 
 
 def open_media(path: Path, kind: str) -> av.container.InputContainer:
@@ -26,12 +27,19 @@ def open_media(path: Path, kind: str) -> av.container.InputContainer:
     if path.is_file() and path.stat().st_size == 0:
         raise TalkheadError(f"{path} is empty (0 bytes); copy or record it again")
     try:
-        return av.open(str(path), metadata_errors="replace")
+        return _open(path)
     except PermissionError as error:
         raise TalkheadError(f"{path} may not be read: {error.strerror}") from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise TalkheadError(f"{path} is not a {kind} that FFmpeg can read; if recording or copying it was interrupted, "
                             "get it whole, else convert it") from error
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    try:
+        return av.open(str(path), metadata_errors="replace")
+    except TypeError:  # PyAV from 19 on reads metadata of any encoding by itself
+        return av.open(str(path))
 
 
 def timestamps_anywhere(container: av.container.InputContainer) -> bool:
@@ -44,6 +52,12 @@ def time_zero(container: av.container.InputContainer) -> float:
     if timestamps_anywhere(container) and container.start_time is not None:
         return container.start_time / av.time_base
     return 0.0
+
+
+def check_gap(path: Path, seconds: float) -> None:
+    """Raise TalkheadError for a gap between two time stamps that no recording has."""
+    if seconds > LARGEST_GAP:
+        raise TalkheadError(f"{path}: the time stamps jump by {seconds:.0f} s; they are damaged, so convert the file")
 
 
 def decode(container: av.container.InputContainer, stream: Stream) -> Iterator[Any]:
@@ -82,6 +96,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
         try:
             for frame in decode(container, container.streams.audio[0]):
                 gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
+                check_gap(path, gap)
                 silence = gap > (0.0 if clock is None else LEAST_GAP)
                 if silence or form not in (None, _form(frame)):
                     yield from _resample(resampler, None)
@@ -90,8 +105,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
                     yield np.zeros(int(round(gap * SAMPLE_RATE)), np.float32)
                 form = _form(frame)
                 clock = (clock or 0.0) + (gap if silence else 0.0) + frame.samples / frame.sample_rate
-                frame.pts = None
-                yield from _resample(resampler, frame)
+                yield from _resample(resampler, _finite(frame))
         except av.error.FFmpegError as error:
             raise TalkheadError(f"{path}: the audio track cannot be decoded ({error}); convert the file") from error
         if clock is not None:
@@ -107,6 +121,19 @@ def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
     return frame.format.name, frame.layout.name, frame.sample_rate
 
 
+def _finite(frame: av.AudioFrame) -> av.AudioFrame:
+    """The frame without a time stamp and without samples that are no finite numbers."""
+    if frame.format.name[:3] in ("flt", "dbl"):
+        data: Any = frame.to_ndarray()
+        if not np.isfinite(data).all():
+            rate = frame.sample_rate
+            data = np.nan_to_num(data, posinf=1.0, neginf=-1.0)
+            frame = av.AudioFrame.from_ndarray(data, frame.format.name, frame.layout.name)
+            frame.sample_rate = rate
+    frame.pts = None
+    return frame
+
+
 def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
     for piece in resampler.resample(frame):
         yield piece.to_ndarray()[0] / np.float32(1 << 31)
@@ -116,15 +143,14 @@ def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:
     """Yield 16 kHz mono float32 chunks of `seconds` (the last one shorter) in bounded memory.
 
     Several channels are averaged; sound that starts later than the file's time zero is preceded by silence, as gaps in it
-    are filled with it. Non-finite samples become 0 and values are clipped to [−1, 1]. Raises TalkheadError: missing file,
-    no media file, no audio track, 0 samples.
+    are filled with it. Samples that are not a number become 0, larger ones than ±1 are clipped. Raises TalkheadError:
+    missing file, no media file, no audio track, 0 samples, damaged time stamps.
     """
     path = Path(path)
     size = max(1, int(seconds * SAMPLE_RATE))
     waiting: list[np.ndarray] = []
     count = total = 0
     for piece in _decode(path):
-        piece = np.clip(np.nan_to_num(piece, posinf=1.0, neginf=-1.0), -1, 1).astype(np.float32)
         waiting.append(piece)
         count += len(piece)
         total += len(piece)

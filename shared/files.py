@@ -16,14 +16,19 @@ from shared.errors import TalkheadError
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in, unless it is there. Raises TalkheadError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TalkheadError(f"cannot create the folder {path}: {error.strerror}") from error
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside `path` (same suffix); move it there on success, remove it on any error."""
     path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TalkheadError(f"cannot create the folder {path.parent}: {error.strerror}") from error
+    make_folder(path.parent)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         yield partial

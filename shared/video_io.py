@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from shared.audio_io import decode, iter_audio, open_media, time_zero, timestamps_anywhere
+from shared.audio_io import check_gap, decode, iter_audio, open_media, time_zero, timestamps_anywhere
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLE_RATE
@@ -122,6 +122,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
         try:
             for frame in decode(container, stream):
                 time = end if frame.time is None else float(frame.time) - zero
+                check_gap(path, time - (start / fps if held is None else held_time))
                 # the frame nearest to k/fps: show the held one for every tick that is closer to it than to this one
                 while held is not None and k / fps < (held_time + time) / 2 - 1e-6:
                     if k == stop:

@@ -88,9 +88,9 @@ def steadiness(video: Path, work: Path, length: int) -> dict[str, float]:
         seen = observe.observe(video, count, work, DetectorChoice(), pool, quiet=True)
         lost = np.isnan(seen.points[:, 0, 0])
         spans = shots.shots_between(shots.find_cuts(seen.change), count)
-        points = pipeline.bridge(seen.points, lost, spans)
-        found = tracking.track(video, points, seen.scheme, spans, ~lost, intrinsics, config, work, pool, quiet=True)
-    pixels = points[:, seen.scheme.landmarks68, :2]
+        pipeline.bridge(seen.points, lost, spans)
+        found = tracking.track(video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work, pool, quiet=True)
+    pixels = seen.points[:, seen.scheme.landmarks68, :2]
     neutral = found.neutral[0]
     still = stillest(pixels, spans, length)
     before, after = (jitter(poses, neutral, intrinsics, still) for poses in (found.plain_poses, found.poses))

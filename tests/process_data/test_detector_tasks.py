@@ -1,6 +1,5 @@
 from pathlib import Path
 
-mediapipe = pytest.importorskip("mediapipe")
 import numpy as np
 import pytest
 
@@ -11,6 +10,7 @@ from process_data.detector import open_detector
 from shared.errors import TalkheadError
 from shared.video_io import read_video
 
+mediapipe = pytest.importorskip("mediapipe")
 MATTE_MODEL = Path(mediapipe.__file__).parent / "modules/selfie_segmentation/selfie_segmentation.tflite"
 
 
