@@ -133,7 +133,7 @@ def _sheets(clip: Clip, pixels: np.ndarray) -> str:
         frame = _one(clip.frames, t)
         tracked.append(_figure(draw_landmarks(frame, pixels[t]), _time(t)))
         labelled.append(_figure(draw_labels(frame, _one(clip.label_frames, t)), _time(t)))
-        if hasattr(clip, "alpha") and hasattr(clip, "alpha_frames") and clip.alpha.is_file():
+        if clip.alpha.is_file():
             cut_out.append(_figure(draw_cut_out(frame, _one(clip.alpha_frames, t)), _time(t)))
     legend = "".join(f'<span><i style="background:rgb{LABEL_COLOURS[k]}"></i>{name}</span>' for k, name in NAMES.items())
     out = ('<h2>Tracked landmarks</h2><p class="soft">The dots should sit on lips, lids, brows, nose and jaw.</p>'
@@ -154,7 +154,7 @@ def _plates(clip: Clip) -> str:
         plate, caption = read_png(clip.plate_path(k)), f"{shots[k].start / FPS:.1f}–{shots[k].stop / FPS:.1f} s"
         if len(shots) > 1:
             caption = f"shot {k + 1}: {caption}"
-        if hasattr(clip, "seen_path") and clip.seen_path(k).is_file():
+        if clip.seen_path(k).is_file():
             seen = read_png(clip.seen_path(k))[..., 0] > 127
             plate, caption = draw_unseen(plate, seen), f"{caption}, {100 * (1 - seen.mean()):.0f} % never seen"
         figures.append(_figure(plate, caption))
