@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from process_data.pose import unproject
 from shared.camera import project, rotvec_from_rotation
 from shared.landmarks import eye_opening, lip_opening
 
@@ -28,10 +29,9 @@ LUCAS_KANADE: dict[str, Any] = dict(winSize=(15, 15), maxLevel=2, flags=cv2.OPTF
 
 @dataclass(frozen=True)
 class Reference:
-    """A frame that others are matched to: its number, grey picture (H,W) uint8, corners (n,2) pixels and their places
-    (n,3) metres in head space."""
+    """A frame that others are matched to: grey picture (H,W) uint8, corners (n,2) pixels and their places (n,3) metres in
+    head space."""
 
-    frame: int
     gray: np.ndarray
     corners: np.ndarray
     points: np.ndarray
@@ -72,8 +72,8 @@ def choose_references(landmarks: np.ndarray, poses: np.ndarray, spans: list[tupl
     return chosen, nearest
 
 
-def make_reference(number: int, frame: np.ndarray, pixels: np.ndarray, rigid: np.ndarray, depths: np.ndarray,
-                   pose: np.ndarray, intrinsics: tuple[float, ...]) -> Reference:
+def make_reference(frame: np.ndarray, pixels: np.ndarray, rigid: np.ndarray, depths: np.ndarray, pose: np.ndarray,
+                   intrinsics: tuple[float, ...]) -> Reference:
     """Pick corners on the rigid part of the face of frame (H,W,3) uint8.
 
     pixels (68,2) projected landmarks, rigid (N,2) pixels of the rigid points and their `depths` (N,) metres along head z,
@@ -85,7 +85,7 @@ def make_reference(number: int, frame: np.ndarray, pixels: np.ndarray, rigid: np
     found = cv2.goodFeaturesToTrack(gray, CORNERS, 0.002, max(3, SPACING * size), mask=mask, blockSize=5)
     # OpenCV counts from the middle of the first pixel, which lies at 0.5
     corners = np.zeros((0, 2)) if found is None else found[:, 0].astype(float) + 0.5
-    return Reference(number, gray, corners, on_surface(corners, rigid, depths, pose, intrinsics))
+    return Reference(gray, corners, on_surface(corners, rigid, depths, pose, intrinsics))
 
 
 def rigid_mask(pixels: np.ndarray, rigid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -108,16 +108,11 @@ def on_surface(corners: np.ndarray, rigid: np.ndarray, depths: np.ndarray, pose:
     """Corners (n,2) pixels -> (n,3) metres in head space, at the depth of the rigid points (N,2) around them."""
     if len(corners) == 0:
         return np.zeros((0, 3))
-    fx, fy, cx, cy = intrinsics
     distance = ((corners[:, None] - rigid) ** 2).sum(-1)
     reach = np.sort(distance, axis=1)[:, 2:3] + 1e-6
     weight = np.exp(-distance / reach)
     depth = (weight @ depths) / weight.sum(1)
-    rays = np.column_stack([(corners[:, 0] - cx) / fx, (corners[:, 1] - cy) / fy, np.ones(len(corners))])
-    rotation, shift = pose[:3, :3].astype(float), pose[:3, 3].astype(float)
-    direction, origin = rays @ rotation, -shift @ rotation
-    along = (depth - origin[2]) / direction[:, 2]
-    return origin + along[:, None] * direction
+    return unproject(corners[None], depth, pose[None], intrinsics)[0]
 
 
 def match(frame: np.ndarray, references: list[Reference], nearest: int, pose: np.ndarray, reference_poses: np.ndarray,

@@ -8,19 +8,17 @@ import numpy as np
 
 from process_data.background import background_plate
 from process_data.chunks import Workers, chunks, tick
-from process_data.colours import PersonColours, filled, learn_colours
+from process_data.colours import FACE_OUTLINE, PersonColours, filled, learn_colours
 from process_data.observe import read_mattes
 from process_data.segment import Segmenter
 from process_data.torso_motion import TorsoTracker, choose_references, finish
 from shared.clip import Clip, Shot, seen_file
 from shared.files import atomic_path
-from shared.landmarks import JAW
 from shared.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
 
 PERSON_MATTE = 13  # of 255: what the coarse matte gives more is no background
 COLOUR_SAMPLES = 48  # frames that the person's colours are learned from
 SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all
-FACE = [*JAW, *range(26, 16, -1)]  # outline of jaw and brows
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def plate_job(video: Path, plate_file: Path, wanted: np.ndarray, pixels: np.ndar
     frames, people, mattes = [], [], []
     for frame, matte, points in zip(_frames_at(video, wanted), _mattes_at(work, wanted), pixels):
         height, width = frame.shape[:2]
-        covered = (cv2.resize(matte, (width, height)) > PERSON_MATTE) | filled(points[FACE], height, width)
+        covered = (cv2.resize(matte, (width, height)) > PERSON_MATTE) | filled(points[FACE_OUTLINE], height, width)
         reach = max(3, height // 56)
         frames.append(frame)
         mattes.append(matte)

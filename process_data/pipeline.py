@@ -16,7 +16,7 @@ from process_data.observe import DetectorChoice, Observed
 from process_data.segment import face_is_inside
 from shared.audio_io import iter_audio, save_wav
 from shared.camera import project
-from shared.clip import Clip, ClipInfo, Shot
+from shared.clip import Clip, ClipInfo, Shot, good_frames
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
 from shared.files import make_folder, read_json, sha256, write_json
@@ -85,7 +85,7 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, detector: De
     pixels = project(tracked.landmarks, tracked.poses, intrinsics)
     inside = face_is_inside(pixels, size, size)
     bad = quality.find_bad(lost, inside, tracked.poses, pixels, seen.faces, seen.hands, config)
-    good = quality.good_frames(bad, count)
+    good = int(good_frames(bad, count).sum())
     if good < config.min_good_seconds * FPS:
         raise TalkheadError(f"{source}: only {good / FPS:.1f} s of {count / FPS:.1f} s can be used, at least "
                             f"{config.min_good_seconds:g} s are needed ({_why(bad, count)})")

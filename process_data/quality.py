@@ -67,14 +67,6 @@ def find_bad(lost: np.ndarray, inside: np.ndarray, poses: np.ndarray, pixels: np
     return sorted(found, key=lambda bad: (bad.start, bad.stop))
 
 
-def good_frames(bad: list[Bad], count: int) -> int:
-    """How many of `count` frames lie in no bad stretch."""
-    good = np.ones(count, bool)
-    for stretch in bad:
-        good[stretch.start : stretch.stop] = False
-    return int(good.sum())
-
-
 def warnings(cuts: list[int], bad: list[Bad], lag: float | None, corrected: bool, samples: np.ndarray, pixels: np.ndarray,
              faces: np.ndarray, size: int) -> list[str]:
     """Sentences for the person who recorded: what was found and what to do about it."""

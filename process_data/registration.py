@@ -5,7 +5,7 @@ import numpy as np
 
 from process_data.torso_motion import compose, face_similarity, inverse
 from shared.camera import project
-from shared.clip import BACKGROUND, HEAD, MOUTH, TORSO, Clip
+from shared.clip import BACKGROUND, HEAD, MOUTH, TORSO, Clip, good_frames
 
 REGIONS = ("torso", "shoulders", "head")
 LEAST_IN_SHOT = 8  # samples
@@ -45,9 +45,7 @@ def registration(clip: Clip, samples: int = 60) -> dict[str, float]:
 
 def _sample(clip: Clip, samples: int) -> list[int]:
     """Frame numbers, evenly within each shot, without the bad stretches."""
-    good = np.ones(clip.info.frames, bool)
-    for bad in clip.info.bad:
-        good[bad.start : bad.stop] = False
+    good = good_frames(clip.info.bad, clip.info.frames)
     chosen: list[int] = []
     for shot in clip.info.shots:
         frames = np.flatnonzero(good[shot.start : shot.stop]) + shot.start

@@ -20,7 +20,7 @@ from process_data.report_charts import (
     split_chart,
 )
 from shared.camera import euler_degrees, project
-from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip, ClipInfo
+from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip, ClipInfo, good_frames
 from shared.files import atomic_path
 from shared.landmarks import FPS, NOSE, SAMPLES_PER_FRAME, lip_opening
 from shared.video_io import read_png
@@ -106,17 +106,9 @@ def _one(stream: Callable[[int, int], Iterator[np.ndarray]], t: int) -> np.ndarr
     return next(iter(stream(t, t + 1)))
 
 
-def _good_frames(info: ClipInfo) -> np.ndarray:
-    """(T,) bool: frames outside the bad stretches."""
-    good = np.ones(info.frames, bool)
-    for bad in info.bad:
-        good[bad.start : bad.stop] = False
-    return good
-
-
 def _chosen_frames(info: ClipInfo) -> list[int]:
     """Evenly spread frames, each the middle of its share of the good ones (of all where none is good)."""
-    good = _good_frames(info)
+    good = good_frames(info.bad, info.frames)
     numbers = np.flatnonzero(good) if good.any() else np.arange(info.frames)
     places = (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * len(numbers)
     return sorted({int(numbers[int(k)]) for k in places})
@@ -193,7 +185,7 @@ def _tiles(clip: Clip, pixels: np.ndarray) -> str:
     info = clip.info
     facts = [(_length(info.frames / FPS), f"{info.frames} frames at {FPS} a second"),
              (f"{info.width} × {info.height}", f"pixels; square of {info.crop[2]} at {info.crop[0]}, {info.crop[1]}"),
-             (f"{100 * _good_frames(info).mean():.3g} %", "of the frames are good"),
+             (f"{100 * good_frames(info.bad, info.frames).mean():.3g} %", "of the frames are good"),
              _lag(info.lag_ms),
              (f"{jitter(pixels):.2f} px", "noise of the landmarks"),
              (str(len(info.shots)), "shot, no cut" if len(info.shots) == 1 else "shots")]

@@ -79,7 +79,7 @@ def _corrected(shape: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.n
 def _reference(video: Path, t: int, landmarks: np.ndarray, rough: pose.PoseFit, intrinsics: tuple[float, ...]) -> flow.Reference:
     frame = next(read_video(video, start=t, stop=t + 1))
     at = rough.poses[t].astype(float)
-    return flow.make_reference(t, frame, project(landmarks, at, intrinsics), project(rough.points, at, intrinsics),
+    return flow.make_reference(frame, project(landmarks, at, intrinsics), project(rough.points, at, intrinsics),
                                rough.points[:, 2], at, intrinsics)
 
 

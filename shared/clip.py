@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,14 @@ class ClipInfo:
             })
         except (KeyError, TypeError, ValueError) as error:
             raise TalkheadError(f"{where} is not a valid clip.json: {error}") from error
+
+
+def good_frames(bad: Sequence[Bad], count: int) -> np.ndarray:
+    """(T,) bool: which of `count` frames lie in no bad stretch."""
+    good = np.ones(count, bool)
+    for stretch in bad:
+        good[stretch.start : stretch.stop] = False
+    return good
 
 
 def seen_file(plate: Path) -> Path:
@@ -151,9 +159,7 @@ class Clip:
         keep = np.zeros(self.info.frames, bool)
         for start, stop in self.info.split[name]:
             keep[start:stop] = True
-        for bad in self.info.bad:
-            keep[bad.start : bad.stop] = False
-        return np.flatnonzero(keep)
+        return np.flatnonzero(keep & good_frames(self.info.bad, self.info.frames))
 
     def shot_of_frames(self) -> np.ndarray:
         """(T,) int index of the shot that each frame belongs to."""

@@ -9,6 +9,7 @@ from process_data.synthetic_speech import actor_landmarks
 from shared.audio_io import save_wav
 from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import save_array, save_landmarks
+from shared.training import cpu_threads
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.features import FEATURE_SIZE
 from stage1_audio2lmk.model import LandmarkModel
@@ -20,10 +21,8 @@ INTRINSICS = (1126.4, 1126.4, 256.0, 256.0)
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Networks of toy size are faster on one thread, above all where several test runs share a machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads(1):
+        yield
 
 
 def write_clip(root: Path, sound: np.ndarray, landmarks: np.ndarray, neutral: np.ndarray,

@@ -8,6 +8,7 @@ import torch
 
 from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import save_array
+from shared.training import cpu_threads
 from shared.video_io import GrayVideoWriter, VideoWriter, write_png
 
 SIZE = 64
@@ -17,10 +18,8 @@ FOCAL = 2.0 * SIZE
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """These networks are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with cpu_threads(1):
+        yield
 
 
 def draw(size: int, motion: np.ndarray, turn: float, background: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
