@@ -340,51 +340,147 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     create_from_clip(target, source)
     numbers = train(source, target.stage2, config=config, device=pick_device(device),
                     state_dir=source.training / "stage2")
+    create_from_clip(target, source)  # again, now with the fitted poses
     report(numbers, target.stage2)
 
 
 @stage2.command("render")
 @click.argument("landmarks", type=PATH)
 @click.option("--avatar", type=PATH, required=True, help="Avatar folder.")
-@click.option("-o", "--output", type=PATH, required=True, help="Folder for RGBA pictures.")
+@click.option("-o", "--output", type=PATH, required=True,
+              help="Folder for RGBA pictures, or a video with transparency: .mov (ProRes 4444) or .webm (VP9).")
 @click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
+@click.option("--orbit", type=click.FloatRange(-180, 180), metavar="DEGREES",
+              help="Swing the camera around the head, this far to either side; negative goes the other way first.")
+@click.option("--period", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+              help="Time of one swing of --orbit there and back.  [default: the whole sequence]")
+@click.option("--audio", type=PATH, help="Sound to put under a video.")
 @overwrite_option
 @device_option
-def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, overwrite: bool, device: str) -> None:
-    """LANDMARKS -> folder of RGBA head pictures, with the poses and torso motion that belong to them.
+def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit: float | None, period: float | None,
+                  audio: Path | None, overwrite: bool, device: str) -> None:
+    """LANDMARKS -> the head alone, over nothing: RGBA pictures or a transparent video.
+
+    A folder also gets the poses and torso motion that belong to the pictures, for `torso composite`. Swings that go more
+    than some 15 degrees beyond the views in the training video show splats that no picture ever checked.
 
     \b
     talkhead stage2 render edited.npy --avatar me.avatar -o frames --poses still
+    talkhead stage2 render edited.npy --avatar me.avatar -o head.mov --audio speech.wav
+    talkhead stage2 render edited.npy --avatar me.avatar -o head.webm --poses still --orbit 30 --period 4
     """
-    from chain.synthesize import render_to_folder
+    from chain.synthesize import HeadView, Orbit, check_head_output, render_to_folder, render_to_video
     from shared.avatar import Avatar
     from shared.training import pick_device
 
+    if period is not None and orbit is None:
+        raise TalkheadError(f"--period {period:g} is the time of a swing; add --orbit DEGREES")
     refuse_existing(output, overwrite)
-    count = render_to_folder(Avatar(avatar), landmarks, output, poses=poses, device=pick_device(device))
+    to_video = check_head_output(output, audio)
+    view = HeadView(Avatar(avatar), landmarks, poses, None if orbit is None else Orbit(orbit, period))
+    picked = pick_device(device)
+    if to_video:
+        count = render_to_video(view, output, audio=audio, device=picked)
+    else:
+        count = render_to_folder(view, output, device=picked)
     click.echo(f"{output}: {count} RGBA frames")
+
+
+@stage2.command("export")
+@click.argument("avatar", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Splat file to write (.ply).")
+@click.option("--landmarks", type=PATH, help="Landmark file whose expression the head shows.  [default: at rest]")
+@click.option("--frame", type=click.IntRange(0), help="Row of --landmarks.  [default: 0]")
+@overwrite_option
+def stage2_export(avatar: Path, output: Path, landmarks: Path | None, frame: int | None, overwrite: bool) -> None:
+    """AVATAR -> its head as a 3DGS .ply file, which splat viewers and editors open.
+
+    Exported at rest, it can be edited and put back with `stage2 import`.
+
+    \b
+    talkhead stage2 export me.avatar -o head.ply
+    talkhead stage2 export me.avatar -o smile.ply --landmarks edited.npy --frame 40
+    """
+    from shared.avatar import Avatar
+    from shared.landmarks import load_landmarks
+    from stage2_gaussian.ply import export_head
+
+    if output.suffix.lower() != ".ply":
+        raise TalkheadError(f"{output}: the splat file's name should end in .ply")
+    if frame is not None and landmarks is None:
+        raise TalkheadError(f"--frame {frame} is a row of a landmark file; add --landmarks FILE")
+    rows = None if landmarks is None else load_landmarks(landmarks)
+    at = frame or 0
+    if rows is not None and at >= len(rows):
+        raise TalkheadError(f"--frame {at}: {landmarks} has {len(rows)} rows, 0 to {len(rows) - 1}")
+    refuse_existing(output, overwrite)
+    count = export_head(Avatar(avatar), output, landmarks=None if rows is None else rows[at],
+                        frame=f"with the expression of row {at}")
+    click.echo(f"{output}: {count} splats")
+
+
+@stage2.command("import")
+@click.argument("ply", type=PATH, metavar="PLY")
+@click.option("--avatar", type=PATH, required=True, help="Avatar that the splats were exported from.")
+@click.option("-o", "--output", type=PATH,
+              help="New avatar folder with the edited head.  [default: AVATAR itself, which needs --overwrite]")
+@overwrite_option
+def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool) -> None:
+    """Splats that were edited in a viewer -> the head of an avatar.
+
+    Splats may be deleted, recoloured, moved and added; each moves with the face as the original at its place, or the
+    nearest one, did. Without -o the head that the avatar had is kept beside the new one.
+
+    \b
+    talkhead stage2 import edited.ply --avatar me.avatar -o edited.avatar
+    talkhead stage2 import edited.ply --avatar me.avatar --overwrite
+    """
+    from shared.avatar import Avatar
+    from stage2_gaussian.ply import import_head
+
+    refuse_existing(output or Avatar(avatar).stage2, overwrite)
+    changes, warnings, file = import_head(Avatar(avatar), ply, output)
+    for warning in warnings:
+        click.echo(f"  warning: {warning}")
+    click.echo(f"{changes.same} splats as they were, {changes.edited} edited, {changes.new} moved or added, {changes.gone} gone")
+    click.echo(f"{file}: the avatar with the edited head" if output else f"{avatar}: the head from before is kept in {file}")
 
 
 @stage2.command("eval")
 @click.argument("clip", type=PATH)
 @avatar_option
 @click.option("--split", "splits", multiple=True, help="Split to measure.  [default: all but train]")
+@click.option("--align/--no-align", default=True, help="Measure also with each frame's pose fitted to its picture, or not.  "
+              "[default: --align]")
+@click.option("--every", default=1, show_default=True, type=click.IntRange(1), help="Measure each N-th frame only.")
+@click.option("--lpips", type=PATH, metavar="FOLDER",
+              help="Measure LPIPS too; the folder holds alexnet-owt-7be5be79.pth and alex.pth.")
+@click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/stage2/eval]")
 @device_option
-def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], device: str) -> None:
-    """PSNR and SSIM of the rendered head over the true torso and background, on held-out frames of CLIP.
+def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align: bool, every: int, lpips: Path | None,
+                output: Path | None, device: str) -> None:
+    """Measure the rendered head over the true torso and background, on held-out frames of CLIP.
+
+    PSNR, SSIM and flicker; prints tables, writes them with every frame's figures (JSON) and a sheet to look at (HTML).
 
     \b
     talkhead stage2 eval me
+    talkhead stage2 eval me --split test --every 10 --no-align
     """
-    from shared.avatar import Avatar
+    from shared.avatar import Avatar, require_video
     from shared.clip import Clip
     from shared.training import pick_device
-    from stage2_gaussian.evaluate import evaluate
+    from stage2_gaussian.evaluate import evaluate_head
 
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
+    require_video(source)
     target.require("stage2")
-    table = evaluate(source, target.stage2, splits=held_out(source, splits), device=pick_device(device))
-    click.echo(format_table(table))
+    folder = output or source.training / "stage2" / "eval"
+    tables = evaluate_head(source, target.stage2, folder, splits=held_out(source, splits), device=pick_device(device),
+                           align=align, every=every, lpips=lpips)
+    for title, table in tables.items():
+        click.echo(f"\n{title}\n{format_table(table)}")
+    click.echo(f"\n{folder / 'eval.html'}")
 
 
 @cli.group()

@@ -1,61 +1,41 @@
 """An avatar measured against the clip it was made from: pictures, landmarks, speed; JSON and HTML."""
 
-import base64
-import io
 import itertools
 import time
 from collections.abc import Iterable
 from functools import partial
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from chain.synthesize import Motion, Renderer, batch_size, to_uint8
 from shared.avatar import Avatar
-from shared.camera import project
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
-from shared.files import atomic_path, write_json
+from shared.files import write_json
 from shared.landmarks import LIPS
 from shared.metrics import psnr, ssim
+from shared.report_page import ReportPage
 from shared.training import progress
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
+from stage2_gaussian.dataset import box_mask
 
-MOUTH_BOX_MARGIN = 0.25  # of the lips' width, on each side
 SHEET_FRAMES = 6
-PAGE_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} th, td {{ padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
-th:first-child {{ text-align: left }} img {{ width: 100% }}
-</style></head><body><h1>{title}</h1>"""
 
 
-def mouth_box_mask(landmarks: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...], width: int,
-                   height: int) -> np.ndarray:
-    """(B,68,3), (B,4,4) -> bool (B,H,W): the lips' bounding box, a quarter of its width larger on each side."""
-    pixels = project(landmarks[:, LIPS], poses, intrinsics)
-    low, high = pixels.min(1), pixels.max(1)
-    margin = MOUTH_BOX_MARGIN * (high[:, :1] - low[:, :1])
-    low, high = low - margin, high + margin
-    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
-    inside_x = (x >= low[:, :1]) & (x <= high[:, :1])
-    inside_y = (y >= low[:, 1:]) & (y <= high[:, 1:])
-    return inside_y[:, :, None] & inside_x[:, None, :]
-
-
-def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device,
+def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device, *, fitted: bool = False,
                       quiet: bool = False) -> dict[str, dict[str, float]]:
     """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses and torso motion.
 
     full: the finished frame against the video. head: the same where the labels say head or mouth. mouth: the same in
-    the mouth box. head_on_truth: the rendered head over the true torso and background (the published protocol).
+    the mouth box. head_on_truth: the rendered head over the true torso and background (the published protocol). With
+    `fitted`, the poses are those that `stage2 train` fitted to the pictures, held-out ones too.
     """
     renderer = Renderer(avatar, device)
     info = clip.info
-    landmarks, poses, motion = clip.load_landmarks(), clip.load_poses(), clip.load_torso()
+    landmarks, motion = clip.load_landmarks(), clip.load_torso()
+    poses = clip.load_best_poses() if fitted else clip.load_poses()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
     shots = clip.shot_of_frames()
     table: dict[str, dict[str, float]] = {}
@@ -75,7 +55,8 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
                     is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
                     over_truth = head[..., :3] + (1 - head[..., 3:]) * true
                     over_truth = torch.where(is_head[..., None], frames, over_truth.clamp(0, 1))
-                    box = mouth_box_mask(landmarks[batch], poses[batch], info.intrinsics, info.width, info.height)
+                    box = box_mask(torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch]), info.intrinsics,
+                                   info.width, info.height, LIPS)
                     for name, image, mask in (("full", frames, None), ("head", frames, is_head), ("mouth", frames, box),
                                               ("head_on_truth", over_truth, None)):
                         sums[f"{name} psnr"] = sums.get(f"{name} psnr", 0) + psnr(image, true, mask) * len(batch)
@@ -123,7 +104,7 @@ def check_same_size(avatar: Avatar, clip: Clip) -> None:
 def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.device) -> np.ndarray:
     """Contact sheet: true frames above, rendered below -> uint8 (2·H, n·W, 3)."""
     renderer = Renderer(avatar, device)
-    landmarks, poses, motion = clip.load_landmarks(), clip.load_poses(), clip.load_torso()
+    landmarks, poses, motion = clip.load_landmarks(), clip.load_best_poses(), clip.load_torso()
     plates, shots = clip.load_plates(), clip.shot_of_frames()
     rendered = []
     for t in indices:
@@ -144,6 +125,9 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
     if avatar.stage2.is_file() and avatar.torso.is_file():
         tables["pictures, driven by tracked landmarks and motion (dB, SSIM)"] = evaluate_pictures(
             avatar, clip, splits, device)
+        if clip.fitted_poses.is_file():
+            tables["the same with poses fitted to the pictures"] = evaluate_pictures(avatar, clip, splits, device,
+                                                                                     fitted=True)
         tables["frames a second"] = {"this machine": render_speed(avatar, device)}
         held = np.concatenate([clip.split(name) for name in splits])
         sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
@@ -158,19 +142,10 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
 def write_page(path: Path, title: str, tables: dict[str, dict[str, dict[str, float]]],
                sheet: np.ndarray | None) -> None:
     """One self-contained HTML file with the tables and the contact sheet."""
-    parts = [PAGE_HEAD.format(title=escape(title))]
+    page = ReportPage(title)
     for name, table in tables.items():
-        columns = list(dict.fromkeys(column for row in table.values() for column in row))
-        parts.append(f"<h2>{escape(name)}</h2><table><tr><th></th>")
-        parts += [f"<th>{escape(column)}</th>" for column in columns]
-        for row, values in table.items():
-            cells = "".join(f"<td>{values[c]:.4g}</td>" if c in values else "<td></td>" for c in columns)
-            parts.append(f"</tr><tr><th>{escape(row)}</th>{cells}")
-        parts.append("</tr></table>")
+        page.table(name, table)
     if sheet is not None:
-        buffer = io.BytesIO()
-        Image.fromarray(sheet).save(buffer, format="JPEG", quality=88)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        parts.append(f'<h2>true frames above, rendered below</h2><img src="data:image/jpeg;base64,{data}">')
-    with atomic_path(path) as partial:
-        partial.write_text("".join(parts) + "</body></html>\n", encoding="utf-8")
+        page.heading("true frames above, rendered below")
+        page.picture(sheet)
+    page.write(path)

@@ -1,5 +1,6 @@
 """An avatar speaks: landmarks, head, torso and sound put together in bounded memory."""
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ from shared.avatar import Avatar
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import atomic_path
-from shared.landmarks import SAMPLES_PER_FRAME, load_array, load_landmarks, save_array, save_landmarks
+from shared.landmarks import FPS, SAMPLES_PER_FRAME, load_array, load_landmarks, save_array, save_landmarks
 from shared.training import progress
-from shared.video_io import VideoWriter, read_rgba, write_png
+from shared.video_io import TransparentVideoWriter, VideoWriter, read_rgba, write_png
 
 
 def ping_pong(count: int, length: int) -> np.ndarray:
@@ -123,7 +124,7 @@ def head_frames(avatar: Avatar, clip: Clip, device: torch.device) -> Callable[[n
 
     avatar.require("stage2")
     head = load_head(avatar.stage2, device)
-    landmarks, poses = clip.load_landmarks(), clip.load_poses()
+    landmarks, poses = clip.load_landmarks(), clip.load_best_poses()
 
     @torch.no_grad()
     def render(indices: np.ndarray) -> Tensor:
@@ -181,30 +182,90 @@ def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.devic
     return count
 
 
-def render_to_folder(avatar: Avatar, landmarks: Path, folder: Path, *, poses: str, device: torch.device,
-                     quiet: bool = False) -> int:
-    """Stage 2 alone: `folder` gets 000000.png, … (RGBA, straight alpha), poses.npy and torso.npy; returns the count."""
-    from stage2_gaussian.render import load_head
+@dataclasses.dataclass(frozen=True)
+class Orbit:
+    """A camera that swings around the head by `degrees` to either side, there and back in `period` seconds (None: once in
+    the whole sequence)."""
 
-    avatar.require("stage2")
-    rows = load_landmarks(landmarks)
-    pose, torso = Motion(avatar, poses).at(0, len(rows))
-    head = load_head(avatar.stage2, device)
-    with atomic_path(folder) as partial, progress(len(rows), "rendering", quiet=quiet, unit="frame") as bar:
+    degrees: float
+    period: float | None = None
+
+
+class HeadView:
+    """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion."""
+
+    def __init__(self, avatar: Avatar, landmarks: Path, poses: str, orbit: Orbit | None = None) -> None:
+        avatar.require("stage2")
+        self.avatar = avatar
+        self.landmarks = load_landmarks(landmarks)
+        self.poses, self.torso = Motion(avatar, poses).at(0, len(self.landmarks))
+        if orbit is not None:
+            from stage2_gaussian import camera_path
+
+            period = len(self.landmarks) if orbit.period is None else orbit.period * FPS
+            centre = camera_path.head_centre(avatar.load_neutral()[0])
+            self.poses = camera_path.orbit(self.poses, orbit.degrees, period, centre)
+
+    def __len__(self) -> int:
+        return len(self.landmarks)
+
+    @torch.no_grad()
+    def batches(self, device: torch.device, quiet: bool) -> Iterator[Tensor]:
+        """Premultiplied RGBA (≤ B, H, W, 4) of all rows, in order, with a progress bar."""
+        from stage2_gaussian.render import load_head
+
+        head = load_head(self.avatar.stage2, device)
+        with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
+            for start in range(0, len(self), batch_size(device)):
+                batch = slice(start, start + batch_size(device))
+                yield render_head(head, self.avatar.info, self.landmarks[batch], self.poses[batch], device)
+                bar.update(len(self.landmarks[batch]))
+
+
+def straight(rgba: Tensor) -> Tensor:
+    """Premultiplied (B, H, W, 4) -> straight alpha."""
+    return torch.cat([rgba[..., :3] / rgba[..., 3:].clamp_min(1e-4), rgba[..., 3:]], -1)
+
+
+def check_head_output(output: Path, audio: Path | None) -> bool:
+    """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
+    ending = output.suffix.lower()
+    if ending in TransparentVideoWriter.endings:
+        if audio is not None:
+            next(iter_audio(audio, seconds=0.1))
+        return True
+    if ending in VideoWriter.endings or ending in (".avi", ".gif", ".mpg"):
+        raise TalkheadError(f"{output}: a {ending} file holds no transparency; name a .mov, a .webm or a folder")
+    if audio is not None:
+        raise TalkheadError(f"{output} is to be a folder of pictures, which holds no sound; leave --audio out, or name a "
+                            ".mov or a .webm")
+    if output.exists() and not (output / "poses.npy").is_file() and not (output.is_dir() and not any(output.iterdir())):
+        raise TalkheadError(f"{output} is no folder of rendered frames, so it will not be replaced; name another folder")
+    return False
+
+
+def render_to_folder(view: HeadView, folder: Path, *, device: torch.device, quiet: bool = False) -> int:
+    """`folder` gets 000000.png, … (RGBA, straight alpha), poses.npy and torso.npy; returns the number of frames."""
+    with atomic_path(folder) as partial:
         partial.mkdir()
-        save_array(partial / "poses.npy", pose)
-        save_array(partial / "torso.npy", torso)
-        for start in range(0, len(rows), batch_size(device)):
-            batch = slice(start, start + batch_size(device))
-            with torch.no_grad():
-                rgba = render_head(head, avatar.info, rows[batch], pose[batch], device)
-            straight = torch.cat([rgba[..., :3] / rgba[..., 3:].clamp_min(1e-4), rgba[..., 3:]], -1)
-            for k, picture in enumerate(to_uint8(straight)):
-                write_png(partial / f"{start + k:06d}.png", picture)
-            bar.update(len(rows[batch]))
+        save_array(partial / "poses.npy", view.poses)
+        save_array(partial / "torso.npy", view.torso)
+        pictures = (picture for rgba in view.batches(device, quiet) for picture in to_uint8(straight(rgba)))
+        for k, picture in enumerate(pictures):
+            write_png(partial / f"{k:06d}.png", picture)
         if folder.is_dir():
             shutil.rmtree(folder)
-    return len(rows)
+    return len(view)
+
+
+def render_to_video(view: HeadView, output: Path, *, audio: Path | None, device: torch.device, quiet: bool = False) -> int:
+    """`output` (.mov or .webm) gets the head over nothing, straight alpha; returns the number of frames."""
+    info = view.avatar.info
+    with TransparentVideoWriter(output, info.width, info.height, audio=audio) as writer:
+        for rgba in view.batches(device, quiet):
+            for picture in to_uint8(straight(rgba)):
+                writer.write(picture)
+    return len(view)
 
 
 def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path | None, device: torch.device,

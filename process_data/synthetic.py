@@ -3,7 +3,7 @@
 Everything is made here from a seed: the head, its motion, the clothes, the room. The speech is shipped with the package.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,9 @@ from process_data.synthetic_shade import compose
 from process_data.synthetic_skin import Skin, build_skin
 from process_data.synthetic_speech import actor_landmarks as actor_landmarks  # part of this module's interface
 from process_data.synthetic_texture import paint_atlas
+from shared.audio_io import save_wav
 from shared.camera import pose_matrix
+from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, check_array, check_landmarks, save_array, save_landmarks
@@ -30,7 +32,9 @@ from shared.video_io import GrayVideoWriter, VideoWriter, write_png
 DISTANCE = 1.0  # metres from the camera to the eyes
 SAMPLES = 2  # visibility samples a pixel, each way
 GAZE = 0.35  # of the head's rotation that the eyes undo to stay on the camera
+CLIP_CRF = 6  # of a clip that is truth itself: nearly lossless
 _UPRIGHT = np.diag([1.0, -1.0, -1.0])
+Performance = tuple[np.ndarray, np.ndarray, np.ndarray]  # landmarks (T, 68, 3), poses (T, 4, 4), torso motion (T, 4)
 
 
 @dataclass(frozen=True)
@@ -207,3 +211,40 @@ def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed
     write_json(truth.root / "truth.json", {"intrinsics": list(truth.intrinsics), "size": size, "width": size, "height": size,
                                       "fps": FPS, "frames": frames, "seed": seed})
     return truth
+
+
+def make_actor_clip(root: Path, *, size: int, seconds: float | None = None, seed: int = 0, held_out: float = 0.1,
+                    extra: Mapping[str, Performance] | None = None) -> Clip:
+    """A clip folder of the person of `seed` with exact landmarks, poses, labels and plate: no tracker in between.
+
+    The shipped speech, cut after `seconds`, gives the splits train and test (its last part, `held_out` of it); each item of
+    `extra`, a name with landmarks (T, 68, 3), poses (T, 4, 4) and torso motion (T, 4), gives a split of that name, so that
+    faces that the speech never shows are there as truth. The sound is silent there. Raises TalkheadError for a wrong size.
+    """
+    sound, landmarks = actor_landmarks("train", seed)
+    spoken = len(landmarks) if seconds is None else int(seconds * FPS)
+    parts: dict[str, Performance] = {"speech": (landmarks[:spoken], *actor_motion(spoken, size, seed)), **(extra or {})}
+    shapes, poses, torso = (np.concatenate(arrays) for arrays in zip(*parts.values()))
+    cut, split, start = round(spoken * (1 - held_out)), {}, 0
+    for name, part in parts.items():
+        split[name] = [(start, start + len(part[0]))]
+        start += len(part[0])
+    del split["speech"]
+    clip = Clip(root)
+    with (VideoWriter(clip.video, size, size, crf=CLIP_CRF) as video,
+          GrayVideoWriter(clip.labels, size, size) as matte):
+        for picture, labels in render_actor(shapes, poses, torso, size=size, seed=seed):
+            video.write(picture)
+            matte.write(labels)
+    save_landmarks(clip.landmarks, shapes)
+    save_landmarks(clip.neutral, neutral_landmarks(make_identity(seed)).astype(np.float32)[None])
+    save_array(clip.poses, poses)
+    save_array(clip.torso, torso)
+    write_png(clip.background, make_background(seed, size))
+    samples = np.zeros(start * SAMPLES_PER_FRAME, np.float32)
+    samples[: spoken * SAMPLES_PER_FRAME] = sound[: spoken * SAMPLES_PER_FRAME]
+    save_wav(clip.audio, samples)
+    clip.save_info(ClipInfo("actor", f"synthetic actor, seed {seed}", "0" * 64, size, size, start, default_intrinsics(size),
+                            (0, 0, size), [Shot(0, start, clip.background.name)],
+                            split={"train": [(0, cut)], "test": [(cut, spoken)], **split}))
+    return clip

@@ -106,7 +106,7 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train") -> None:
     breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(shot) != 0)) + 1
     stretch = max(np.split(np.arange(len(indices)), breaks), key=len)
     track = indices[stretch]
-    save_array(avatar.poses, clip.load_poses()[track])
+    save_array(avatar.poses, clip.load_best_poses()[track])
     save_array(avatar.motion, clip.load_torso()[track])
     save_array(avatar.neutral, clip.load_neutral())
     with atomic_path(avatar.background) as partial:

@@ -99,6 +99,7 @@ class Clip:
         self.audio = self.root / "audio.wav"
         self.landmarks = self.root / "landmarks.npy"
         self.poses = self.root / "poses.npy"
+        self.fitted_poses = self.root / "poses_fitted.npy"
         self.neutral = self.root / "neutral.npy"
         self.torso = self.root / "torso.npy"
         self.labels = self.root / "labels.mkv"
@@ -131,6 +132,12 @@ class Clip:
     def load_poses(self) -> np.ndarray:
         """(T,4,4) float32 head → camera."""
         return self._of_length(load_array(self.poses, (4, 4)), self.poses)
+
+    def load_best_poses(self) -> np.ndarray:
+        """(T,4,4) as `stage2 train` fitted them to the pictures, where it did; else as tracked."""
+        if self.fitted_poses.is_file():
+            return self._of_length(load_array(self.fitted_poses, (4, 4)), self.fitted_poses)
+        return self.load_poses()
 
     def load_torso(self) -> np.ndarray:
         """(T,4) float32 torso motion: dx, dy pixels, angle radians, scale."""

@@ -1,5 +1,7 @@
 """Figures of merit for pictures, landmarks and timing; each says its unit."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -32,37 +34,59 @@ def psnr(a: np.ndarray | Tensor, b: np.ndarray | Tensor, mask: np.ndarray | Tens
     return float((-10 * torch.log10(error.clamp_min(1e-10))).mean())
 
 
-def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+def ssim_map(x: Tensor, y: Tensor, stride: int = 1) -> Tensor:
     """Structural similarity of images (B, C, H, W) in [0, 1] -> (B, C, H, W); 11×11 Gaussian, σ 1.5 (Wang et al. 2004).
 
-    Subtracts squared means, so it needs true float32 convolutions: TF32 must be off.
+    With `stride`, only of every so many pixels each way, from the first: (B, C, ⌈H/stride⌉, ⌈W/stride⌉).
+    Subtracts squared means, so it needs true float32: TF32 must be off.
     """
-    channels = x.shape[1]
     line = torch.exp(-((torch.arange(11, device=x.device, dtype=x.dtype) - 5) ** 2) / (2 * 1.5**2))
     line = line / line.sum()
-    rows, columns = line.view(1, 1, 11, 1).repeat(channels, 1, 1, 1), line.view(1, 1, 1, 11).repeat(channels, 1, 1, 1)
-
-    def blur(image: Tensor) -> Tensor:
-        down = F.conv2d(image, rows, padding=(5, 0), groups=channels)
-        return F.conv2d(down, columns, padding=(0, 5), groups=channels)
-
+    _, channels, height, width = x.shape
+    blur = _blur_as_products(line, height, width, stride) if x.is_cuda else _blur_as_convolutions(line, channels, stride)
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     return (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
 
 
+def _blur_as_convolutions(line: Tensor, channels: int, stride: int) -> Callable[[Tensor], Tensor]:
+    rows, columns = line.view(1, 1, -1, 1).repeat(channels, 1, 1, 1), line.view(1, 1, 1, -1).repeat(channels, 1, 1, 1)
+    half = len(line) // 2
+
+    def blur(image: Tensor) -> Tensor:
+        down = F.conv2d(image, rows, stride=(stride, 1), padding=(half, 0), groups=channels)
+        return F.conv2d(down, columns, stride=(1, stride), padding=(0, half), groups=channels)
+
+    return blur
+
+
+def _blur_as_products(line: Tensor, height: int, width: int, stride: int) -> Callable[[Tensor], Tensor]:
+    """The same as two products with banded matrices, in full float32 whatever cuDNN may do."""
+    def band(size: int) -> Tensor:
+        offset = torch.arange(size, device=line.device)
+        offset = offset - offset[:, None] + len(line) // 2
+        return torch.where((offset >= 0) & (offset < len(line)), line[offset.clamp(0, len(line) - 1)], line.new_zeros(()))
+
+    rows, columns = band(height)[::stride].contiguous(), band(width)[:, ::stride].contiguous()
+    return lambda image: rows @ (image @ columns)
+
+
+def ssim_of_pixels(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of images (B, H, W, 3) in [0, 1], mean over colours -> (B, H, W)."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        return ssim_map(x.movedim(-1, 1), y.movedim(-1, 1)).mean(1)
+    finally:
+        torch.backends.cudnn.allow_tf32 = tf32
+
+
 def ssim(a: np.ndarray | Tensor, b: np.ndarray | Tensor, mask: np.ndarray | Tensor | None = None) -> float:
     """Mean structural similarity of images (..., H, W, 3), floats in [0, 1] or uint8, over `mask` (..., H, W)."""
     x, y = _as_images(a), _as_images(b)
     weight = _as_mask(mask, x)
-    tf32 = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        values = ssim_map(x.movedim(-1, 1), y.movedim(-1, 1)).mean(1)
-    finally:
-        torch.backends.cudnn.allow_tf32 = tf32
-    total = weight.sum((1, 2))
+    values, total = ssim_of_pixels(x, y), weight.sum((1, 2))
     return float(((values * weight).sum((1, 2))[total > 0] / total[total > 0]).mean())
 
 

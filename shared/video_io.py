@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
 from shared.audio_io import check_gap, decode, iter_audio, open_media, time_zero, timestamps_anywhere
@@ -17,6 +19,7 @@ from shared.landmarks import FPS, SAMPLE_RATE
 
 AAC_FRAME = 1024  # samples
 SEEK_MARGIN = 0.1  # seconds
+BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,15 @@ class VideoWriter:
     it is cut to the length of the video. Odd sizes are refused, since yuv420p cannot hold them.
     """
 
+    endings: tuple[str, ...] = (".mp4", ".mov", ".mkv")
+    channels = 3
+
     def __init__(self, path: Path | str, width: int, height: int, fps: int = FPS,
                  audio: np.ndarray | Path | None = None, crf: int = 18, preset: str = "veryfast") -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() not in {".mp4", ".mov", ".mkv"}:
-            raise TalkheadError(f"{self.path}: the video's name should end in .mp4, .mov or .mkv")
+        if self.path.suffix.lower() not in self.endings:
+            *others, last = self.endings
+            raise TalkheadError(f"{self.path}: the video's name should end in {', '.join(others)} or {last}")
         if width % 2 or height % 2:
             raise TalkheadError(f"{self.path}: width and height should be even, found {width}x{height}")
         self.width, self.height, self.fps, self.audio, self.crf, self.preset = width, height, fps, audio, crf, preset
@@ -173,17 +180,32 @@ class VideoWriter:
         partial = self._atomic.__enter__()
         options = {"movflags": "faststart"} if self.path.suffix.lower() in {".mp4", ".mov"} else {}
         self._container = av.open(str(partial), "w", options=options)
-        self._stream = self._container.add_stream("libx264", rate=Fraction(self.fps))
-        self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "yuv420p"
-        self._stream.options = {"crf": str(self.crf), "preset": self.preset}
+        self._stream, sound = self._add_streams()
         self._sound = None
-        if self.audio is not None:
-            self._sound = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-            self._sound.bit_rate = 96000
+        if sound is not None:
+            self._sound = sound
             self._pieces = self._audio_pieces()
             self._sound_written = 0
             self._left = np.zeros(0, np.float32)
         return self
+
+    def _add_streams(self) -> tuple[av.VideoStream, av.AudioStream | None]:
+        """Open the encoders of the picture and, where there is sound, of the sound."""
+        stream = self._container.add_stream("libx264", rate=Fraction(self.fps))
+        stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
+        stream.options = {"crf": str(self.crf), "preset": self.preset}
+        return stream, self._add_sound("aac")
+
+    def _add_sound(self, codec: str) -> av.AudioStream | None:
+        if self.audio is None:
+            return None
+        sound: Any = self._container.add_stream(codec, rate=SAMPLE_RATE, layout="mono")
+        if codec != "pcm_s16le":
+            sound.bit_rate = 96000
+        return sound
+
+    def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
+        return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
 
     def _audio_pieces(self) -> Iterator[np.ndarray]:
         if isinstance(self.audio, np.ndarray):
@@ -193,12 +215,12 @@ class VideoWriter:
             assert self.audio is not None
             yield from iter_audio(self.audio, seconds=1.0)
 
-    def write(self, rgb: np.ndarray) -> None:
-        """Append one uint8 (H, W, 3) RGB frame."""
-        if rgb.shape != (self.height, self.width, 3) or rgb.dtype != np.uint8:
-            raise TalkheadError(f"{self.path}: expected a uint8 frame {(self.height, self.width, 3)}, "
-                                f"found {rgb.dtype} {rgb.shape}")
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+    def write(self, pixels: np.ndarray) -> None:
+        """Append one uint8 (H, W, channels) frame."""
+        if pixels.shape != (self.height, self.width, self.channels) or pixels.dtype != np.uint8:
+            raise TalkheadError(f"{self.path}: expected a uint8 frame {(self.height, self.width, self.channels)}, "
+                                f"found {pixels.dtype} {pixels.shape}")
+        frame = self._picture(pixels)
         frame.pts = self.count
         frame.time_base = Fraction(1, self.fps)
         for packet in self._stream.encode(frame):
@@ -240,6 +262,35 @@ class VideoWriter:
             self._atomic.__exit__(type(error), error, error.__traceback__)
             raise
         self._atomic.__exit__(kind, value, trace)
+
+
+class TransparentVideoWriter(VideoWriter):
+    """Video with straight alpha: ProRes 4444 and plain sound in .mov, VP9 and Opus in .webm; otherwise as VideoWriter.
+
+    `write` takes uint8 (H, W, 4) RGBA frames. Colours are those of BT.709 and the file says so. ProRes keeps them and alpha
+    nearly to the bit and opens in editors; VP9 is a twentieth of the size and plays in browsers.
+    """
+
+    endings = (".mov", ".webm")
+    channels = 4
+
+    def _add_streams(self) -> tuple[av.VideoStream, av.AudioStream | None]:
+        prores = self.path.suffix.lower() == ".mov"
+        stream = self._container.add_stream("prores_ks" if prores else "libvpx-vp9", rate=Fraction(self.fps))
+        stream.width, stream.height = self.width, self.height
+        stream.pix_fmt = "yuva444p10le" if prores else "yuva420p"
+        # without bits a second, crf alone decides; alternate reference frames cannot carry alpha
+        stream.options = ({"profile": "4444", "vendor": "apl0"} if prores else
+                          {"crf": str(self.crf), "b": "0", "auto-alt-ref": "0", "row-mt": "1", "cpu-used": "4",
+                           "deadline": "good"})
+        coder = stream.codec_context
+        coder.color_primaries = coder.color_trc = coder.colorspace = BT709
+        coder.color_range = ColorRange.MPEG
+        return stream, self._add_sound("pcm_s16le" if prores else "libopus")
+
+    def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgba")
+        return frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
 
 
 class GrayVideoWriter:
@@ -314,6 +365,21 @@ def join_gray_videos(parts: Sequence[Path], target: Path | str) -> None:
                     packet.duration = 1
                     whole.mux(packet)
                     count += 1
+
+
+def read_transparent_video(path: Path | str) -> Iterator[np.ndarray]:
+    """Yield the uint8 (H, W, 4) RGBA frames, straight alpha, that TransparentVideoWriter wrote. Raises TalkheadError."""
+    path = Path(path)
+    with _open_video(path) as container:
+        stream = container.streams.video[0]
+        # FFmpeg's own VP9 decoder leaves alpha out
+        decoder = av.CodecContext.create("libvpx-vp9", "r") if stream.codec_context.name == "vp9" else stream.codec_context
+        try:
+            for packet in container.demux(stream):
+                for frame in decoder.decode(packet):
+                    yield frame.to_ndarray(format="rgba")
+        except av.error.FFmpegError as error:
+            raise TalkheadError(f"{path}: the video track cannot be decoded ({error}); convert the file") from error
 
 
 def write_png(path: Path | str, image: np.ndarray) -> None:

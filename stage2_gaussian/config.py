@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from shared.errors import TalkheadError
+from stage2_gaussian.deform import GROUPS
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Stage2Config:
     moving: int = 0  # splats with a basis of their own, those that feel the landmarks' motion most
     rank: int = 0  # coefficients of the low-rank blend
     hidden: int = 128  # width of the network that makes the coefficients
+    pose_rank: int = 6  # coefficients of the light that changes as the head moves
     steps: int = 0
     batch: int = 0  # frames a step
     rate_position: float = 2e-4  # learning rates at the start; metres for positions
@@ -27,6 +29,11 @@ class Stage2Config:
     rate_network: float = 1e-3
     rate_window: float = 2e-3
     rate_pose: float = 1e-4  # radians, and metres / 10
+    rate_shading: float = 5e-3
+    exposure_weight: float = 0.1
+    rate_exposure: float = 1e-3
+    fits: int = -1  # times that all poses are fitted to the pictures while training, and once after; -1: 3 on CUDA, else 0
+    l2_weight: float = 20.0
     final_rate: float = 0.05  # all rates fall exponentially to this part of their start
     ssim_weight: float = 0.2
     gradient_weight: float = 0.5
@@ -34,7 +41,8 @@ class Stage2Config:
     pose_weight: float = 0.02  # keeps the refinement of training poses near zero
     mouth_emphasis: float = 4.0  # extra weight of pixels in the mouth box
     eye_emphasis: float = 2.0
-    landmark_noise: float = 4e-4  # metres, added to landmarks while training
+    landmark_noise: float = 3e-4  # metres, added to landmarks while training
+    held_out: float = 0.04  # part of the training frames that only tell when to stop
     save_seconds: float = 30.0  # between two saves of the resumable state
     seed: int = 0
 
@@ -53,9 +61,13 @@ def resolve(config: Stage2Config, device: torch.device, width: int, height: int)
         moving=min(splats, config.moving or (splats // 4 if cuda else splats * 4 // 10)),
         rank=config.rank or (32 if cuda else 16),
         steps=config.steps or (3000 if cuda else 750),
+        fits=config.fits if config.fits >= 0 else (3 if cuda else 0),
         batch=config.batch or (8 if cuda else 1),
     )
-    for name in ("splats", "moving", "rank", "hidden", "steps", "batch"):
-        if getattr(config, name) < 1:
-            raise TalkheadError(f"stage 2 {name} should be at least 1, found {getattr(config, name)}")
+    least = {"splats": 1, "moving": 1, "rank": len(GROUPS), "hidden": 1, "pose_rank": 1, "steps": 1, "batch": 1}
+    for name, limit in least.items():
+        if getattr(config, name) < limit:
+            raise TalkheadError(f"stage 2 {name} should be at least {limit}, found {getattr(config, name)}")
+    if not 0 <= config.held_out < 0.5:
+        raise TalkheadError(f"stage 2 held_out should be a part between 0 and 0.5, found {config.held_out}")
     return config

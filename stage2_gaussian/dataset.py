@@ -1,5 +1,6 @@
 """What a training step reads: frames, what lies behind the head, landmarks, poses and pixel weights."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from shared.clip import BACKGROUND, HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 
-RESIDENT_BYTES = 24 << 30  # pictures up to this size are kept in GPU memory
+CHUNK = 64  # frames prepared at once for the GPU
 WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
 BAND = 1 / 128  # half-width, in picture widths, of the outline where labels are not trusted
 CONTRAST = 0.02  # squared colour distance of head and plate from which a matte can be told
@@ -26,22 +27,41 @@ class Batch(NamedTuple):
     head: Tensor  # (B, H, W) 1 on head and mouth interior
     alpha: Tensor  # (B, H, W) the head's share of each pixel
     sure: Tensor  # (B, H, W) 1 where alpha is known
-    weights: Tensor  # (B, H, W) more at mouth and eyes, mean near 1
     landmarks: Tensor  # (B, 68, 3)
     poses: Tensor  # (B, 4, 4)
+
+
+class Pictures(NamedTuple):
+    """The same as it is kept, uint8."""
+
+    frames: Tensor  # (B, H, W, 3)
+    behind: Tensor  # (B, H, W, 3)
+    head: Tensor  # (B, H, W) 0 or 1
+    alpha: Tensor  # (B, H, W)
+    sure: Tensor  # (B, H, W) 0 or 1
 
 
 def box_mask(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], width: int, height: int, part: list[int],
              margin: float = 0.25) -> Tensor:
     """Bool (B, H, W): the bounding box of the projected landmarks `part`, larger by `margin` of its width all round."""
+    return inside(bounding_box(landmarks, poses, intrinsics, part, margin), width, height)
+
+
+def bounding_box(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], part: list[int],
+                 margin: float) -> Tensor:
+    """(B, 4) left, top, right, bottom in pixels of the projected landmarks `part`, `margin` of the width larger all round."""
     points = project(landmarks[:, part], poses, intrinsics)
     low, high = points.amin(1), points.amax(1)
     room = margin * (high - low)[:, :1]
-    low, high = low - room, high + room
-    x = torch.arange(width, device=points.device) + 0.5
-    y = torch.arange(height, device=points.device) + 0.5
-    columns = (x >= low[:, :1]) & (x <= high[:, :1])
-    rows = (y >= low[:, 1:]) & (y <= high[:, 1:])
+    return torch.cat([low - room, high + room], 1)
+
+
+def inside(boxes: Tensor, width: int, height: int) -> Tensor:
+    """Boxes (B, 4) -> bool (B, H, W): pixels whose centre lies in the box."""
+    x = torch.arange(width, device=boxes.device) + 0.5
+    y = torch.arange(height, device=boxes.device) + 0.5
+    columns = (x >= boxes[:, :1]) & (x <= boxes[:, 2:3])
+    rows = (y >= boxes[:, 1:2]) & (y <= boxes[:, 3:])
     return rows[:, :, None] & columns[:, None, :]
 
 
@@ -73,34 +93,51 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     return alpha, (told | ~band).float(), edge & background
 
 
+def behind_head(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, open_air: Tensor, reach: int) -> Tensor:
+    """What the head is drawn over, uint8 (B, H, W, 3), from frames and plates likewise and labels, bool (B, H, W).
+
+    The frame itself outside the head; inside, and in the `open_air` along its outline, the plate; but near the jaw, within
+    2 · `reach` of more neck and clothes than background, the mean colour of those, because that is what the jaw hides.
+    """
+    reach = max(1, reach)
+    body = (~head & ~background).float()[:, None]
+    planes = torch.cat([frames.movedim(-1, 1).float() * body, body, background.float()[:, None]], 1)
+    near = F.avg_pool2d(planes, 4 * reach + 1, 1, 2 * reach).movedim(1, -1)
+    clothed = head & (near[..., 3] > near[..., 4])
+    colour = (near[..., :3] / near[..., 3:4].clamp_min(1e-6)).round().byte()
+    over_plate = torch.where((head | open_air)[..., None], plates, frames)
+    return torch.where(clothed[..., None], colour, over_plate)
+
+
 class HeadFrames:
     """Frames `indices` of one clip, by row, cropped to the window that the head ever enters.
 
-    On CUDA the pictures are moved to the GPU once if they fit; otherwise they are read from the clip's memory-mapped
-    cache as they are needed.
+    On CUDA the prepared pictures stay on the GPU if they fit into half of what is free there; otherwise a batch is read
+    from the clip's cache and prepared when it is needed, so that host memory does not grow with the clip.
     """
 
-    def __init__(self, clip: Clip, indices: np.ndarray, device: torch.device, *, mouth_emphasis: float = 0.0,
-                 eye_emphasis: float = 0.0) -> None:
+    def __init__(self, clip: Clip, indices: np.ndarray, device: torch.device) -> None:
         if len(indices) == 0:
             raise TalkheadError(f"{clip.root}: the train split holds no good frame")
         self.clip, self.indices, self.device = clip, indices, device
-        self.mouth_emphasis, self.eye_emphasis = mouth_emphasis, eye_emphasis
         x0, y0, x1, y1 = self._find_window()
         self.rows, self.columns = slice(y0, y1), slice(x0, x1)
         self.width, self.height = x1 - x0, y1 - y0
         fx, fy, cx, cy = clip.info.intrinsics
-        self.intrinsics = (fx, fy, cx - x0, cy - y0)
+        self.intrinsics = (fx, fy, float(cx - x0), float(cy - y0))
         landmarks = clip.load_landmarks()[indices]
         self.landmarks = torch.from_numpy(landmarks).to(device)
         self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
         self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)
+        self.boxes = torch.stack([bounding_box(self.landmarks, self.poses, self.intrinsics, part, margin)
+                                  for part, margin in ((LIPS, 0.25), (EYE_RIGHT, 0.4), (EYE_LEFT, 0.4))], 1)
         self.chance = sampling_weights(landmarks)
         self.has_alpha = clip.alpha.is_file()
-        self.resident: tuple[Tensor, ...] | None = None
-        if device.type == "cuda" and len(indices) * self.width * self.height * (4 + self.has_alpha) <= RESIDENT_BYTES:
-            self.resident = self._read(np.arange(len(indices)))
+        self.resident: Pictures | None = None
+        if device.type == "cuda" and len(indices) * self.width * self.height * 9 < torch.cuda.mem_get_info(device)[0] / 2:
+            chunks = [self._prepare(rows) for rows in np.array_split(np.arange(len(indices)), -(-len(indices) // CHUNK))]
+            self.resident = Pictures(*(torch.cat(parts) for parts in zip(*chunks)))
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -118,33 +155,36 @@ class HeadFrames:
         return (max(0, columns[0] - margin), max(0, rows[0] - margin),
                 min(info.width, columns[-1] + 1 + margin), min(info.height, rows[-1] + 1 + margin))
 
-    def _read(self, rows: np.ndarray) -> tuple[Tensor, ...]:
-        """Frames and labels of `rows`, and alpha where the clip has it, uint8 on the device."""
-        window = (0, self.rows, self.columns)
-        sources = [self.clip.read_frames, self.clip.read_labels] + [self.clip.read_alpha] * self.has_alpha
-        return tuple(torch.from_numpy(np.stack([read(t)[window] for t in self.indices[rows, None]])).to(self.device)
-                     for read in sources)
+    def _prepare(self, rows: np.ndarray) -> Pictures:
+        def read(source: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+            cropped = np.ascontiguousarray(source(self.indices[rows])[:, self.rows, self.columns])
+            return torch.from_numpy(cropped).to(self.device)
+
+        frames, labels = read(self.clip.read_frames), read(self.clip.read_labels)
+        person = read(self.clip.read_alpha).float() / 255 if self.has_alpha else None
+        head = (labels == HEAD) | (labels == MOUTH)
+        plates = self.plates[self.shots[torch.from_numpy(rows).to(self.device)]]
+        alpha, sure, open_air = matte(frames.float() / 255, plates.float() / 255, head, labels == BACKGROUND,
+                                      round(BAND * self.clip.info.width), person)
+        behind = behind_head(frames, plates, head, labels == BACKGROUND, open_air, round(BAND * self.clip.info.width))
+        return Pictures(frames, behind, head.byte(), (alpha * 255).round().byte(), sure.byte())
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` rows, rare expressions more often."""
         return rng.choice(len(self), count, p=self.chance)
 
+    def pictures(self, rows: np.ndarray) -> Pictures:
+        """The frames of `rows` on the device, as they are kept."""
+        if self.resident is None:
+            return self._prepare(rows)
+        on_device = torch.from_numpy(rows).to(self.device)
+        return Pictures(*(x[on_device] for x in self.resident))
+
     def batch(self, rows: np.ndarray) -> Batch:
         """The frames of `rows` on the device."""
         on_device = torch.from_numpy(rows).to(self.device)
-        pictures = self._read(rows) if self.resident is None else tuple(x[on_device] for x in self.resident)
-        frames, labels = pictures[0].float() / 255, pictures[1]
-        head = (labels == HEAD) | (labels == MOUTH)
-        plates = self.plates[self.shots[on_device]].float() / 255
-        person = pictures[2].float() / 255 if self.has_alpha else None
-        alpha, sure, open_air = matte(frames, plates, head, labels == BACKGROUND, round(BAND * self.clip.info.width), person)
-        behind = torch.where((head | open_air)[..., None], plates, frames)
-        landmarks, poses = self.landmarks[on_device], self.poses[on_device]
-        weights = torch.ones_like(alpha)
-        for part, margin, extra in ((LIPS, 0.25, self.mouth_emphasis), (EYE_RIGHT, 0.4, self.eye_emphasis),
-                                    (EYE_LEFT, 0.4, self.eye_emphasis)):
-            weights += extra * box_mask(landmarks, poses, self.intrinsics, self.width, self.height, part, margin)
-        return Batch(frames, behind, head.float(), alpha, sure, weights, landmarks, poses)
+        frames, behind, head, alpha, sure = (x.float() for x in self.pictures(rows))
+        return Batch(frames / 255, behind / 255, head, alpha / 255, sure, self.landmarks[on_device], self.poses[on_device])
 
 
 def sampling_weights(landmarks: np.ndarray) -> np.ndarray:

@@ -43,7 +43,7 @@ class LandmarkCode(nn.Module):
         linear = -2 * (precision @ centres[..., None])[..., 0]
         constant = -0.5 * (linear * centres).sum(-1, keepdim=True)
         p = precision.flatten(1)
-        matrix = torch.cat([p[:, [0, 4, 8]], 2 * p[:, [1, 2, 5]], linear, constant], 1)
+        matrix = torch.cat([p[:, 0:9:4], 2 * p[:, 1:3], 2 * p[:, 5:6], linear, constant], 1)
         a, b, c = x[:, :1], x[:, 1:2], x[:, 2:]
         monomials = torch.cat([x * x, a * b, a * c, b * c, x, torch.ones_like(a)], 1)
         raw = torch.exp(monomials @ (-0.5 * matrix.T))

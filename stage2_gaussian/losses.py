@@ -1,9 +1,14 @@
 """What training minimises."""
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from shared.metrics import ssim_map
-from stage2_gaussian.dataset import Batch
+from stage2_gaussian.config import Stage2Config
+from stage2_gaussian.dataset import inside
+
+SSIM_STRIDE = 2  # its window is 11 pixels wide: nothing is lost by looking at every second one
+NAMES = ("l1", "ssim", "gradient", "l2", "alpha")
 
 
 def over(rgba: Tensor, behind: Tensor) -> Tensor:
@@ -26,22 +31,36 @@ def gradient_l1(difference: Tensor, weights: Tensor) -> Tensor:
     return total
 
 
-def picture_losses(rgba: Tensor, batch: Batch, *, ssim_weight: float, gradient_weight: float,
-                   alpha_weight: float) -> dict[str, Tensor]:
-    """Rendered RGBA (B, H, W, 4) against a batch -> named terms; their sum is the loss.
+class PictureLoss(nn.Module):
+    """A module without parameters, so that it can become a CUDA graph."""
 
-    Colour is compared after compositing; alpha itself is held to the labels, and to the matte along the hair.
-    """
-    shown = over(rgba, batch.behind)
-    difference = shown - batch.frames
-    similarity = ssim_map(shown.movedim(-1, 1), batch.frames.movedim(-1, 1)).movedim(1, -1)
-    wrong_alpha = (rgba[..., 3] - batch.alpha).abs() * batch.sure
-    return {
-        "l1": (1 - ssim_weight) * weighted_mean(difference.abs(), batch.weights),
-        "ssim": ssim_weight * weighted_mean(1 - similarity, batch.weights),
-        "gradient": gradient_weight * gradient_l1(difference, batch.weights),
-        "alpha": alpha_weight * wrong_alpha.mean(),
-    }
+    def __init__(self, config: Stage2Config) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, rgb: Tensor, alpha: Tensor, frames: Tensor, behind: Tensor, true_alpha: Tensor, sure: Tensor,
+                boxes: Tensor) -> Tensor:
+        """Premultiplied rgb (B, H, W, 3) and alpha (B, H, W, 1) against the fields of `Pictures` -> terms of NAMES (5,).
+
+        Colour is compared after compositing; alpha itself is held to the labels, and to the matte along the hair. Pixels
+        in the boxes (B, 3, 4) of mouth and eyes count more.
+        """
+        config, (height, width) = self.config, alpha.shape[1:3]
+        weights = torch.ones_like(alpha[..., 0])
+        for k, emphasis in enumerate((config.mouth_emphasis, config.eye_emphasis, config.eye_emphasis)):
+            weights = weights + emphasis * inside(boxes[:, k], width, height)
+        truth = frames.float() / 255
+        shown = rgb + (1 - alpha) * (behind.float() / 255)
+        difference = shown - truth
+        similarity = ssim_map(shown.movedim(-1, 1), truth.movedim(-1, 1), SSIM_STRIDE).movedim(1, -1)
+        wrong_alpha = (alpha[..., 0] - true_alpha.float() / 255).abs() * sure
+        return torch.stack([
+            (1 - config.ssim_weight) * weighted_mean(difference.abs(), weights),
+            config.ssim_weight * weighted_mean(1 - similarity, weights[:, ::SSIM_STRIDE, ::SSIM_STRIDE]),
+            config.gradient_weight * gradient_l1(difference, weights),
+            config.l2_weight * weighted_mean(difference.square(), weights),
+            config.alpha_weight * wrong_alpha.mean(),
+        ])
 
 
 def pose_prior(refinement: Tensor) -> Tensor:

@@ -4,56 +4,80 @@ Projection, blur, culling and blending follow Kerbl et al., "3D Gaussian Splatti
 conventions: EWA projection with the Jacobian clamped at 1.3 tan(fov/2), 0.3 square pixels of blur, pixel centres at
 integer + 0.5, alpha at most 0.999, alpha below 1/255 skipped, and a pixel closed before its transmittance falls to 1e-4.
 
-How it is fast: splats are sorted by depth once and dealt to 16 × 16 tiles by a counting sort; a tile walks its splats
-front to back and touches only the rows and the half rows that the splat's 1/255 ellipse reaches; planes of 8 adjacent
-pixels vectorise. The backward pass walks the same way again, recomputing alpha, and writes one gradient row per
-(tile, splat) pair; those rows are then summed splat by splat, so there are no races and the result does not depend on
-the number of threads.
+How it is fast: splats are sorted by depth once (radix) and dealt to 16 × 16 tiles by a counting sort. A tile takes its
+splats front to back, 64 at a time; it first finds which of its 32 blocks of 4 × 2 pixels each one's 1/255 ellipse
+touches, then walks block by block through the splats that touch the block, so that the eight pixels' colours and
+transmittances stay in SIMD registers and a closed block stops at once. Threads take tiles as they become free. The
+backward pass walks the same way again, recomputing alpha, and writes one gradient row per (tile, splat) pair; those rows
+are then summed splat by splat, so there are no races and the result does not depend on the number of threads.
 """
 
 from typing import Any
 
+import numba
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numba import njit, prange
 from torch import Tensor
 
+from stage2_gaussian.rasterize_cpu_lanes import (
+    LANES,
+    any_lane,
+    bit_lanes,
+    broadcast,
+    load,
+    lowest_bit,
+    next_task,
+    no_bits,
+    square_root,
+    store,
+    total,
+    where,
+)
+
 TILE = 16
-LANES = 8
+BLOCKS = TILE * TILE // LANES  # of a tile, each 4 pixels wide and 2 high, numbered down its 8 rows, then across
+PLANE = BLOCKS * LANES  # floats of one plane of a tile, block by block
+CHUNK = 64  # splats that a tile takes at a time: the bits of a word
+CHANNELS = 3
 BLUR = np.float32(0.3)
 NEAR = np.float32(0.01)
 ALPHA_MAX = np.float32(0.999)
 ALPHA_MIN = np.float32(1 / 255)
 T_STOP = np.float32(1e-4)
-GEOMETRY = 6  # gradient columns before the colours: u, v, three of the conic, opacity
+LOG2_E_8 = np.float32(1.4426950408889634 / 8)
+LEAST = np.float32(np.log2(1 / 255) / 8)
+# 2**e for -1 <= e <= 0 by a polynomial, to a relative 8e-8; its eighth power is alpha, to 3e-6
+C0, C1, C2, C3, C4, C5 = 0.999999925, 0.693142253, 0.240172189, 0.055279722, 0.009188611, 0.000938788
+MARGIN = np.float32(1e-3)  # of ln(opacity / ALPHA_MIN), so that rounding never leaves a touched block out
+
+# Columns of a splat's record. log2(alpha) / 8 = LOG_OPACITY - (A dx² + B dx dy + C dy²), (dx, dy) from pixel to centre. In
+# row dy the ellipse reaches sqrt(WIDE - NARROW dy²) to both sides of U + SLOPE dy; its rightmost point is at dy = TIP.
+U, V, A, B, C, LOG_OPACITY, COLOR, SLOPE, WIDE, NARROW, TIP, RECORD = 0, 1, 2, 3, 4, 5, 6, 9, 10, 11, 12, 16
+SUMS = 9  # gradient columns of a pair: d = -d loss / d sigma summed as it is and times dx, dy, dx², dx dy, dy²; colours
+
+STRIPS = 2  # that an image's rows of tiles are cut into, to deal splats to in parallel
+RADIX_BITS = 12  # that one pass of the sort by depth looks at
+GRID = np.array([  # pixel centres within a block: x, y; and the first of each of a tile's 8 pairs of rows
+    [0.5, 1.5, 2.5, 3.5, 0.5, 1.5, 2.5, 3.5],
+    [0.5, 0.5, 0.5, 0.5, 1.5, 1.5, 1.5, 1.5],
+    [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5],
+], np.float32)
 
 _fast: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "cache": True, "error_model": "numpy"}
+_sees_nan: Any = {**_fast, "fastmath": _fast["fastmath"] - {"nnan"}}
 
 
-@njit(inline="always")
-def _exp_negative(s):
-    """exp(-s) for s >= 0, float32, relative error below 3e-7: 2**f by a polynomial, 2**i by exponent bits."""
-    y = max(s * np.float32(-1.4426950408889634), np.float32(-120))
-    i = np.int32(y) - np.int32(1)  # y <= 0, so this is at or below floor(y)
-    f = y - np.float32(i) - np.float32(0.5)
-    p = np.float32(0.000154653179)
-    p = p * f + np.float32(0.00133952854)
-    p = p * f + np.float32(0.00961803993)
-    p = p * f + np.float32(0.0555034067)
-    p = p * f + np.float32(0.240226511)
-    p = p * f + np.float32(0.6931472)
-    p = p * f + np.float32(1.0)
-    return p * np.float32(1.4142135623730951) * np.int32((i + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@njit(parallel=True, **_fast)
-def _project(means, quats, scales, opacities, fx, fy, cx, cy, width, height, splats, boxes):
-    """Camera-space Gaussians (M, ·) -> splats (M, 7) [u, v, conic a b c, opacity, ln(255 opacity)], tile boxes (M, 4)."""
+@njit(parallel=True, **_sees_nan)
+def _project(means, quats, scales, opacities, colors, fx, fy, cx, cy, width, height, records, boxes, keys):
+    """Camera-space Gaussians (M, ·) -> records (M, RECORD), tile boxes (M, 4) and depth keys (M,), 0 where not in view."""
     limit_left, limit_right = cx / fx + np.float32(0.15) * width / fx, (width - cx) / fx + np.float32(0.15) * width / fx
     limit_up, limit_down = cy / fy + np.float32(0.15) * height / fy, (height - cy) / fy + np.float32(0.15) * height / fy
-    tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
+    half = np.float32(0.5)
     for m in prange(len(means)):
         boxes[m, 0] = boxes[m, 1] = boxes[m, 2] = boxes[m, 3] = 0
+        keys[m] = 0
         x, y, z = means[m, 0], means[m, 1], means[m, 2]
         opacity = opacities[m]
         if not (z >= NEAR and opacity >= ALPHA_MIN):
@@ -76,17 +100,29 @@ def _project(means, quats, scales, opacities, fx, fy, cx, cy, width, height, spl
         if not determinant > 0:
             continue
         u, v = fx * x * rz + cx, fy * y * rz + cy
-        reach = np.log(opacity / ALPHA_MIN)
-        half_x, half_y = np.sqrt(2 * reach * xx), np.sqrt(2 * reach * yy)
+        log_opacity = np.log(opacity)
+        reach = np.float32(2) * (log_opacity - np.log(ALPHA_MIN) + MARGIN)
+        half_x, half_y = np.sqrt(reach * xx), np.sqrt(reach * yy)
         if not (u + half_x > 0 and u - half_x < width and v + half_y > 0 and v - half_y < height):
             continue
-        splats[m, 0], splats[m, 1] = u, v
-        splats[m, 2], splats[m, 3], splats[m, 4] = yy / determinant, -xy / determinant, xx / determinant
-        splats[m, 5], splats[m, 6] = opacity, reach
-        boxes[m, 0] = max(0, int(np.floor((u - half_x) / TILE)))
-        boxes[m, 1] = min(tiles_x, int(np.floor((u + half_x) / TILE)) + 1)
-        boxes[m, 2] = max(0, int(np.floor((v - half_y) / TILE)))
-        boxes[m, 3] = min(tiles_y, int(np.floor((v + half_y) / TILE)) + 1)
+        # first and last column and row of pixel centres within reach
+        left, right = max(np.ceil(u - half_x - half), np.float32(0)), min(np.floor(u + half_x - half), np.float32(width - 1))
+        up, down = max(np.ceil(v - half_y - half), np.float32(0)), min(np.floor(v + half_y - half), np.float32(height - 1))
+        if left > right or up > down:
+            continue
+        inverse = np.float32(1) / determinant
+        records[m, U], records[m, V] = u, v
+        records[m, A], records[m, C] = half * LOG2_E_8 * yy * inverse, half * LOG2_E_8 * xx * inverse
+        records[m, B] = -LOG2_E_8 * xy * inverse
+        records[m, LOG_OPACITY] = LOG2_E_8 * log_opacity
+        for c in range(CHANNELS):
+            records[m, COLOR + c] = colors[m, c]
+        records[m, SLOPE] = -xy / yy
+        records[m, WIDE], records[m, NARROW] = reach * determinant / yy, determinant / (yy * yy)
+        records[m, TIP] = -xy / xx * half_x
+        boxes[m, 0], boxes[m, 1] = int(left) // TILE, int(right) // TILE + 1
+        boxes[m, 2], boxes[m, 3] = int(up) // TILE, int(down) // TILE + 1
+        keys[m] = np.float32(z).view(np.uint32)
 
 
 @njit(inline="always")
@@ -103,210 +139,361 @@ def _rotation(w, x, y, z):
 
 
 @njit(**_fast)
-def _bin(order, boxes, count, tiles_x, tiles):
-    """Deal splats to tiles, nearest first.
+def _sort_and_count(keys, boxes, tiles_x, order, visible, counts):
+    """keys (B, N) and boxes (B, N, 4) -> order (B, N) with visible (B,) as in `_sort`, counts (B, tiles) as in `_count`."""
+    for b in range(len(keys)):
+        visible[b] = _sort(keys[b], order[b])
+        _count(boxes[b], tiles_x, counts[b])
 
-    order (B, count): each image's splats by depth; boxes (B·count, 4). Returns start (B·tiles + 1,) of each tile's run,
-    splat (I,) and pair (I,) in tile order, and first (B·count + 1,) so that the pairs of splat m are first[m]:first[m+1].
+
+@njit(parallel=True, **_fast)
+def _deal(order, visible, boxes, tiles_x, tiles, cursor, splat):
+    """Write the places of splats in (B·N,) into splat (I,), tile by tile, nearest first.
+
+    cursor (B, tiles) enters as the beginning of each tile's run, and is used up.
     """
-    images = len(order)
-    first = np.zeros(images * count + 1, np.int64)
-    start = np.zeros(images * tiles + 1, np.int64)
-    for m in range(images * count):
-        base = (m // count) * tiles
-        for ty in range(boxes[m, 2], boxes[m, 3]):
-            for tx in range(boxes[m, 0], boxes[m, 1]):
-                start[base + ty * tiles_x + tx + 1] += 1
+    count = order.shape[1]
+    for task in prange(STRIPS * len(order)):
+        b, strip = task // STRIPS, task % STRIPS
+        top, bottom = strip * (tiles // tiles_x) // STRIPS, (strip + 1) * (tiles // tiles_x) // STRIPS
+        for k in range(visible[b]):
+            m = order[b, k]
+            left, right = boxes[b, m, 0], boxes[b, m, 1]
+            for ty in range(max(boxes[b, m, 2], top), min(boxes[b, m, 3], bottom)):
+                for t in range(ty * tiles_x + left, ty * tiles_x + right):
+                    splat[cursor[b, t]] = b * count + m
+                    cursor[b, t] += 1
+
+
+@njit(**_fast)
+def _count(boxes, tiles_x, counts):
+    """counts (tiles,) = how many boxes (N, 4) cover each tile: the sums, along x and y, of signs at their corners."""
+    columns, rows = tiles_x + 1, len(counts) // tiles_x + 1
+    corners = np.zeros(rows * columns, np.int32)
+    for m in range(len(boxes)):
+        left, right = boxes[m, 0], boxes[m, 1]
+        top, bottom = boxes[m, 2] * columns, boxes[m, 3] * columns
+        corners[top + left] += 1
+        corners[top + right] -= 1
+        corners[bottom + left] -= 1
+        corners[bottom + right] += 1
+    above = np.zeros(tiles_x, np.int64)
+    for y in range(rows - 1):
+        running = 0
+        for x in range(tiles_x):
+            running += corners[y * columns + x]
+            above[x] += running
+            counts[y * tiles_x + x] = above[x]
+
+
+@njit(**_fast)
+def _sort(keys, order):
+    """Stable radix sort: order[:n] = the n places of keys (N,) uint32 that are not zero, by key. Returns n."""
+    low, high = np.uint32(0xFFFFFFFF), np.uint32(0)
+    for key in keys:
+        if key:
+            low, high = min(low, key), max(high, key)
+    source, target = np.empty(len(keys), np.uint64), np.empty(len(keys), np.uint64)
+    n = 0
+    for m in range(len(keys)):
+        if keys[m]:
+            source[n] = np.uint64(keys[m] - low) << np.uint64(32) | np.uint64(m)
+            n += 1
+    mask = np.uint64((1 << RADIX_BITS) - 1)
+    shift = 0
+    while n and (high - low) >> shift:
+        begin = np.zeros(1 << RADIX_BITS, np.int64)
+        place = np.uint64(32 + shift)
+        for k in range(n):
+            begin[np.int64((source[k] >> place) & mask)] += 1
+        running = 0
+        for digit in range(1 << RADIX_BITS):
+            running, begin[digit] = running + begin[digit], running
+        for k in range(n):
+            digit = np.int64((source[k] >> place) & mask)
+            target[begin[digit]] = source[k]
+            begin[digit] += 1
+        source, target = target, source
+        shift += RADIX_BITS
+    for k in range(n):
+        order[k] = np.int32(source[k] & np.uint64(0xFFFFFFFF))
+    return n
+
+
+@njit(**_fast)
+def _touch(records, splat, begin, count, x0, y0, words):
+    """Which of a tile's blocks each of the splats splat[begin : begin + count] reaches.
+
+    Bit k % 32 of words[k // 32 · BLOCKS + block] is set for splat begin + k.
+    """
+    rows = load(GRID, 2 * LANES) + y0
+    for word in range(CHUNK // 32):
+        column_0 = column_1 = column_2 = column_3 = no_bits()
+        for k in range(32 * word, min(count, 32 * word + 32)):
+            p = splat[begin + k] * RECORD
+            u, v = broadcast(records, p + U) - x0, broadcast(records, p + V)
+            slope, tip = broadcast(records, p + SLOPE), broadcast(records, p + TIP)
+            wide, narrow = broadcast(records, p + WIDE), broadcast(records, p + NARROW)
+            high = v - rows
+            low = high - 1.0
+            dy = _clamp(tip, low, high)
+            right = u + slope * dy + square_root(wide - narrow * dy * dy)  # NaN where the ellipse does not reach the rows
+            dy = _clamp(0.0 - tip, low, high)
+            left = u + slope * dy - square_root(wide - narrow * dy * dy)
+            bit = bit_lanes(k - 32 * word)
+            column_0 = column_0 | where((left <= 3.5) & (right >= 0.5), bit, 0)
+            column_1 = column_1 | where((left <= 7.5) & (right >= 4.5), bit, 0)
+            column_2 = column_2 | where((left <= 11.5) & (right >= 8.5), bit, 0)
+            column_3 = column_3 | where((left <= 15.5) & (right >= 12.5), bit, 0)
+        store(words, word * BLOCKS, column_0)
+        store(words, word * BLOCKS + LANES, column_1)
+        store(words, word * BLOCKS + 2 * LANES, column_2)
+        store(words, word * BLOCKS + 3 * LANES, column_3)
+
+
+@njit(inline="always")
+def _clamp(x, low, high):
+    x = where(x < low, low, x)
+    return where(x > high, high, x)
+
+
+@njit(inline="always")
+def _alpha(records, p, px, py):
+    """Alpha of the splat with record p at eight pixels, before the cap of ALPHA_MAX, 0 below ALPHA_MIN; and dx, dy."""
+    dx, dy = broadcast(records, p + U) - px, broadcast(records, p + V) - py
+    slant = broadcast(records, p + A) * dx + broadcast(records, p + B) * dy
+    e = broadcast(records, p + LOG_OPACITY) - broadcast(records, p + C) * dy * dy - slant * dx
+    square = e * e
+    root = (C0 + C1 * e) + square * ((C2 + C3 * e) + square * (C4 + C5 * e))
+    root = root * root
+    root = root * root
+    return where(e >= LEAST, root * root, 0.0), dx, dy
+
+
+@njit(parallel=True, **_fast)
+def _forward(start, splat, records, tiles_x, tiles, counter, scratch, scratch_words, rgb, alpha):
+    """Blend every tile. rgb (B, H, W, 3) and alpha (B, H, W, 1) enter as zeros; counter (1,) zero; scratch one row a thread.
+
+    A closed pixel's transmittance is set to 0.
+    """
+    height, width = rgb.shape[1:3]
+    for worker in prange(len(scratch)):
+        planes, words = scratch[worker], scratch_words[worker]
+        while True:
+            t = next_task(counter)
+            if t >= len(start) - 1:
+                break
+            b, y0, x0 = t // tiles, t % tiles // tiles_x * TILE, t % tiles % tiles_x * TILE
+            if start[t] == start[t + 1]:
+                continue
+            _open(planes, 5, x0, y0, width, height)
+            closed = np.uint64(0)
+            for begin in range(start[t], start[t + 1], CHUNK):
+                _touch(records, splat, begin, min(CHUNK, start[t + 1] - begin), x0, y0, words)
+                for block in range(BLOCKS):
+                    bits = np.uint64(words[block]) | np.uint64(words[BLOCKS + block]) << np.uint64(32)
+                    if bits and not (closed >> np.uint64(block)) & np.uint64(1):
+                        px, py = _pixels(block, x0, y0)
+                        if not _blend(records, splat, begin, bits, px, py, planes, block * LANES):
+                            closed |= np.uint64(1) << np.uint64(block)
+                if closed == np.uint64(0xFFFFFFFF):
+                    break
+            _write(planes, rgb, alpha, b, y0, x0)
+
+
+@njit(**_fast)
+def _write(planes, rgb, alpha, b, y0, x0):
+    """Copy the colours and alpha of the tile at (x0, y0) to image b of rgb (B, H, W, 3) and alpha (B, H, W, 1)."""
+    for y in range(y0, min(y0 + TILE, rgb.shape[1])):
+        for x in range(x0, min(x0 + TILE, rgb.shape[2])):
+            at = _at(x - x0, y - y0)
+            for c in range(CHANNELS):
+                rgb[b, y, x, c] = planes[(1 + c) * PLANE + at]
+            alpha[b, y, x, 0] = planes[4 * PLANE + at]
+
+
+@njit(**_fast)
+def _blend(records, splat, begin, bits, px, py, planes, at):
+    """Put the splats begin + k, for each set bit k, on the block at `at` of the planes transmittance, red, green, blue, alpha.
+
+    Returns False once every pixel is closed.
+    """
+    through, red = load(planes, at), load(planes, PLANE + at)
+    green, blue = load(planes, 2 * PLANE + at), load(planes, 3 * PLANE + at)
+    opaque = load(planes, 4 * PLANE + at)
+    while bits:
+        p = splat[begin + lowest_bit(bits)] * RECORD
+        bits &= bits - np.uint64(1)
+        alpha, _, _ = _alpha(records, p, px, py)
+        alpha = where(alpha < ALPHA_MAX, alpha, ALPHA_MAX)
+        weight = alpha * through
+        after = through - weight
+        stays = after > T_STOP
+        weight = where(stays, weight, 0.0)
+        through = where(stays, after, 0.0)
+        red = red + weight * broadcast(records, p + COLOR)
+        green = green + weight * broadcast(records, p + COLOR + 1)
+        blue = blue + weight * broadcast(records, p + COLOR + 2)
+        opaque = opaque + weight
+    store(planes, at, through)
+    store(planes, PLANE + at, red)
+    store(planes, 2 * PLANE + at, green)
+    store(planes, 3 * PLANE + at, blue)
+    store(planes, 4 * PLANE + at, opaque)
+    return any_lane(through > 0.0)
+
+
+@njit(inline="always")
+def _at(x, y):
+    """Place in a plane of the tile's pixel in column x and row y."""
+    return (x & ~3) * 2 * LANES + (y & ~1) * 4 + (y & 1) * 4 + (x & 3)
+
+
+@njit(**_fast)
+def _open(planes, count, x0, y0, width, height):
+    """Set a tile's transmittances, the first of `count` planes, to 1 in the image and to 0, closed, outside; the rest to 0."""
+    for block in range(BLOCKS):
+        px, py = _pixels(block, x0, y0)
+        store(planes, block * LANES, where((px < width) & (py < height), 1.0, 0.0))
+    for i in range(PLANE, count * PLANE):
+        planes[i] = 0
+
+
+@njit(inline="always")
+def _pixels(block, x0, y0):
+    """Columns and rows of the centres of a block's pixels."""
+    return load(GRID, 0) + (x0 + block // 8 * 4), load(GRID, LANES) + (y0 + block % 8 * 2)
+
+
+@njit(parallel=True, **_fast)
+def _backward(start, splat, pair, records, tiles_x, tiles, counter, scratch, scratch_words, rgb, alpha, grad_rgb,
+              grad_alpha, pair_grad):
+    """Gradients of each (tile, splat) pair -> pair_grad (I, SUMS), zeros on entry. Other arguments as in `_forward`.
+
+    The second plane enters as sum_c rgb·grad_rgb + alpha·grad_alpha and is used up front to back: what is left of it
+    behind a splat is the part of the loss that the splat's alpha dims.
+    """
+    height, width = rgb.shape[1:3]
+    for worker in prange(len(scratch)):
+        planes, words = scratch[worker], scratch_words[worker]
+        sums = planes[6 * PLANE :]
+        while True:
+            t = next_task(counter)
+            if t >= len(start) - 1:
+                break
+            b, y0, x0 = t // tiles, t % tiles // tiles_x * TILE, t % tiles % tiles_x * TILE
+            _open(planes, 6, x0, y0, width, height)
+            _read(planes, rgb, alpha, grad_rgb, grad_alpha, b, y0, x0)
+            closed = np.uint64(0)
+            for begin in range(start[t], start[t + 1], CHUNK):
+                count = min(CHUNK, start[t + 1] - begin)
+                _touch(records, splat, begin, count, x0, y0, words)
+                for i in range(count * SUMS * LANES):
+                    sums[i] = 0
+                for block in range(BLOCKS):
+                    bits = np.uint64(words[block]) | np.uint64(words[BLOCKS + block]) << np.uint64(32)
+                    if bits and not (closed >> np.uint64(block)) & np.uint64(1):
+                        px, py = _pixels(block, x0, y0)
+                        if not _blend_backward(records, splat, begin, bits, px, py, planes, block * LANES, sums):
+                            closed |= np.uint64(1) << np.uint64(block)
+                for k in range(count):
+                    for j in range(SUMS):
+                        pair_grad[pair[begin + k], j] = total(load(sums, (k * SUMS + j) * LANES))
+                if closed == np.uint64(0xFFFFFFFF):
+                    break
+
+
+@njit(**_fast)
+def _read(planes, rgb, alpha, grad_rgb, grad_alpha, b, y0, x0):
+    """Fill the planes after the first of a tile: see `_backward`; then the gradients of alpha, red, green and blue."""
+    for y in range(y0, min(y0 + TILE, rgb.shape[1])):
+        for x in range(x0, min(x0 + TILE, rgb.shape[2])):
+            at = _at(x - x0, y - y0)
+            rest = alpha[b, y, x, 0] * grad_alpha[b, y, x, 0]
+            planes[2 * PLANE + at] = grad_alpha[b, y, x, 0]
+            for c in range(CHANNELS):
+                rest += rgb[b, y, x, c] * grad_rgb[b, y, x, c]
+                planes[(3 + c) * PLANE + at] = grad_rgb[b, y, x, c]
+            planes[PLANE + at] = rest
+
+
+@njit(**_fast)
+def _blend_backward(records, splat, begin, bits, px, py, planes, at, sums):
+    """As `_blend`, adding each splat's gradients to sums (CHUNK · SUMS · LANES,), lane by lane."""
+    through, rest = load(planes, at), load(planes, PLANE + at)
+    grad_alpha, grad_red = load(planes, 2 * PLANE + at), load(planes, 3 * PLANE + at)
+    grad_green, grad_blue = load(planes, 4 * PLANE + at), load(planes, 5 * PLANE + at)
+    while bits:
+        k = lowest_bit(bits)
+        p = splat[begin + k] * RECORD
+        bits &= bits - np.uint64(1)
+        raw, dx, dy = _alpha(records, p, px, py)
+        capped = raw > ALPHA_MAX
+        alpha = where(capped, ALPHA_MAX, raw)
+        weight = alpha * through
+        after = through - weight
+        stays = after > T_STOP
+        weight = where(stays, weight, 0.0)
+        sensitivity = (grad_alpha + grad_red * broadcast(records, p + COLOR)
+                       + grad_green * broadcast(records, p + COLOR + 1) + grad_blue * broadcast(records, p + COLOR + 2))
+        rest = rest - weight * sensitivity
+        slope = through * sensitivity - rest / (1.0 - alpha)
+        d = where(stays, where(capped, 0.0, raw * slope), 0.0)
+        through = where(stays, after, 0.0)
+        d_x, d_y = d * dx, d * dy
+        s = k * SUMS * LANES
+        store(sums, s, load(sums, s) + d)
+        store(sums, s + LANES, load(sums, s + LANES) + d_x)
+        store(sums, s + 2 * LANES, load(sums, s + 2 * LANES) + d_y)
+        store(sums, s + 3 * LANES, load(sums, s + 3 * LANES) + d_x * dx)
+        store(sums, s + 4 * LANES, load(sums, s + 4 * LANES) + d_x * dy)
+        store(sums, s + 5 * LANES, load(sums, s + 5 * LANES) + d_y * dy)
+        store(sums, s + 6 * LANES, load(sums, s + 6 * LANES) + weight * grad_red)
+        store(sums, s + 7 * LANES, load(sums, s + 7 * LANES) + weight * grad_green)
+        store(sums, s + 8 * LANES, load(sums, s + 8 * LANES) + weight * grad_blue)
+    store(planes, at, through)
+    store(planes, PLANE + at, rest)
+    return any_lane(through > 0.0)
+
+
+@njit(**_fast)
+def _pairs_of_splats(boxes, splat):
+    """pair (I,) of each place in tile order, and first (M + 1,): splat m has the pairs first[m] : first[m + 1]."""
+    first = np.zeros(len(boxes) + 1, np.int64)
+    for m in range(len(boxes)):
         first[m + 1] = first[m] + (boxes[m, 1] - boxes[m, 0]) * (boxes[m, 3] - boxes[m, 2])
-    for t in range(images * tiles):
-        start[t + 1] += start[t]
-    cursor = start.copy()
-    splat = np.empty(start[-1], np.int32)
-    pair = np.empty(start[-1], np.int32)
-    for b in range(images):
-        for k in range(count):
-            m = b * count + order[b, k]
-            p = first[m]
-            for ty in range(boxes[m, 2], boxes[m, 3]):
-                for tx in range(boxes[m, 0], boxes[m, 1]):
-                    t = b * tiles + ty * tiles_x + tx
-                    splat[cursor[t]] = m
-                    pair[cursor[t]] = p
-                    cursor[t] += 1
-                    p += 1
-    return start, splat, pair, first
-
-
-@njit(inline="always")
-def _rows(s, y0):
-    """First and one past the last row of the tile at row y0 whose pixel centres the splat's ellipse reaches."""
-    half = np.sqrt(np.float32(2) * s[6] * s[2] / (s[2] * s[4] - s[3] * s[3]))
-    top = max(0, int(np.ceil(s[1] - half - np.float32(0.5))) - y0)
-    bottom = min(TILE, int(np.floor(s[1] + half - np.float32(0.5))) - y0 + 1)
-    return top, bottom
-
-
-@njit(inline="always")
-def _lanes(s, dy, x0):
-    """First and one past the last group of LANES pixels, of the tile at column x0, that the ellipse reaches in this row."""
-    middle = s[0] + s[3] * dy / s[2]
-    inside = np.float32(2) * s[6] / s[2] - (s[4] - s[3] * s[3] / s[2]) / s[2] * dy * dy
-    half = np.sqrt(max(inside, np.float32(0)))
-    left = max(0, int(np.ceil(middle - half - np.float32(0.5))) - x0)
-    right = min(TILE - 1, int(np.floor(middle + half - np.float32(0.5))) - x0)
-    return left // LANES, right // LANES + 1 if right >= left else 0
+    cursor = first.copy()
+    pair = np.empty(len(splat), np.int32)
+    for k in range(len(splat)):
+        pair[k] = cursor[splat[k]]
+        cursor[splat[k]] += 1
+    return pair, first
 
 
 @njit(parallel=True, **_fast)
-def _forward(lanes, start, splat, splats, colors, tiles_x, tiles, image, transmittance, scratch):
-    """Blend every tile. image (B, C, Hp, Wp) zeros and transmittance (B, Hp, Wp) ones, both padded to whole tiles.
-
-    A closed pixel's transmittance is stored negated. lanes is LANES, passed at run time because LLVM unrolls a short loop
-    of constant length instead of vectorising it.
-    """
-    channels = colors.shape[1]
-    for t in prange(len(start) - 1):
-        b, tile = t // tiles, t % tiles
-        y0, x0 = tile // tiles_x * TILE, tile % tiles_x * TILE
-        weight = scratch[t]
-        for k in range(start[t], start[t + 1]):
-            if (k - start[t]) % LANES == LANES - 1 and _closed(transmittance[b], y0, x0):
-                break
-            m = splat[k]
-            s = splats[m]
-            u, opacity, half_a = s[0], s[5], np.float32(0.5) * s[2]
-            top, bottom = _rows(s, y0)
-            for row in range(top, bottom):
-                dy = s[1] - (np.float32(y0 + row) + np.float32(0.5))
-                cross, square = s[3] * dy, np.float32(0.5) * s[4] * dy * dy
-                first, last = _lanes(s, dy, x0)
-                for lane in range(first, last):
-                    left = x0 + lane * LANES
-                    through = transmittance[b, y0 + row, left : left + LANES]
-                    offset = u - np.float32(left) - np.float32(0.5)
-                    for i in range(lanes):
-                        dx = offset - np.float32(i)
-                        sigma = (half_a * dx + cross) * dx + square
-                        alpha = min(ALPHA_MAX, opacity * _exp_negative(max(sigma, np.float32(0))))
-                        alpha = alpha if alpha >= ALPHA_MIN else np.float32(0)
-                        before = through[i]
-                        after = before * (np.float32(1) - alpha)
-                        weight[i] = alpha * before if after > T_STOP else np.float32(0)
-                        through[i] = after if after > T_STOP else -abs(before)
-                    for c in range(channels):
-                        color = colors[m, c]
-                        plane = image[b, c, y0 + row, left : left + LANES]
-                        for i in range(lanes):
-                            plane[i] += weight[i] * color
-
-
-@njit(inline="always")
-def _closed(transmittance, y0, x0):
-    """True when every pixel of the tile is closed."""
-    most = np.float32(-1)
-    for row in range(TILE):
-        line = transmittance[y0 + row, x0 : x0 + TILE]
-        for i in range(TILE):
-            most = max(most, line[i])
-    return most < 0
-
-
-@njit(parallel=True, **_fast)
-def _backward(lanes, start, splat, pair, splats, colors, tiles_x, tiles, grad_image, grad_alpha, remaining, transmittance,
-              scratch, pair_grad):
-    """Gradients of each (tile, splat) pair -> pair_grad (I, 6 + C).
-
-    remaining (B, Hp, Wp) enters as sum_c image·grad_image + alpha·grad_alpha and is used up front to back: what is left
-    of it behind a splat is the part of the loss that the splat's alpha dims. transmittance (B, Hp, Wp) enters as ones.
-    """
-    channels = colors.shape[1]
-    for t in prange(len(start) - 1):
-        b, tile = t // tiles, t % tiles
-        y0, x0 = tile // tiles_x * TILE, tile % tiles_x * TILE
-        weight, sensitivity = scratch[t, :LANES], scratch[t, LANES:]
-        for k in range(start[t], start[t + 1]):
-            out = pair_grad[pair[k]]
-            if (k - start[t]) % LANES == LANES - 1 and _closed(transmittance[b], y0, x0):
-                break
-            m = splat[k]
-            s = splats[m]
-            u, opacity, half_a = s[0], s[5], np.float32(0.5) * s[2]
-            sum_u = sum_v = sum_a = sum_b = sum_c = sum_o = np.float32(0)
-            top, bottom = _rows(s, y0)
-            for row in range(top, bottom):
-                dy = s[1] - (np.float32(y0 + row) + np.float32(0.5))
-                cross, square = s[3] * dy, np.float32(0.5) * s[4] * dy * dy
-                first, last = _lanes(s, dy, x0)
-                for lane in range(first, last):
-                    left = x0 + lane * LANES
-                    through = transmittance[b, y0 + row, left : left + LANES]
-                    rest = remaining[b, y0 + row, left : left + LANES]
-                    offset = u - np.float32(left) - np.float32(0.5)
-                    plane = grad_alpha[b, y0 + row, left : left + LANES]
-                    for i in range(lanes):
-                        sensitivity[i] = plane[i]
-                    for c in range(channels):
-                        color = colors[m, c]
-                        plane = grad_image[b, c, y0 + row, left : left + LANES]
-                        for i in range(lanes):
-                            sensitivity[i] += plane[i] * color
-                    for i in range(lanes):
-                        dx = offset - np.float32(i)
-                        sigma = (half_a * dx + cross) * dx + square
-                        fall = _exp_negative(max(sigma, np.float32(0)))
-                        raw = opacity * fall
-                        alpha = min(ALPHA_MAX, raw)
-                        alpha = alpha if raw >= ALPHA_MIN else np.float32(0)
-                        before = through[i]
-                        after = before * (np.float32(1) - alpha)
-                        live = after > T_STOP
-                        w = alpha * before if live else np.float32(0)
-                        weight[i] = w
-                        through[i] = after if live else -abs(before)
-                        behind = rest[i] - w * sensitivity[i]
-                        rest[i] = behind
-                        d_alpha = before * sensitivity[i] - behind / (np.float32(1) - alpha)
-                        d_alpha = d_alpha if live and raw >= ALPHA_MIN and raw <= ALPHA_MAX else np.float32(0)
-                        sum_o += d_alpha * fall
-                        d_sigma = -raw * d_alpha
-                        sum_u += d_sigma * (np.float32(2) * half_a * dx + cross)
-                        sum_v += d_sigma * (s[3] * dx + s[4] * dy)
-                        sum_a += d_sigma * dx * dx
-                        sum_b += d_sigma * dx * dy
-                        sum_c += d_sigma * dy * dy
-                    for c in range(channels):
-                        plane = grad_image[b, c, y0 + row, left : left + LANES]
-                        total = np.float32(0)
-                        for i in range(lanes):
-                            total += weight[i] * plane[i]
-                        out[GEOMETRY + c] += total
-            out[0], out[1], out[2], out[3] = sum_u, sum_v, np.float32(0.5) * sum_a, sum_b
-            out[4], out[5] = np.float32(0.5) * sum_c, sum_o
-
-
-@njit(parallel=True, **_fast)
-def _project_backward(means, quats, scales, fx, fy, cx, cy, width, height, splats, first, pair_grad, grad_means,
-                      grad_quats, grad_scales, grad_opacities, grad_colors):
+def _project_backward(means, quats, scales, opacities, fx, fy, cx, cy, width, height, records, first, pair_grad,
+                      grad_means, grad_quats, grad_scales, grad_opacities, grad_colors):
     """Sum the pairs of each splat and carry the sums through the projection. All outputs enter as zeros."""
     limit_left, limit_right = cx / fx + np.float32(0.15) * width / fx, (width - cx) / fx + np.float32(0.15) * width / fx
     limit_up, limit_down = cy / fy + np.float32(0.15) * height / fy, (height - cy) / fy + np.float32(0.15) * height / fy
-    channels = grad_colors.shape[1]
     for m in prange(len(means)):
         if first[m] == first[m + 1]:
             continue
-        gu = gv = ga = gb = gc = go = np.float32(0)
+        go = sx = sy = sxx = sxy = syy = np.float32(0)
         for p in range(first[m], first[m + 1]):
-            gu += pair_grad[p, 0]
-            gv += pair_grad[p, 1]
-            ga += pair_grad[p, 2]
-            gb += pair_grad[p, 3]
-            gc += pair_grad[p, 4]
-            go += pair_grad[p, 5]
-            for c in range(channels):
-                grad_colors[m, c] += pair_grad[p, GEOMETRY + c]
-        grad_opacities[m] = go
+            go += pair_grad[p, 0]
+            sx += pair_grad[p, 1]
+            sy += pair_grad[p, 2]
+            sxx += pair_grad[p, 3]
+            sxy += pair_grad[p, 4]
+            syy += pair_grad[p, 5]
+            for c in range(CHANNELS):
+                grad_colors[m, c] += pair_grad[p, SUMS - CHANNELS + c]
+        grad_opacities[m] = go / opacities[m]
+        a, b, c2 = records[m, A] * 2 / LOG2_E_8, records[m, B] / LOG2_E_8, records[m, C] * 2 / LOG2_E_8
+        gu, gv = -(a * sx + b * sy), -(b * sx + c2 * sy)
+        ga, gb, gc = np.float32(-0.5) * sxx, -sxy, np.float32(-0.5) * syy
         # conic = covariance^-1, so d covariance = -conic G conic with G = [[ga, gb/2], [gb/2, gc]]
-        a, b, c2 = splats[m, 2], splats[m, 3], splats[m, 4]
         h = np.float32(0.5) * gb
         p00, p01 = a * ga + b * h, a * h + b * gc
         p10, p11 = b * ga + c2 * h, b * h + c2 * gc
@@ -361,50 +548,72 @@ def _project_backward(means, quats, scales, fx, fy, cx, cy, width, height, splat
         grad_quats[m, 2], grad_quats[m, 3] = n * (gj - along * j), n * (gl - along * l)
 
 
+def _bin(keys, boxes, tiles_x, tiles):
+    """Deal splats to tiles, nearest first.
+
+    keys (B, N), boxes (B, N, 4) -> start (B·tiles + 1,) of each tile's run, and splat (I,), places in (B·N,).
+    """
+    order, visible = np.empty(keys.shape, np.int32), np.empty(len(keys), np.int64)
+    start = np.zeros(len(keys) * tiles + 1, np.int64)
+    _sort_and_count(keys, boxes, tiles_x, order, visible, start[1:].reshape(-1, tiles))
+    np.cumsum(start, out=start)
+    splat = np.empty(start[-1], np.int32)
+    _deal(order, visible, boxes, tiles_x, tiles, start[:-1].reshape(-1, tiles).copy(), splat)
+    return start, splat
+
+
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, camera, width, height):
-        images, count, channels = colors.shape
+        images, count = opacities.shape
         flat = [np.ascontiguousarray(x.detach().numpy().reshape(images * count, *x.shape[2:]), np.float32)
                 for x in (means, quats, scales, opacities, colors)]
-        fx, fy, cx, cy = (np.float32(value) for value in camera)
+        camera = tuple(np.float32(value) for value in camera)
         tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
-        tiles = tiles_x * tiles_y
-        splats = np.empty((images * count, 7), np.float32)
-        boxes = np.empty((images * count, 4), np.int32)
-        _project(*flat[:4], fx, fy, cx, cy, width, height, splats, boxes)
-        order = np.argsort(flat[0][:, 2].reshape(images, count), axis=1, kind="stable")
-        start, splat, pair, first = _bin(order, boxes, count, tiles_x, tiles)
-        image = np.zeros((images, channels, tiles_y * TILE, tiles_x * TILE), np.float32)
-        transmittance = np.ones((images, tiles_y * TILE, tiles_x * TILE), np.float32)
-        scratch = np.empty((images * tiles, 2 * LANES), np.float32)
-        _forward(LANES, start, splat, splats, flat[4], tiles_x, tiles, image, transmittance, scratch)
-        alpha = np.float32(1) - np.abs(transmittance)
-        ctx.saved = (flat, (fx, fy, cx, cy), splats, start, splat, pair, first, image, alpha, scratch)
-        rgb = torch.from_numpy(image)[:, :, :height, :width].permute(0, 2, 3, 1)
-        return rgb.contiguous(), torch.from_numpy(alpha)[:, :height, :width, None].contiguous()
+        records = np.empty((images * count, RECORD), np.float32)
+        boxes = np.empty((images * count, 4), np.int16)
+        keys = np.empty(images * count, np.uint32)
+        _project(*flat, *camera, width, height, records, boxes, keys)
+        start, splat = _bin(keys.reshape(images, count), boxes.reshape(images, count, 4), tiles_x, tiles_x * tiles_y)
+        rgb = np.zeros((images, height, width, CHANNELS), np.float32)
+        alpha = np.zeros((images, height, width, 1), np.float32)
+        _forward(start, splat, records, tiles_x, tiles_x * tiles_y, *_scratch(5 * PLANE), rgb, alpha)
+        ctx.saved = (flat, camera, records, boxes, start, splat)
+        outputs = torch.from_numpy(rgb), torch.from_numpy(alpha)
+        ctx.save_for_backward(*outputs)  # notices if they are changed in place
+        return outputs
 
     @staticmethod
     def backward(ctx, grad_rgb, grad_alpha):
-        flat, camera, splats, start, splat, pair, first, image, alpha, scratch = ctx.saved
-        images, height, width, channels = grad_rgb.shape
-        count = len(flat[0]) // images
-        tiles_x, tiles = image.shape[3] // TILE, (len(start) - 1) // images
-        grad_image = np.zeros_like(image)
-        grad_image[:, :, :height, :width] = grad_rgb.permute(0, 3, 1, 2).numpy()
-        grad_plane = np.zeros_like(alpha)
-        grad_plane[:, :height, :width] = grad_alpha[..., 0].numpy()
-        remaining = np.einsum("bchw,bchw->bhw", image, grad_image) + alpha * grad_plane
-        pair_grad = np.zeros((len(pair), GEOMETRY + channels), np.float32)
-        _backward(LANES, start, splat, pair, splats, flat[4], tiles_x, tiles, grad_image, grad_plane, remaining,
-                  np.ones_like(alpha), scratch, pair_grad)
+        flat, camera, records, boxes, start, splat = ctx.saved
+        rgb, alpha = (x.numpy() for x in ctx.saved_tensors)
+        images, height, width, _ = rgb.shape
+        tiles = (len(start) - 1) // images
+        pair, first = _pairs_of_splats(boxes, splat)
+        pair_grad = np.zeros((len(splat), SUMS), np.float32)
+        _backward(start, splat, pair, records, -(-width // TILE), tiles, *_scratch(6 * PLANE + CHUNK * SUMS * LANES), rgb,
+                  alpha, np.ascontiguousarray(grad_rgb.numpy()), np.ascontiguousarray(grad_alpha.numpy()), pair_grad)
         grads = [np.zeros_like(x) for x in flat]
-        _project_backward(*flat[:3], *camera, width, height, splats, first, pair_grad, *grads)
-        shaped = [torch.from_numpy(g).reshape(images, count, *g.shape[1:]) for g in grads]
+        _project_backward(*flat[:4], *camera, width, height, records, first, pair_grad, *grads)
+        shaped = [torch.from_numpy(g).reshape(images, -1, *g.shape[1:]) for g in grads]
         return (*shaped, None, None, None)
+
+
+def _scratch(floats: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A counter of tasks at zero, and for each thread `floats` float32 and the words of a chunk."""
+    threads = numba.get_num_threads()
+    return np.zeros(1, np.int64), np.empty((threads, floats), np.float32), np.empty((threads, CHUNK), np.uint32)
 
 
 def rasterize_cpu(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor,
                   intrinsics: tuple[float, ...], width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Splat B images of N Gaussians each on the CPU; arguments and results as in `rasterize.rasterize`, float32."""
-    return _Rasterize.apply(means, quats, scales, opacities, colors, intrinsics, width, height)
+    """Splat B images of N Gaussians each on the CPU; arguments and results as in `rasterize.rasterize`, float32.
+
+    Three colour channels are fast; more or fewer are blended three at a time.
+    """
+    channels = colors.shape[-1]
+    if channels == CHANNELS:
+        return _Rasterize.apply(means, quats, scales, opacities, colors, intrinsics, width, height)
+    parts = [_Rasterize.apply(means, quats, scales, opacities, group, intrinsics, width, height)
+             for group in F.pad(colors, (0, -channels % CHANNELS)).split(CHANNELS, -1)]
+    return torch.cat([rgb for rgb, _ in parts], -1)[..., :channels], parts[0][1]

@@ -1,44 +1,80 @@
 """Training the Gaussian head of one clip."""
 
 import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.camera import so3_exp
 from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
-from shared.clip import Clip
+from shared.clip import Clip, good_frames
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
+from shared.landmarks import LIPS, N_LANDMARKS, save_array
 from shared.metrics import psnr
 from shared.training import Scalars, progress
+from stage2_gaussian.align import align_poses, fit_poses, refined
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames
+from stage2_gaussian.dataset import HeadFrames, box_mask
 from stage2_gaussian.gaussians import make_canonical
-from stage2_gaussian.head import Head
-from stage2_gaussian.losses import over, picture_losses, pose_prior
+from stage2_gaussian.head import Head, Splats
+from stage2_gaussian.losses import NAMES, PictureLoss, over, pose_prior
+from stage2_gaussian.prune import prune
+from stage2_gaussian.rasterize import Projected, blend, project_splats, rasterize
 from stage2_gaussian.render import render_head, save_head
 
 REPORT_EVERY = 25
 PICTURE_EVERY = 250
-
-
-def refined(poses: Tensor, refinement: Tensor) -> Tensor:
-    """poses (B, 4, 4) turned and moved in the camera's frame by refinement (B, 6): radians, tenths of metres."""
-    turn, shift = so3_exp(refinement[:, :3]), 0.1 * refinement[:, 3:]
-    top = torch.cat([turn @ poses[:, :3, :3], (poses[:, :3, 3] + shift)[..., None]], -1)
-    return torch.cat([top, poses[:, 3:]], 1)
+FITTED_BY = 0.8  # of the training, the part over which the fits of all poses are spread
+CHECKS = 12  # looks at the held-out stretch in a full training
+CHECK_FRAMES = 32  # of it
+PATIENCE = 5  # checks without an improvement after which training stops
 
 
 def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
-    """An untrained head on the CPU: splats from the frames `indices`, seeded network."""
+    """An untrained head on the CPU: splats from the frames `indices`, seeded networks."""
     start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed))
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        return Head(torch.from_numpy(clip.load_neutral()[0]), *(torch.from_numpy(x) for x in start),
-                    moving=config.moving, rank=config.rank, hidden=config.hidden)
+        head = Head(torch.from_numpy(clip.load_neutral()[0]), *(torch.from_numpy(x) for x in start), moving=config.moving,
+                    rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
+    head.blend.localise(head.positions.detach()[: config.moving], head.code.centres)
+    head.blend.set_range(torch.from_numpy(clip.load_landmarks()[indices]) - head.code.centres)
+    head.shading.set_range(torch.from_numpy(clip.load_poses()[indices]))
+    return head
+
+
+def hold_out(indices: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+    """Training frames (n,) -> those to learn from, and a stretch of `part` of them from the middle, to see when to stop.
+
+    Not from the end: what comes next in the clip resembles it most.
+    """
+    held = round(part * len(indices))
+    start = (len(indices) - held) // 2
+    return np.delete(indices, np.s_[start : start + held]), indices[start : start + held]
+
+
+class Shot(nn.Module):
+    """The part of a training step before the rasteriser sorts; on CUDA it becomes a graph."""
+
+    def __init__(self, head: Head, data: HeadFrames) -> None:
+        super().__init__()
+        self.head = head
+        self.camera = data.intrinsics, data.width, data.height
+
+    def forward(self, landmarks: Tensor, poses: Tensor, refinement: Tensor, exposure: Tensor) -> tuple[Tensor, ...]:
+        """landmarks (B, 68, 3), poses (B, 4, 4), refinement (B, 6), exposure (B, 3) log gains -> fields of `Projected`."""
+        intrinsics, width, height = self.camera
+        splats = self.splats(landmarks, poses, refinement, exposure)
+        return tuple(project_splats(**splats._asdict(), intrinsics=intrinsics, width=width, height=height))
+
+    def splats(self, landmarks: Tensor, poses: Tensor, refinement: Tensor, exposure: Tensor) -> Splats:
+        """The same before projection: what `rasterize` takes."""
+        splats: Splats = self.head(landmarks, refined(poses, refinement))
+        return splats._replace(colors=splats.colors * torch.exp(exposure)[:, None])
 
 
 class Trainer:
@@ -46,7 +82,10 @@ class Trainer:
 
     def __init__(self, head: Head, data: HeadFrames, config: Stage2Config) -> None:
         self.head, self.data, self.config, self.step = head, data, config, 0
+        self.batch_size = config.batch
+        self.poses = data.poses.clone()
         self.refinement = nn.Parameter(torch.zeros(len(data), 6, device=data.device))
+        self.exposure = nn.Parameter(torch.zeros(len(data), 3, device=data.device))
         groups = [
             ([head.positions], config.rate_position),
             ([head.log_scales], config.rate_scale),
@@ -54,70 +93,144 @@ class Trainer:
             ([head.opacities], config.rate_opacity),
             ([head.colors], config.rate_color),
             ([head.blend.basis], config.rate_basis),
-            (list(head.blend.network.parameters()), config.rate_network),
+            ([*head.blend.networks.parameters(), *head.shading.network.parameters()], config.rate_network),
             (list(head.code.parameters()), config.rate_window),
+            ([head.shading.basis], config.rate_shading),
             ([self.refinement], config.rate_pose),
+            ([self.exposure], config.rate_exposure),
         ]
         self.rates = [rate for _, rate in groups]
         self.optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups], eps=1e-15,
                                           fused=True)
+        self.shoot: Any = Shot(head, data)
+        self.loss: Any = PictureLoss(config)
+        self.captured = False
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.best_step = -np.inf, 0
 
     def advance(self) -> tuple[dict[str, Tensor], float]:
         """One optimiser step -> its loss terms, detached, and the batch's PSNR when it is due for a report, else 0.
 
-        What it draws depends on seed and step alone.
+        What it draws depends on seed and step alone. Out of GPU memory, it goes on with half the batch, with a warning.
         """
+        fits, steps = self.config.fits, self.config.steps
+        if self.step in [round(FITTED_BY * (k + 0.5) / fits * steps) for k in range(fits)]:
+            self.poses = align_poses(self.head, self.data)
+            with torch.no_grad():
+                self.refinement.zero_()
+        while True:
+            try:
+                return self._advance()
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+            self.optimizer.zero_grad(set_to_none=True)
+            self.shoot, self.loss, self.captured = Shot(self.head, self.data), PictureLoss(self.config), False
+            torch.cuda.empty_cache()
+            self.batch_size //= 2
+            warnings.warn(f"out of GPU memory: stage 2 goes on with {self.batch_size} frames a step", stacklevel=2)
+
+    def _advance(self) -> tuple[dict[str, Tensor], float]:
         config, data = self.config, self.data
         rng = np.random.default_rng([config.seed, self.step])
-        rows = data.sample(config.batch, rng)
-        batch = data.batch(rows)
-        noise = torch.from_numpy(rng.standard_normal(batch.landmarks.shape, np.float32)).to(data.device)
-        refinement = self.refinement[torch.from_numpy(rows).to(data.device)]
+        rows = data.sample(self.batch_size, rng)
+        pictures = data.pictures(rows)
+        noise = torch.from_numpy(rng.standard_normal((len(rows), N_LANDMARKS, 3), np.float32)).to(data.device)
+        chosen = torch.from_numpy(rows).to(data.device)
+        landmarks = data.landmarks[chosen] + config.landmark_noise * noise
+        refinement, exposure = self.refinement[chosen], self.exposure[chosen]
         factor = config.final_rate ** (self.step / config.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
-        rgba = render_head(self.head, batch.landmarks + config.landmark_noise * noise, refined(batch.poses, refinement),
-                           data.intrinsics, data.width, data.height)
-        terms = picture_losses(rgba, batch, ssim_weight=config.ssim_weight, gradient_weight=config.gradient_weight,
-                               alpha_weight=config.alpha_weight)
+        rgb, alpha = self._render(landmarks, self.poses[chosen], refinement, exposure)
+        found = self.loss(rgb, alpha, pictures.frames, pictures.behind, pictures.alpha, pictures.sure, data.boxes[chosen])
+        terms = dict(zip(NAMES, found.detach()))
         terms["pose"] = config.pose_weight * pose_prior(refinement)
+        terms["exposure"] = config.exposure_weight * exposure.square().mean()
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
+        (found.sum() + terms["pose"] + terms["exposure"]).backward()
         self.optimizer.step()
         self.step += 1
         quality = 0.0
         if self.step % REPORT_EVERY == 0:
-            quality = psnr(over(rgba.detach(), batch.behind), batch.frames, batch.head)
+            shown = over(torch.cat([rgb, alpha], -1).detach(), pictures.behind.float() / 255)
+            quality = psnr(shown, pictures.frames, pictures.head)
         return {name: term.detach() for name, term in terms.items()}, quality
+
+    def _render(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        width, height = self.data.width, self.data.height
+        if self.data.device.type != "cuda":
+            splats = self.shoot.splats(*inputs)._asdict()
+            return rasterize(**splats, intrinsics=self.data.intrinsics, width=width, height=height)
+        if not self.captured:
+            self._capture(inputs)
+        return blend(Projected(*self.shoot(*inputs)), width, height)
+
+    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+        """Turn what surrounds the rasteriser into CUDA graphs: hundreds of small kernels at one launch each."""
+        example = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
+        count, width, height = len(inputs[0]), self.data.width, self.data.height
+        rgb, alpha = (torch.rand(count, height, width, c, device=self.data.device).requires_grad_() for c in (3, 1))
+        grey = torch.zeros(count, height, width, dtype=torch.uint8, device=self.data.device)
+        colors = grey[..., None].repeat(1, 1, 1, 3)
+        picture = (rgb, alpha, colors, colors.clone(), grey, grey.clone(), self.data.boxes[:1].repeat(count, 1, 1))
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # graphs are captured on a side stream
+        self.shoot, self.loss = torch.cuda.make_graphed_callables((self.shoot, self.loss), (example, picture),
+                                                                  allow_unused_input=True)
+        self.captured = True
+
+    def judge(self, score: float) -> None:
+        """Keep the head if `score` (dB) on the held-out stretch is the best so far; training stops after PATIENCE others."""
+        if score > self.best_score:
+            self.best_score, self.best_step = score, self.step
+            self.best = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
+
+    @property
+    def overfits(self) -> bool:
+        """Whether the held-out stretch has gone without an improvement for too long."""
+        return self.step - self.best_step >= PATIENCE / CHECKS * self.config.steps
+
+    def take_best(self) -> None:
+        """Go back to the best head that was judged; without any, stay."""
+        if self.best:
+            self.head.load_state_dict(self.best)
 
     def save(self, path: Path, meta: dict) -> None:
         """Everything needed to go on, atomically."""
         tensors = {f"head/{name}": tensor for name, tensor in self.head.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
         moments, rest = pack_optimizer(self.optimizer, "optimizer")
-        save_checkpoint(path, {**tensors, "refinement": self.refinement, **moments},
-                        {**meta, "step": self.step, "optimizer": rest})
+        save_checkpoint(path, {**tensors, "refinement": self.refinement, "exposure": self.exposure, "poses": self.poses,
+                               **moments}, {**meta, "step": self.step, "batch": self.batch_size, "optimizer": rest,
+                               "best": [self.best_score, self.best_step] if self.best else None})
 
     def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
         """Go on from what `save` wrote."""
-        self.head.load_state_dict({name[5:]: tensor for name, tensor in tensors.items() if name.startswith("head/")})
+        own = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("head/")}
+        self.head.blend.masks = own["blend.masks"]
+        self.head.load_state_dict(own)
+        self.poses = tensors["poses"]
         with torch.no_grad():
             self.refinement.copy_(tensors["refinement"])
+            self.exposure.copy_(tensors["exposure"])
         unpack_optimizer(self.optimizer, tensors, meta["optimizer"], "optimizer")
-        self.step = meta["step"]
-
-
+        self.step, self.batch_size = meta["step"], meta["batch"]
+        self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+        if self.best:
+            self.best_score, self.best_step = meta["best"]
 def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, state_dir: Path,
           quiet: bool = False) -> dict[str, float]:
-    """Train a head on the train split of `clip` and write it to `out`.
+    """Train a head on the train split of `clip` and write it to `out`; on CUDA, also fit all poses of the clip to it.
 
     Killed at any moment, the same call goes on from `state_dir` and ends where it would have ended (bit for bit on a
-    CPU). Returns steps, seconds, seconds a step, the last training PSNR in dB (head region) and the file's megabytes.
-    Raises TalkheadError for a clip without head pixels or a state left by a training with other settings.
+    CPU). Returns steps, seconds, seconds a step, the last training PSNR in dB (head region), that of the held-out stretch
+    and the file's megabytes. Raises TalkheadError for a clip without head pixels or a state left by a training with
+    other settings.
     """
     began = time.perf_counter()
     config = resolve(config, device, clip.info.width, clip.info.height)
-    indices = clip.split("train")
-    data = HeadFrames(clip, indices, device, mouth_emphasis=config.mouth_emphasis, eye_emphasis=config.eye_emphasis)
+    indices, held = hold_out(clip.split("train"), config.held_out)
+    data = HeadFrames(clip, indices, device)
     state = state_dir / "state.safetensors"
     meta = {"config": config_to_dict(config), "clip": clip.info.name, "frames": len(indices),
             "intrinsics": list(clip.info.intrinsics), "size": [clip.info.width, clip.info.height]}
@@ -130,22 +243,57 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
                                 "again with --overwrite")
         count = len(tensors["head/positions"])
         head = Head(tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
-                    moving=config.moving, rank=config.rank, hidden=config.hidden)
+                    moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
         trainer = Trainer(head.to(device), data, config)
         trainer.restore(tensors, saved)
         spent = saved["seconds"]
     else:
         trainer = Trainer(new_head(clip, indices, config).to(device), data, config)
-    numbers = _run(trainer, state, meta, Scalars(state_dir), began - spent, quiet)
+    numbers = _run(trainer, Checks(clip, held, device), state, meta, Scalars(state_dir), began - spent, quiet)
+    prune(trainer.head, data, np.random.default_rng(config.seed))
     save_head(out, trainer.head, meta)
-    return {"steps": config.steps, "seconds": time.perf_counter() - began + spent, **numbers,
-            "megabytes": out.stat().st_size / 1e6}
+    clip.fitted_poses.unlink(missing_ok=True)  # those of another head
+    if config.fits:
+        save_array(clip.fitted_poses, fitted_poses(trainer.head, clip, device, quiet))
+    return {"steps": trainer.step, "seconds": time.perf_counter() - began + spent, **numbers,
+            "splats": len(trainer.head.positions), "megabytes": out.stat().st_size / 1e6}
 
 
-def _run(trainer: Trainer, state: Path, meta: dict, scalars: Scalars, began: float, quiet: bool) -> dict[str, float]:
+def fitted_poses(head: Head, clip: Clip, device: torch.device, quiet: bool = False) -> np.ndarray:
+    """Poses (T, 4, 4) of the clip: in good frames fitted to the picture, held-out ones too; elsewhere as tracked."""
+    poses = clip.load_poses()
+    good = np.flatnonzero(good_frames(clip.info.bad, clip.info.frames))
+    head.eval()
+    poses[good] = align_poses(head, HeadFrames(clip, good, device), quiet=quiet).cpu().numpy()
+    return poses
+
+
+class Checks:
+    """The held-out stretch: how good the head is on frames it does not learn from, and the best head so far."""
+
+    def __init__(self, clip: Clip, held: np.ndarray, device: torch.device) -> None:
+        picked = held[np.unique(np.linspace(0, len(held) - 1, CHECK_FRAMES).round().astype(int))] if len(held) else held
+        self.data = HeadFrames(clip, picked, device) if len(held) else None
+
+    @torch.no_grad()
+    def score(self, head: Head) -> tuple[float, float]:
+        """PSNR (dB) of the head region and of the mouth box, at poses fitted to the pictures."""
+        assert self.data is not None
+        data, sums = self.data, np.zeros(2)
+        for rows in np.array_split(np.arange(len(data)), -(-len(data) // 8)):
+            batch = data.batch(rows)
+            poses = fit_poses(head, batch, data)
+            shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height), batch.behind)
+            mouth = box_mask(batch.landmarks, batch.poses, data.intrinsics, data.width, data.height, LIPS)
+            sums += [psnr(shown, batch.frames, mask) * len(rows) for mask in (batch.head, mouth)]
+        return sums[0] / len(data), sums[1] / len(data)
+
+
+def _run(trainer: Trainer, checks: Checks, state: Path, meta: dict, scalars: Scalars, began: float,
+         quiet: bool) -> dict[str, float]:
     """All steps that are left; `began` is the clock's reading at a start without interruptions."""
     steps = trainer.config.steps
-    saved, quality, first, at_start = time.perf_counter(), 0.0, trainer.step, time.perf_counter()
+    saved, quality, held, first, at_start = time.perf_counter(), 0.0, 0.0, trainer.step, time.perf_counter()
     with progress(steps, "stage 2", initial=trainer.step, quiet=quiet, unit="step") as bar:
         while trainer.step < steps:
             terms, measured = trainer.advance()
@@ -157,14 +305,22 @@ def _run(trainer: Trainer, state: Path, meta: dict, scalars: Scalars, began: flo
                 bar.set_postfix_str(f"{quality:.2f} dB", refresh=False)
             if trainer.step % PICTURE_EVERY == 0:
                 scalars.image("render", _picture(trainer), trainer.step)
+            if checks.data is not None and trainer.step % max(1, steps // CHECKS) == 0:
+                held, mouth = checks.score(trainer.head)
+                scalars.add("psnr/held-out head", held, trainer.step)
+                scalars.add("psnr/held-out mouth", mouth, trainer.step)
+                trainer.judge(held + mouth)
+                if trainer.overfits:
+                    break
             now = time.perf_counter()
             if now - saved > trainer.config.save_seconds or trainer.step == steps:
                 trainer.save(state, {**meta, "seconds": now - began})
                 saved = now
             bar.update()
     scalars.close()
+    trainer.take_best()
     per_step = (time.perf_counter() - at_start) / max(1, trainer.step - first)
-    return {"seconds_per_step": per_step, "train_psnr": quality}
+    return {"seconds_per_step": per_step, "train_psnr": quality, "held_out_psnr": held}
 
 
 @torch.no_grad()

@@ -142,6 +142,75 @@ def test_doctor_names_what_is_there():
         assert word in result.output
 
 
+@pytest.fixture
+def avatar(tmp_path, face):
+    """An avatar with nothing but a head of 90 splats, 32 pixels a side."""
+    import torch
+
+    from shared.avatar import Avatar
+    from shared.camera import pose_matrix
+    from shared.files import write_json
+    from shared.landmarks import save_array
+    from stage2_gaussian.head import Head
+    from stage2_gaussian.render import save_head
+
+    made = Avatar(tmp_path / "me.avatar")
+    write_json(made.json, {"name": "me", "width": 32, "height": 32, "intrinsics": [80, 80, 16, 16], "fps": 25, "format": 1})
+    save_array(made.poses, pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))[None])
+    save_array(made.motion, np.zeros((1, 4)))
+    save_landmarks(made.neutral, face[:1])
+    g = torch.Generator().manual_seed(0)
+    save_head(made.stage2, Head(torch.from_numpy(face[0]), 0.03 * torch.randn(90, 3, generator=g), torch.full((90,), 0.006),
+                                torch.rand(90, 3, generator=g), moving=30, rank=6, hidden=8, pose_rank=2), {})
+    return made.root
+
+
+def test_stage2_render_writes_pictures_or_a_transparent_video(tmp_path, face, sound, avatar):
+    save_landmarks(tmp_path / "in.npy", face[:25])
+    render = ["stage2", "render", tmp_path / "in.npy", "--avatar", avatar, "--device", "cpu", "-o"]
+    done = run(*render, tmp_path / "frames", "--orbit", 20, "--period", 0.5)
+    assert done.exit_code == 0 and "frames: 25 RGBA frames" in done.output
+    assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [
+        *(f"{k:06d}.png" for k in range(25)), "poses.npy", "torso.npy"]
+    done = run(*render, tmp_path / "head.webm", "--audio", sound)
+    assert done.exit_code == 0 and "head.webm: 25 RGBA frames" in done.output
+    assert "32x32, 25.000 fps" in (shown := run("inspect", tmp_path / "head.webm").output) and "codec vp9" in shown
+    refused(run(*render, tmp_path / "head.webm"), "exists already; add --overwrite")
+    refused(run(*render, tmp_path / "head.mp4"), "a .mp4 file holds no transparency; name a .mov, a .webm or a folder")
+    refused(run(*render, tmp_path / "head.mov", "--period", 2), "--period 2 is the time of a swing; add --orbit DEGREES")
+    refused(run(*render, tmp_path / "new", "--audio", sound), "folder of pictures, which holds no sound")
+    refused(run(*render, tmp_path / "head.mov", "--audio", tmp_path / "none.wav"), "none.wav does not exist")
+    refused(run(*render, tmp_path, "--overwrite"), "is no folder of rendered frames, so it will not be replaced")
+    assert run(*render, tmp_path / "head.mov", "--orbit", 200).exit_code == 2
+    assert not (tmp_path / "head.mov").exists() and (tmp_path / "in.npy").exists()
+
+
+def test_stage2_export_and_import_round_trip(tmp_path, face, avatar):
+    save_landmarks(tmp_path / "in.npy", face)
+    export, ply = ["stage2", "export", avatar, "-o"], tmp_path / "head.ply"
+    assert "head.ply: 90 splats" in run(*export, ply).output
+    done = run("stage2", "import", ply, "--avatar", avatar, "-o", tmp_path / "new.avatar")
+    assert done.exit_code == 0, done.output
+    assert "90 splats as they were, 0 edited, 0 moved or added, 0 gone" in done.output
+    assert "new.avatar: the avatar with the edited head" in done.output
+    assert "avatar 'me'" in run("inspect", tmp_path / "new.avatar").output
+    before = (avatar / "stage2.safetensors").read_bytes()
+    refused(run("stage2", "import", ply, "--avatar", avatar), "stage2.safetensors exists already; add --overwrite")
+    refused(run("stage2", "import", ply, "--avatar", avatar, "-o", tmp_path / "new.avatar"), "exists already")
+    assert (avatar / "stage2.safetensors").read_bytes() == before
+    done = run("stage2", "import", ply, "--avatar", avatar, "--overwrite")
+    assert "the head from before is kept in" in done.output and "stage2.before-import-1.safetensors" in done.output
+    assert (avatar / "stage2.before-import-1.safetensors").read_bytes() == before
+    assert run(*export, tmp_path / "posed.ply", "--landmarks", tmp_path / "in.npy", "--frame", 29).exit_code == 0
+    refused(run("stage2", "import", tmp_path / "posed.ply", "--avatar", avatar, "--overwrite"), "with an expression")
+    refused(run(*export, ply), "exists already; add --overwrite")
+    refused(run(*export, tmp_path / "head.obj"), "head.obj: the splat file's name should end in .ply")
+    refused(run(*export, tmp_path / "a.ply", "--frame", 3), "--frame 3 is a row of a landmark file; add --landmarks FILE")
+    refused(run(*export, tmp_path / "a.ply", "--landmarks", tmp_path / "in.npy", "--frame", 30), "has 30 rows, 0 to 29")
+    refused(run("stage2", "import", tmp_path / "in.npy", "--avatar", avatar, "--overwrite"), "in.npy is not a PLY file")
+    refused(run("stage2", "import", ply, "--avatar", tmp_path / "none", "--overwrite"), "there is no avatar here")
+
+
 def test_debug_shows_the_traceback(tmp_path):
     result = run("--debug", "inspect", tmp_path / "none")
     assert isinstance(result.exception, TalkheadError)

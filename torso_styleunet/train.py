@@ -41,7 +41,7 @@ def new_torso(clip: Clip, indices: np.ndarray, config: TorsoConfig, device: torc
         torso = Torso(config, info.width, info.height, margin)
     torso.noise.copy_(torch.randn(torso.noise.shape, generator=generator(config.seed)))
     torso.to(device)
-    torso.set_statistics(torch.from_numpy(clip.load_poses()[indices]).to(device), motion,
+    torso.set_statistics(torch.from_numpy(clip.load_best_poses()[indices]).to(device), motion,
                          torch.tensor(info.intrinsics, device=device))
     rows = np.unique(np.linspace(0, len(indices) - 1, config.plate_frames).round().astype(int))
     frames = zip(clip.read_frames(indices[rows]), clip.read_labels(indices[rows]))
@@ -148,7 +148,7 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def _fingerprint(clip: Clip, indices: np.ndarray, config: TorsoConfig) -> str:
     """What a resumed training must share with the one it continues."""
     digest = hashlib.sha256(json.dumps([config_to_dict(config), clip.info.source_sha256]).encode())
-    for array in (indices, clip.load_poses(), clip.load_torso()):
+    for array in (indices, clip.load_best_poses(), clip.load_torso()):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 

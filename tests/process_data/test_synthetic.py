@@ -12,6 +12,7 @@ from process_data.synthetic import (
     camera_vertices,
     default_intrinsics,
     make_actor,
+    make_actor_clip,
     make_background,
     make_head,
     reference_pose,
@@ -153,3 +154,17 @@ def test_mediapipe_sees_the_face_and_its_lips(spoken):
     assert np.corrcoef(gaps, opening[chosen])[0, 1] > 0.9
     truth = project(landmarks, poses, default_intrinsics(256))[:, [36, 45, 48, 54]]
     assert np.linalg.norm(np.array(places) - truth, axis=-1).mean() < 2.5
+
+
+def test_a_clip_of_the_actor_holds_the_speech_and_faces_never_spoken(spoken, tmp_path):
+    wide = mouth_gain(spoken[0][60:62], make_head(0).neutral, 2.0).astype(np.float32)
+    clip = make_actor_clip(tmp_path / "clip", size=64, seconds=0.8, held_out=0.25,
+                           extra={"wide": (wide, spoken[1][60:62], spoken[2][60:62])})
+    assert {name: list(clip.split(name)) for name in ("train", "test", "wide")} == {
+        "train": list(range(15)), "test": list(range(15, 20)), "wide": [20, 21]}
+    assert clip.info.frames == 22 and clip.load_audio().shape == (22 * 640,) and not clip.load_audio()[20 * 640 :].any()
+    np.testing.assert_array_equal(clip.load_landmarks(), np.concatenate([spoken[0][:20], wide]))
+    picture, labels = next(render_actor(wide[1:], spoken[1][61:62], spoken[2][61:62], size=64))
+    np.testing.assert_array_equal(clip.read_labels(np.array([21]))[0], labels)
+    assert np.abs(clip.read_frames(np.array([21]))[0].astype(float) - picture).mean() < 3
+    np.testing.assert_array_equal(clip.load_plates()[0], make_background(0, 64))

@@ -7,7 +7,17 @@ import pytest
 
 from shared.audio_io import iter_audio, load_audio, save_wav
 from shared.errors import TalkheadError
-from shared.video_io import GrayVideoWriter, VideoWriter, probe, read_gray_video, read_png, read_video, write_png
+from shared.video_io import (
+    GrayVideoWriter,
+    TransparentVideoWriter,
+    VideoWriter,
+    probe,
+    read_gray_video,
+    read_png,
+    read_transparent_video,
+    read_video,
+    write_png,
+)
 
 
 def gray_level_video(path, times, size=(48, 64), rate=1000):
@@ -82,6 +92,47 @@ def test_video_writer_leaves_nothing_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(TalkheadError, match="even, found 63x48"):
         VideoWriter(tmp_path / "x.mp4", 63, 48)
+
+
+def soft_disc(k, size=(48, 64)):
+    """RGBA: a disc with a soft rim that moves with k, colours that are nothing special, opaque to clear."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    alpha = np.clip(255 * (18 - np.hypot(x - 24 - k, y - 24)) / 8, 0, 255)
+    return np.stack([200 - 2 * k + 0 * x, 40 + 2 * y, 90 + x, alpha], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name, colour, rim, sound_codec", [("t.mov", 1.0, 2, "pcm_s16le"), ("t.webm", 4.0, 12, "opus")])
+def test_transparent_video_keeps_alpha_colour_and_sound(tmp_path, name, colour, rim, sound_codec):
+    rng = np.random.default_rng(0)
+    sound = np.convolve(rng.standard_normal(16000), np.ones(8) / 8, "same").astype(np.float32) * 0.3
+    frames = [soft_disc(k) for k in range(25)]
+    with TransparentVideoWriter(tmp_path / name, 64, 48, audio=sound) as writer:
+        for frame in frames:
+            writer.write(frame)
+    got = list(read_transparent_video(tmp_path / name))
+    assert len(got) == 25
+    for shown, frame in zip(got, frames):
+        assert np.abs(shown[..., 3].astype(int) - frame[..., 3]).max() <= rim
+        opaque = frame[..., 3] > 250
+        assert np.abs(shown.astype(int) - frame)[opaque].mean() < colour
+        assert shown[~opaque][:, 3].min() <= 1
+    with av.open(str(tmp_path / name)) as container:
+        assert container.streams.video[0].codec_context.colorspace == 1  # BT.709
+        assert container.streams.audio[0].codec_context.name == sound_codec
+    assert probe(tmp_path / name).frames_estimate == 25
+    heard = load_audio(tmp_path / name)
+    assert abs(len(heard) - 16000) <= 1024
+    best = max(range(-1200, 1200), key=lambda s: float(heard[4000:9000] @ sound[4000 + s : 9000 + s]))
+    assert abs(best) <= 16
+
+
+def test_transparent_video_refuses_what_cannot_hold_it(tmp_path):
+    with pytest.raises(TalkheadError, match="x.mp4: the video's name should end in .mov or .webm"):
+        TransparentVideoWriter(tmp_path / "x.mp4", 64, 48)
+    with pytest.raises(TalkheadError, match=r"expected a uint8 frame \(48, 64, 4\), found uint8 \(48, 64, 3\)"):
+        with TransparentVideoWriter(tmp_path / "x.mov", 64, 48) as writer:
+            writer.write(np.zeros((48, 64, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_gray_video_is_lossless(tmp_path):

@@ -1,11 +1,13 @@
 """The CPU rasteriser against the slow reference, finite differences, and gsplat where there is a GPU."""
 
 import numba
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from shared.camera import matrix_from_quaternion
+from stage2_gaussian import rasterize_cpu
 from stage2_gaussian.rasterize import rasterize
 
 SIZE = (53, 38)  # width, height: not whole tiles
@@ -72,7 +74,7 @@ def random_weights(channels: int = 3, images: int = 2) -> tuple[torch.Tensor, to
             torch.randn(images, SIZE[1], SIZE[0], 1, generator=g))
 
 
-@pytest.mark.parametrize("channels,opaque", [(3, False), (3, True), (5, False), (1, False)])
+@pytest.mark.parametrize("channels,opaque", [(3, False), (3, True), (4, False), (7, False), (1, False)])
 def test_image_and_gradients_equal_the_reference(channels, opaque):
     inputs = scene(channels, channels=channels, opaque=opaque)
     weights = random_weights(channels)
@@ -83,6 +85,46 @@ def test_image_and_gradients_equal_the_reference(channels, opaque):
     assert (alpha - alpha_ref).abs().max() < 1e-4
     for name, ours, theirs in zip(NAMES, grads, grads_ref):
         assert (ours - theirs).norm() <= 2e-4 * theirs.norm() + 1e-6, name
+
+
+def test_needles_and_tiny_splats_equal_the_reference():
+    """Ellipses that are long and thin, and splats less than a pixel wide: the search for touched blocks misses no pixel."""
+    inputs = scene(11, count=400)
+    inputs[2] = inputs[2][..., :1] * torch.tensor([12, 0.1, 0.1])
+    inputs[2][:, ::2] = 1e-4
+    for image, reference in zip(rasterize(*inputs, CAMERA, *SIZE),
+                                rasterize_reference(*[x.double() for x in inputs], CAMERA, *SIZE)):
+        assert (image - reference).abs().max() < 1e-4
+
+
+def test_splats_that_are_not_finite_are_left_out():
+    inputs = scene(12)
+    expected = rasterize(*[x[:, 10:] for x in inputs], CAMERA, *SIZE)
+    for k in range(3):
+        inputs[k][:, 3 * k : 3 * k + 3, -1] = torch.nan
+    inputs[3][:, 9] = torch.nan
+    for image, without in zip(rasterize(*inputs, CAMERA, *SIZE), expected):
+        assert torch.equal(image, without)
+
+
+def test_splats_are_sorted_by_depth_and_equal_ones_stay_in_order():
+    g = torch.Generator().manual_seed(0)
+    for depths in (0.7 + 0.2 * torch.rand(5000, generator=g), torch.rand(300, generator=g).round(decimals=1) * 1e4 + 0.02,
+                   torch.full((7,), 0.8), torch.zeros(0)):
+        keys = depths.numpy().view(np.uint32).copy()
+        keys[::5] = 0  # not in view
+        order = np.empty(len(keys), np.int32)
+        seen = np.flatnonzero(keys)
+        assert rasterize_cpu._sort(keys, order) == len(seen)
+        assert np.array_equal(order[: len(seen)], seen[np.argsort(depths.numpy()[seen], kind="stable")])
+
+
+def test_an_image_changed_in_place_has_no_gradient():
+    inputs = [x.requires_grad_() for x in scene(13)]
+    rgb, _ = rasterize(*inputs, CAMERA, *SIZE)
+    rgb.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        rgb.sum().backward()
 
 
 def test_reference_gradients_equal_finite_differences():

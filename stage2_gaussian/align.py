@@ -1,0 +1,94 @@
+"""Head poses fitted to pictures: one procedure for training and held-out frames.
+
+Lucas and Kanade's registration (IJCAI 1981) with a known surface: the render and its depth say how every pixel moves with
+the pose, and its colour gradient what that does to the picture. A few damped Gauss–Newton steps from coarse to fine, with
+Cauchy weights, so that what the head cannot show (a hand, an unknown expression) does not pull.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from shared.camera import so3_exp
+from shared.training import progress
+from stage2_gaussian.dataset import Batch, HeadFrames
+from stage2_gaussian.head import Head
+from stage2_gaussian.losses import over
+from stage2_gaussian.rasterize import rasterize
+
+SCALES = (4, 2, 1, 1)  # one step at each of these reductions of the picture
+NOISE = 0.1  # colour difference above which a pixel counts less
+CORRELATED = 50.0  # pixels whose errors go together
+PRIOR = (0.05,) * 3 + (0.1,) * 3  # radians, tenths of metres: how far the tracked pose may be off
+BATCH = 16
+
+
+def refined(poses: Tensor, refinement: Tensor) -> Tensor:
+    """poses (B, 4, 4) turned and moved in the camera's frame by refinement (B, 6): radians, tenths of metres."""
+    turn, shift = so3_exp(refinement[:, :3]), 0.1 * refinement[:, 3:]
+    top = torch.cat([turn @ poses[:, :3, :3], (poses[:, :3, 3] + shift)[..., None]], -1)
+    return torch.cat([top, poses[:, 3:]], 1)
+
+
+@torch.no_grad()
+def align_poses(head: Head, data: HeadFrames, rows: np.ndarray | None = None, *, quiet: bool = True) -> Tensor:
+    """Poses (n, 4, 4) of the frames `rows` of `data` (all by default), fitted to their pictures from the tracked poses."""
+    rows = np.arange(len(data)) if rows is None else rows
+    found = []
+    with progress(len(rows), "fitting poses", quiet=quiet, unit="frame") as bar:
+        for part in np.array_split(rows, -(-len(rows) // BATCH)):
+            found.append(fit_poses(head, data.batch(part), data))
+            bar.update(len(part))
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def fit_poses(head: Head, batch: Batch, data: HeadFrames) -> Tensor:
+    """Poses (B, 4, 4) of one batch, as `align_poses`."""
+    refinement = torch.zeros(len(batch.poses), 6, device=batch.poses.device)
+    prior = torch.tensor(PRIOR, device=refinement.device).pow(-2)
+    for scale in SCALES:
+        jacobian, difference = _linearise(head, batch, refined(batch.poses, refinement), data, scale)
+        weight = 1 / (1 + (difference / NOISE).square()) / (NOISE**2 * CORRELATED / scale**2)
+        weighted = (jacobian * weight[..., None]).mT
+        curvature = weighted @ jacobian + torch.diag(prior)
+        slope = (weighted @ difference[..., None])[..., 0] + prior * refinement
+        refinement = refinement - torch.linalg.solve(curvature, slope)
+    return refined(batch.poses, refinement)
+
+
+def _linearise(head: Head, batch: Batch, poses: Tensor, data: HeadFrames, scale: int) -> tuple[Tensor, Tensor]:
+    """How the composite at `poses` changes with the refinement (B, P, 6), and its difference from the picture (B, P).
+
+    P runs over pixels and colours of the picture reduced by `scale`.
+    """
+    fx, fy, cx, cy = data.intrinsics
+    splats = head(batch.landmarks, poses)
+    features = torch.cat([splats.colors, splats.means[..., 2:]], -1)
+    blended, alpha = rasterize(splats.means, splats.quats, splats.scales, splats.opacities, features, data.intrinsics,
+                               data.width, data.height)
+    shown = over(torch.cat([blended[..., :3], alpha], -1), batch.behind)
+    depth, share = blended[..., 3:] / alpha.clamp_min(1e-3), (alpha > 0.05).float() * alpha.sqrt()
+    planes = torch.cat([shown, batch.frames, depth * share, share], -1).movedim(-1, 1)
+    planes = F.avg_pool2d(planes, scale)
+    shown, frames, share = planes[:, :3], planes[:, 3:6], planes[:, 7]
+    z = planes[:, 6] / share.clamp_min(1e-3) + (share < 1e-3)
+    height, width = z.shape[1:]
+    x = ((torch.arange(width, device=z.device) + 0.5) * scale - cx) / fx * z
+    y = ((torch.arange(height, device=z.device) + 0.5)[:, None] * scale - cy) / fy * z
+    across, down = _slopes(shown)
+    gx, gy = -across * fx / scale / z[:, None], -down * fy / scale / z[:, None]
+    push = torch.stack([gx, gy, -(gx * (x / z)[:, None] + gy * (y / z)[:, None])], -1)  # d colour / d camera-space point
+    lever = torch.stack([x, y, z], -1) - poses[:, None, None, :3, 3]
+    turn = torch.linalg.cross(lever[:, None].expand_as(push), push)  # push · (w × lever) = w · (lever × push)
+    jacobian = torch.cat([turn, 0.1 * push], -1) * share[:, None, ..., None]
+    return jacobian.flatten(1, 3), ((shown - frames) * share[:, None]).flatten(1)
+
+
+def _slopes(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences of (B, C, H, W) across and down, zero at the rim."""
+    across, down = torch.zeros_like(images), torch.zeros_like(images)
+    across[..., 1:-1] = (images[..., 2:] - images[..., :-2]) / 2
+    down[..., 1:-1, :] = (images[..., 2:, :] - images[..., :-2, :]) / 2
+    return across, down
