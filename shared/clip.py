@@ -214,24 +214,45 @@ class Clip:
         """Alpha images by index -> (N,H,W) uint8, cached likewise."""
         return self._cached("alpha", (), self.alpha_frames)[np.asarray(indices)]
 
-    def _cached(self, name: str, channels: tuple[int, ...], source: Callable[[], Iterator[np.ndarray]]) -> np.ndarray:
-        maps: dict[str, np.ndarray] = self.__dict__.setdefault("_maps", {})
-        if name in maps:
-            return maps[name]
+    def _cached(self, name: str, channels: tuple[int, ...], source: Callable[[], Iterator[np.ndarray]]) -> "FrameFile":
+        kept: dict[str, FrameFile] = self.__dict__.setdefault("_files", {})
+        if name in kept:
+            return kept[name]
         path = self.cache / f"{name}.npy"
         info = self.info
         shape = (info.frames, info.height, info.width, *channels)
         source_file = {"frames": self.video, "labels": self.labels, "alpha": self.alpha}[name]
         if not path.is_file() or path.stat().st_mtime < source_file.stat().st_mtime:
-            with atomic_path(path) as partial:
-                decoded = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            with atomic_path(path) as partial, open(partial, "wb") as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 count = 0
-                for count, image in enumerate(source(), start=1):
-                    decoded[count - 1] = image
+                for image in source():
+                    file.write(image.tobytes())
+                    count += 1
                 if count != info.frames:
                     raise TalkheadError(f"{source_file}: expected {info.frames} frames as in clip.json, found {count}")
-                decoded.flush()
-        maps[name] = np.load(path, mmap_mode="r")
-        if maps[name].shape != shape:
-            raise TalkheadError(f"{path}: expected shape {shape}, found {maps[name].shape}; delete {self.cache}")
-        return maps[name]
+        kept[name] = FrameFile(path)
+        if kept[name].shape != shape:
+            raise TalkheadError(f"{path}: expected shape {shape}, found {kept[name].shape}; delete {self.cache}")
+        return kept[name]
+
+
+class FrameFile:
+    """A .npy file of uint8 pictures (T, ...), read frame by frame: a mapped file would count as memory in use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            self.shape, _, _ = np.lib.format.read_array_header_1_0(file)
+            self.start = file.tell()
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """Pictures by index (n,) -> (n, ...)."""
+        out = np.empty((len(indices), *self.shape[1:]), np.uint8)
+        size = out[0].nbytes if len(out) else 0
+        with open(self.path, "rb") as file:
+            for row, t in zip(out, np.arange(self.shape[0])[indices]):
+                file.seek(self.start + int(t) * size)
+                file.readinto(memoryview(row).cast("B"))
+        return out

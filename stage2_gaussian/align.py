@@ -52,16 +52,16 @@ def fit_poses(head: Head, batch: Batch, data: HeadFrames) -> Tensor:
         jacobian, difference = _linearise(head, batch, refined(batch.poses, refinement), data, scale)
         weight = 1 / (1 + (difference / NOISE).square()) / (NOISE**2 * CORRELATED / scale**2)
         weighted = (jacobian * weight[..., None]).mT
-        curvature = weighted @ jacobian + torch.diag(prior)
-        slope = (weighted @ difference[..., None])[..., 0] + prior * refinement
+        curvature = (weighted @ jacobian).sum(1) + torch.diag(prior)  # line by line: one long product is slow on a GPU
+        slope = (weighted @ difference[..., None]).sum(1)[..., 0] + prior * refinement
         refinement = refinement - torch.linalg.solve(curvature, slope)
     return refined(batch.poses, refinement)
 
 
 def _linearise(head: Head, batch: Batch, poses: Tensor, data: HeadFrames, scale: int) -> tuple[Tensor, Tensor]:
-    """How the composite at `poses` changes with the refinement (B, P, 6), and its difference from the picture (B, P).
+    """How the composite at `poses` changes with the refinement (B, L, W, 6), and its difference from the picture (B, L, W).
 
-    P runs over pixels and colours of the picture reduced by `scale`.
+    L runs over the lines of the three colour planes of the picture reduced by `scale`.
     """
     fx, fy, cx, cy = data.intrinsics
     splats = head(batch.landmarks, poses)
@@ -83,7 +83,7 @@ def _linearise(head: Head, batch: Batch, poses: Tensor, data: HeadFrames, scale:
     lever = torch.stack([x, y, z], -1) - poses[:, None, None, :3, 3]
     turn = torch.linalg.cross(lever[:, None].expand_as(push), push)  # push · (w × lever) = w · (lever × push)
     jacobian = torch.cat([turn, 0.1 * push], -1) * share[:, None, ..., None]
-    return jacobian.flatten(1, 3), ((shown - frames) * share[:, None]).flatten(1)
+    return jacobian.flatten(1, 2), ((shown - frames) * share[:, None]).flatten(1, 2)
 
 
 def _slopes(images: Tensor) -> tuple[Tensor, Tensor]:

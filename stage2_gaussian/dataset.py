@@ -14,6 +14,7 @@ from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 
 CHUNK = 64  # frames prepared at once for the GPU
+KEPT_BYTES = 1 << 30  # of prepared pictures kept in memory where they do not stay on a GPU
 WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
 BAND = 1 / 128  # half-width, in picture widths, of the outline where labels are not trusted
 CONTRAST = 0.02  # squared colour distance of head and plate from which a matte can be told
@@ -113,7 +114,8 @@ class HeadFrames:
     """Frames `indices` of one clip, by row, cropped to the window that the head ever enters.
 
     On CUDA the prepared pictures stay on the GPU if they fit into half of what is free there; otherwise a batch is read
-    from the clip's cache and prepared when it is needed, so that host memory does not grow with the clip.
+    from the clip's cache and prepared when it is needed, and kept up to KEPT_BYTES, so that host memory does not grow with
+    the clip.
     """
 
     def __init__(self, clip: Clip, indices: np.ndarray, device: torch.device) -> None:
@@ -135,6 +137,7 @@ class HeadFrames:
         self.chance = sampling_weights(landmarks)
         self.has_alpha = clip.alpha.is_file()
         self.resident: Pictures | None = None
+        self.kept: dict[int, Pictures] = {}
         if device.type == "cuda" and len(indices) * self.width * self.height * 9 < torch.cuda.mem_get_info(device)[0] / 2:
             chunks = [self._prepare(rows) for rows in np.array_split(np.arange(len(indices)), -(-len(indices) // CHUNK))]
             self.resident = Pictures(*(torch.cat(parts) for parts in zip(*chunks)))
@@ -175,10 +178,16 @@ class HeadFrames:
 
     def pictures(self, rows: np.ndarray) -> Pictures:
         """The frames of `rows` on the device, as they are kept."""
-        if self.resident is None:
+        if self.resident is not None:
+            on_device = torch.from_numpy(rows).to(self.device)
+            return Pictures(*(x[on_device] for x in self.resident))
+        fresh = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in self.kept], np.int64)
+        if len(self.kept) + len(fresh) > KEPT_BYTES // (9 * self.width * self.height):
             return self._prepare(rows)
-        on_device = torch.from_numpy(rows).to(self.device)
-        return Pictures(*(x[on_device] for x in self.resident))
+        if len(fresh):
+            made = self._prepare(fresh)
+            self.kept |= {int(row): Pictures(*(x[k] for x in made)) for k, row in enumerate(fresh)}
+        return Pictures(*(torch.stack(parts) for parts in zip(*(self.kept[row] for row in rows.tolist()))))
 
     def batch(self, rows: np.ndarray) -> Batch:
         """The frames of `rows` on the device."""

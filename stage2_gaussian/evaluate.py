@@ -20,6 +20,7 @@ from shared.report_page import ReportPage
 from shared.training import progress
 from stage2_gaussian.align import align_poses
 from stage2_gaussian.dataset import Batch, HeadFrames, box_mask
+from stage2_gaussian.edits import edit_sheet
 from stage2_gaussian.flicker import landmark_motion, measure_flicker, stillest_stretch
 from stage2_gaussian.head import Head
 from stage2_gaussian.losses import over
@@ -41,6 +42,8 @@ PROTOCOL = (
     "lies over the plate where the labels show the head, and over the true frame elsewhere. Head: pixels labelled head or "
     "mouth interior. Face hull: the convex hull of the projected landmarks. Columns “aligned …”, where there are any: the "
     "same after each frame's pose was fitted to its picture, which tells errors of tracking from errors of the head.")
+EDITED = ("The landmarks of training frames, edited as each cell says; mouths wider than any in training, and combinations "
+          "that it may not hold. Look for holes, glare and torn edges.")
 FLICKER = (
     "Flicker: change from frame to frame (second difference in time over √6, which keeps the deviation of noise), mean over "
     "the pixels in grey levels of 255, on the 15 to 50 frames in a row that move least; p95 is the restless end of the pixels. "
@@ -110,6 +113,12 @@ def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: It
         page.heading(f"frames of {split}")
         for caption, strip in strips:
             page.figure(strip, caption, heads)
+    if "train" in clip.info.split:
+        seen = clip.split("train")
+        page.heading("faces that nobody filmed")
+        page.text(EDITED)
+        page.picture(edit_sheet(head, clip.load_landmarks()[seen], clip.load_best_poses()[seen], clip.load_neutral()[0],
+                                clip.info.intrinsics, clip.info.width, clip.info.height, clip.load_plates()[0]))
     write_json(folder / "eval.json", {"clip": clip.info.name, "every": every, "tables": tables, "splits": record})
     page.write(folder / "eval.html")
     return tables

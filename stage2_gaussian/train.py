@@ -31,6 +31,7 @@ PICTURE_EVERY = 250
 FITTED_BY = 0.8  # of the training, the part over which the fits of all poses are spread
 CHECKS = 12  # looks at the held-out stretch in a full training
 CHECK_FRAMES = 32  # of it
+FEWEST_HELD = 8
 PATIENCE = 5  # checks without an improvement after which training stops
 
 
@@ -50,9 +51,10 @@ def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
 def hold_out(indices: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
     """Training frames (n,) -> those to learn from, and a stretch of `part` of them from the middle, to see when to stop.
 
-    Not from the end: what comes next in the clip resembles it most.
+    Not from the end: what comes next in the clip resembles it most. Too few frames to judge by are not held out.
     """
     held = round(part * len(indices))
+    held = held if held >= FEWEST_HELD else 0
     start = (len(indices) - held) // 2
     return np.delete(indices, np.s_[start : start + held]), indices[start : start + held]
 

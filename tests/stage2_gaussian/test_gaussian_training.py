@@ -1,5 +1,6 @@
 """Training on the cartoon: it learns, resumes exactly, and its file can be rendered and measured."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from shared.camera import project
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames, matte, sampling_weights
+from stage2_gaussian.dataset import HeadFrames, behind_head, matte, sampling_weights
 from stage2_gaussian.evaluate import evaluate
 from stage2_gaussian.gaussians import head_surface, make_canonical, unproject
 from stage2_gaussian.losses import PictureLoss
 from stage2_gaussian.render import load_head, render_head
-from stage2_gaussian.train import Trainer, new_head, train
+from stage2_gaussian.train import Checks, Trainer, hold_out, new_head, train
 
 CPU = torch.device("cpu")
 SMALL = Stage2Config(splats=1500, steps=80, rank=8, hidden=32)
@@ -72,6 +73,109 @@ def test_resumed_equals_uninterrupted(cartoon, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "advance", step)
     train(cartoon, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
+
+
+def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, monkeypatch):
+    config = Stage2Config(splats=400, steps=36, rank=6, hidden=16, fits=2, held_out=0.3, save_seconds=0.0)
+    folder = tmp_path / "clip"
+    shutil.copytree(cartoon.root, folder)
+    clip = Clip(folder)
+    whole = train(clip, tmp_path / "whole", config=config, device=CPU, state_dir=tmp_path / "a", quiet=True)
+    fitted = clip.fitted_poses.read_bytes()
+    step = Trainer.advance
+
+    def dies(self):
+        if self.step == 23:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "advance", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
+    monkeypatch.setattr(Trainer, "advance", step)
+    halves = train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
+    assert clip.fitted_poses.read_bytes() == fitted and whole["held_out_psnr"] == halves["held_out_psnr"]
+    assert np.array_equal(clip.load_best_poses(), np.load(clip.fitted_poses)) and not np.array_equal(
+        clip.load_best_poses(), clip.load_poses())
+    train(clip, tmp_path / "plain", config=Stage2Config(splats=200, steps=1, rank=6, hidden=8, fits=0), device=CPU,
+          state_dir=tmp_path / "c", quiet=True)
+    assert not clip.fitted_poses.exists()  # they belonged to another head
+
+
+def test_the_best_head_is_kept_and_training_stops_when_none_is_better(cartoon, tmp_path, monkeypatch):
+    scores = iter([20.0, 30.0, 29.0, 28.0, 27.0, 26.0, 25.0, 24.0, 23.0, 22.0, 21.0, 20.0])
+    kept = {}
+
+    def judge(self, head):
+        score = next(scores)
+        kept[score] = head.positions.detach().clone()
+        return score, 0.0
+
+    monkeypatch.setattr(Checks, "score", judge)
+    monkeypatch.setattr("stage2_gaussian.train.prune", lambda *_: 0)
+    config = Stage2Config(splats=300, steps=36, rank=6, hidden=8, fits=0, held_out=0.3)
+    numbers = train(cartoon, tmp_path / "head", config=config, device=CPU, state_dir=tmp_path, quiet=True)
+    assert numbers["steps"] == 21 and 25.0 in kept and 24.0 not in kept  # the second check, and PATIENCE more
+    assert torch.equal(load_head(tmp_path / "head", CPU).positions, kept[30.0])
+
+
+def test_the_held_out_stretch_comes_from_the_middle():
+    learned, held = hold_out(np.arange(100, 300), 0.1)
+    assert held.tolist() == list(range(190, 210)) and len(learned) == 180 and not set(held) & set(learned)
+    assert len(hold_out(np.arange(40), 0.04)[1]) == 0  # two frames tell nothing
+
+
+def test_out_of_gpu_memory_goes_on_with_half_the_batch(cartoon, monkeypatch):
+    config = resolve(Stage2Config(splats=200, steps=4, rank=6, hidden=8, batch=4, fits=0), CPU, 96, 96)
+    indices = cartoon.split("train")
+    trainer = Trainer(new_head(cartoon, indices, config), HeadFrames(cartoon, indices, CPU), config)
+    step = Trainer._advance
+
+    def tight(self):
+        if self.batch_size > 1:
+            raise torch.OutOfMemoryError("no room")
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_advance", tight)
+    with pytest.warns(UserWarning, match="out of GPU memory: stage 2 goes on with 1 frames a step"):
+        trainer.advance()
+    assert trainer.batch_size == 1 and trainer.step == 1
+
+
+@pytest.mark.parametrize("setting, message", [
+    ({"rank": 4}, "stage 2 rank should be at least 5, found 4"),
+    ({"splats": -3}, "stage 2 splats should be at least 1, found -3"),
+    ({"held_out": 0.7}, "stage 2 held_out should be a part between 0 and 0.5, found 0.7"),
+])
+def test_settings_that_cannot_work_are_refused(setting, message):
+    with pytest.raises(TalkheadError, match=re.escape(message)):
+        resolve(Stage2Config(**setting), CPU, 256, 256)
+
+
+def test_pictures_are_the_same_kept_or_prepared_again(cartoon, monkeypatch):
+    data = HeadFrames(cartoon, cartoon.split("train"), CPU)
+    rows = np.array([5, 2, 5, 9])
+    first, again = data.pictures(rows), data.pictures(rows[::-1].copy())
+    assert sorted(data.kept) == [2, 5, 9]
+    monkeypatch.setattr("stage2_gaussian.dataset.KEPT_BYTES", 0)
+    streamed = HeadFrames(cartoon, cartoon.split("train"), CPU)
+    for a, b, c in zip(first, again, streamed.pictures(rows)):
+        assert torch.equal(a, b.flip(0)) and torch.equal(a, c)
+    assert streamed.kept == {}
+
+
+def test_what_the_jaw_hides_has_the_colour_of_the_neck():
+    plate, skin, shirt = torch.tensor([10, 20, 200]), torch.tensor([200, 150, 120]), torch.tensor([240, 240, 250])
+    head = torch.zeros(1, 40, 40, dtype=torch.bool)
+    head[:, 5:25, 10:30] = True
+    background = ~head
+    background[:, 25:] = False
+    frames = torch.where(head[..., None], skin, torch.where(background[..., None], plate, shirt)).byte()
+    plates = plate.expand(1, 40, 40, 3).byte()
+    behind = behind_head(frames, plates, head, background, torch.zeros_like(head), 2)
+    assert behind[0, 24, 20].tolist() == shirt.tolist() and behind[0, 10, 20].tolist() == plate.tolist()
+    assert behind[0, 30, 20].tolist() == shirt.tolist() and behind[0, 6, 11].tolist() == plate.tolist()
 
 
 def test_a_state_of_other_settings_is_refused(cartoon, tmp_path):
