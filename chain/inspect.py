@@ -45,6 +45,8 @@ def _folder(path: Path) -> Iterator[str]:
         for name, array in (("landmarks", clip.load_landmarks()), ("poses", clip.load_poses()),
                             ("torso", clip.load_torso()), ("neutral", clip.load_neutral())):
             yield f"  {name}.npy {array.shape} valid"
+        if clip.fitted_poses.is_file():
+            yield f"  poses_fitted.npy {clip.load_best_poses().shape} valid"
     elif avatar.json.is_file():
         made = avatar.info
         yield f"avatar {made.name!r}: {made.width}x{made.height}, {len(avatar.load_motion()[0])} frames of motion"

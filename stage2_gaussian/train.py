@@ -29,8 +29,8 @@ from stage2_gaussian.render import render_head, save_head
 REPORT_EVERY = 25
 PICTURE_EVERY = 250
 FITTED_BY = 0.8  # of the training, the part over which the fits of all poses are spread
-CHECKS = 12  # looks at the held-out stretch in a full training
-CHECK_FRAMES = 32  # of it
+CHECKS = 10  # looks at the held-out stretch in a full training
+CHECK_FRAMES = 16  # of it
 FEWEST_HELD = 8
 PATIENCE = 5  # checks without an improvement after which training stops
 
@@ -108,7 +108,7 @@ class Trainer:
         self.loss: Any = PictureLoss(config)
         self.captured = False
         self.best: dict[str, Tensor] = {}
-        self.best_score, self.best_step = -np.inf, 0
+        self.best_score, self.stale = -np.inf, 0
 
     def advance(self) -> tuple[dict[str, Tensor], float]:
         """One optimiser step -> its loss terms, detached, and the batch's PSNR when it is due for a report, else 0.
@@ -183,14 +183,15 @@ class Trainer:
 
     def judge(self, score: float) -> None:
         """Keep the head if `score` (dB) on the held-out stretch is the best so far; training stops after PATIENCE others."""
+        self.stale += 1
         if score > self.best_score:
-            self.best_score, self.best_step = score, self.step
+            self.best_score, self.stale = score, 0
             self.best = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
 
     @property
     def overfits(self) -> bool:
         """Whether the held-out stretch has gone without an improvement for too long."""
-        return self.step - self.best_step >= PATIENCE / CHECKS * self.config.steps
+        return self.stale >= PATIENCE
 
     def take_best(self) -> None:
         """Go back to the best head that was judged; without any, stay."""
@@ -204,7 +205,7 @@ class Trainer:
         moments, rest = pack_optimizer(self.optimizer, "optimizer")
         save_checkpoint(path, {**tensors, "refinement": self.refinement, "exposure": self.exposure, "poses": self.poses,
                                **moments}, {**meta, "step": self.step, "batch": self.batch_size, "optimizer": rest,
-                               "best": [self.best_score, self.best_step] if self.best else None})
+                               "best": [self.best_score, self.stale] if self.best else None})
 
     def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
         """Go on from what `save` wrote."""
@@ -219,10 +220,10 @@ class Trainer:
         self.step, self.batch_size = meta["step"], meta["batch"]
         self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
         if self.best:
-            self.best_score, self.best_step = meta["best"]
+            self.best_score, self.stale = meta["best"]
 def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, state_dir: Path,
           quiet: bool = False) -> dict[str, float]:
-    """Train a head on the train split of `clip` and write it to `out`; on CUDA, also fit all poses of the clip to it.
+    """Train a head on the train split of `clip` and write it to `out`; unless `fits` is 0, also fit all poses of the clip to it.
 
     Killed at any moment, the same call goes on from `state_dir` and ends where it would have ended (bit for bit on a
     CPU). Returns steps, seconds, seconds a step, the last training PSNR in dB (head region), that of the held-out stretch
