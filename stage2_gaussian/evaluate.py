@@ -39,9 +39,9 @@ STRIP_WIDTH = 2400  # pixels at most
 PAGE_WIDTH = 1800
 PROTOCOL = (
     "PSNR in dB and SSIM, means over the frames; “worst 5 %” is the PSNR that 5 % of the frames stay under. The rendered head "
-    "lies over the plate where the labels show the head, and over the true frame elsewhere. Head: pixels labelled head or "
-    "mouth interior. Face hull: the convex hull of the projected landmarks. Columns “aligned …”, where there are any: the "
-    "same after each frame's pose was fitted to its picture, which tells errors of tracking from errors of the head.")
+    "lies over the true frame where the labels show no head; where they do, over the plate, and along the jaw over the colour "
+    "of neck and clothes nearby. Head: pixels labelled head or mouth interior. Face hull: the convex hull of the projected "
+    "landmarks. Columns “aligned …”, where there are any: the same after each frame's pose was fitted to its picture, which tells errors of tracking from errors of the head.")
 EDITED = ("The landmarks of training frames, edited as each cell says; mouths wider than any in training, and combinations "
           "that it may not hold. Look for holes, glare and torn edges.")
 FLICKER = (
@@ -73,7 +73,8 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
     """PSNR (dB) and SSIM by split: {split: {"full psnr": …, "head psnr": …, "mouth psnr": …, "… ssim": …}}.
 
     The protocol: the rendered head is composited over the true frame where the labels show torso, neck or background,
-    and over the plate where they show the head or lie in the band along its outline (see `dataset.matte`). "full" is the
+    and over the plate, or the colour of the neck near the jaw, where they show the head (see `dataset.matte` and
+    `dataset.behind_head`). "full" is the
     whole frame, "head" the pixels labelled head or mouth interior, "face" the convex hull of the projected landmarks,
     "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes' boxes. With `align`, columns
     "aligned …" follow: the same after each frame's pose was fitted to the picture, which tells errors of tracking from

@@ -254,6 +254,7 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
         trainer = Trainer(new_head(clip, indices, config).to(device), data, config)
     numbers = _run(trainer, Checks(clip, held, device), state, meta, Scalars(state_dir), began - spent, quiet)
     prune(trainer.head, data, np.random.default_rng(config.seed))
+    data.kept.clear()
     save_head(out, trainer.head, meta)
     clip.fitted_poses.unlink(missing_ok=True)  # those of another head
     if config.fits:
