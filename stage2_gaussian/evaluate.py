@@ -41,7 +41,8 @@ PROTOCOL = (
     "PSNR in dB and SSIM, means over the frames; “worst 5 %” is the PSNR that 5 % of the frames stay under. The rendered head "
     "lies over the true frame where the labels show no head; where they do, over the plate, and along the jaw over the colour "
     "of neck and clothes nearby. Head: pixels labelled head or mouth interior. Face hull: the convex hull of the projected "
-    "landmarks. Columns “aligned …”, where there are any: the same after each frame's pose was fitted to its picture, which tells errors of tracking from errors of the head.")
+    "landmarks. Columns “aligned …”, where there are any: the same after each frame's pose was fitted to its "
+    "picture, which tells errors of tracking from errors of the head.")
 EDITED = ("The landmarks of training frames, edited as each cell says; mouths wider than any in training, and combinations "
           "that it may not hold. Look for holes, glare and torn edges.")
 FLICKER = (
