@@ -15,7 +15,7 @@ from shared.config import config_to_dict
 from shared.errors import TalkheadError
 from shared.landmarks import LIPS, N_LANDMARKS, save_array
 from shared.metrics import psnr
-from shared.training import Scalars, progress
+from shared.training import Scalars, cpu_threads, progress
 from stage2_gaussian.align import align_poses, fit_poses, refined
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames, box_mask
@@ -252,13 +252,14 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
         spent = saved["seconds"]
     else:
         trainer = Trainer(new_head(clip, indices, config).to(device), data, config)
-    numbers = _run(trainer, Checks(clip, held, device), state, meta, Scalars(state_dir), began - spent, quiet)
-    prune(trainer.head, data, np.random.default_rng(config.seed))
-    data.kept.clear()
-    save_head(out, trainer.head, meta)
-    clip.fitted_poses.unlink(missing_ok=True)  # those of another head
-    if config.fits:
-        save_array(clip.fitted_poses, fitted_poses(trainer.head, clip, device, quiet))
+    with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):  # the rasteriser has threads of its own
+        numbers = _run(trainer, Checks(clip, held, device), state, meta, Scalars(state_dir), began - spent, quiet)
+        prune(trainer.head, data, np.random.default_rng(config.seed))
+        data.kept.clear()
+        save_head(out, trainer.head, meta)
+        clip.fitted_poses.unlink(missing_ok=True)  # those of another head
+        if config.fits:
+            save_array(clip.fitted_poses, fitted_poses(trainer.head, clip, device, quiet))
     return {"steps": trainer.step, "seconds": time.perf_counter() - began + spent, **numbers,
             "splats": len(trainer.head.positions), "megabytes": out.stat().st_size / 1e6}
 
