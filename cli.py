@@ -307,6 +307,41 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     click.echo(f"{output}: {len(rows)} frames")
 
 
+@stage1.command("eval")
+@click.argument("clip", type=PATH)
+@avatar_option
+@click.option("--split", "splits", multiple=True, help="Split to measure; may be repeated.  [default: all but train]")
+@click.option("--audio", type=PATH, multiple=True, metavar="FILE",
+              help="Other sound to measure the lips on, such as another language; may be repeated.")
+@click.option("--base", type=PATH, metavar="FILE", help="Measure a base model on this person beside the avatar's model.")
+@click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/stage1/eval]")
+@device_option
+def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio: tuple[Path, ...], base: Path | None,
+                output: Path | None, device: str) -> None:
+    """Measure the avatar's audio -> landmark model on held-out frames of CLIP, beside ridge regression and the mean face.
+
+    Prints tables, writes them with the lip openings (JSON) and a page with plots of them (HTML).
+
+    \b
+    talkhead stage1 eval me
+    talkhead stage1 eval me --split test --audio german.wav --audio music.mp3
+    talkhead stage1 eval me --base base.safetensors -o measured
+    """
+    from shared.avatar import Avatar
+    from shared.clip import Clip
+    from shared.training import pick_device
+    from stage1_audio2lmk.evaluate import evaluate_audio2lmk
+
+    source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
+    splits = tuple(held_out(source, splits))
+    target.require("stage1")
+    folder = output or source.training / "stage1" / "eval"
+    tables = evaluate_audio2lmk(source, target.stage1, folder, splits=splits, device=pick_device(device), base=base, audio=audio)
+    for title, table in tables.items():
+        click.echo(f"\n{title}\n{format_table(table)}")
+    click.echo(f"\n{folder / 'eval.html'}")
+
+
 @cli.group()
 def stage2() -> None:
     """Landmarks -> Gaussian head."""

@@ -1,19 +1,46 @@
-"""Stage 1 beside its baselines on frames of a clip that no training saw."""
+"""Stage 1 beside its baselines on frames of a clip that no training saw, and on any other sound."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
+from shared.audio_io import load_audio
 from shared.clip import Clip
-from shared.landmarks import LIPS, SAMPLES_PER_FRAME, lip_opening
+from shared.errors import TalkheadError
+from shared.files import write_json
+from shared.landmarks import FPS, LIPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening
 from shared.metrics import correlation, lag_ms, landmark_distance, velocity_ratio
-from stage1_audio2lmk.baselines import mean_face, ridge
+from shared.report_page import ReportPage
+from stage1_audio2lmk.baselines import REACH, mean_face, ridge
 from stage1_audio2lmk.predict import Predictor, load_predictor, predict
 
+Table = dict[str, dict[str, float]]
 SILENCE_SECONDS = 4
+QUIET = {"silence mm": 0.0, "noise mm": 10 ** (-40 / 20)}  # column and amplitude of sound in which nobody speaks
 SETTLE_FRAMES = 25
+LEAST_FRAMES = 10  # of a split, for a correlation to be one
+CLOSED = 0.001  # metres above the neutral's opening
+PAUSE_DB, SILENT_DB = 30, -60  # below the loud parts of a recording; of full scale, whatever the loud parts
+PAUSE_MARGIN = 5  # frames of a pause on each side that belong to the speech beside it
+LEAST_PAUSE = 5  # frames left over
+STRIP_FRAMES = 500  # of one plot, 20 s
+STRIPS = 6  # plots of one curve at most
+STRIP_SIZE = (1400, 220)  # pixels
+MARGIN = 40  # pixels left of and below a plot's curves
+COLOURS = {"tracked": (30, 30, 30), "stage 1": (214, 60, 40), "ridge ±4": (70, 120, 200), "base, zero-shot": (40, 150, 80)}
+PROTOCOL = (
+    "Lips px: mean distance of the 20 lip points in pixels of a 512-wide picture. Opening r: correlation of the inner-lip "
+    "opening. Velocity: mean speed of the lips over the true one. Lag: how late the opening comes. Silence mm: lip opening above "
+    "the neutral's in digital silence; noise mm: in white noise at −40 dB. Ridge sees ± 4 frames of log-mel; it and the mean "
+    "face are of the train split.")
+OTHER_SOUND = (
+    "Sound without a true face. Amplitude: standard deviation of the lip opening over the tracked one's in the train split. "
+    f"Closed: share of the frames whose lips are less than {1000 * CLOSED:g} mm further open than the neutral's. Pauses mm: mean "
+    f"opening above the neutral's where the sound is {PAUSE_DB} dB below its loud parts or near silence; none where it never is.")
 
 
 def compare(predicted: np.ndarray, true: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> dict[str, float]:
@@ -28,27 +55,204 @@ def compare(predicted: np.ndarray, true: np.ndarray, poses: np.ndarray, intrinsi
             "lag ms": lag_ms(truth, opening)}
 
 
-def silence_opening(predictor: Predictor, neutral: np.ndarray) -> float:
-    """Mean lip opening in digital silence above the neutral's, in millimetres, after a second to settle."""
-    rows = predict(predictor, np.zeros(SILENCE_SECONDS * 16000, np.float32), neutral, blinks=False)
-    return float(1000 * (lip_opening(rows[SETTLE_FRAMES:]) - lip_opening(neutral.reshape(1, 68, 3))).mean())
+def quiet_sound(amplitude: float) -> np.ndarray:
+    """SILENCE_SECONDS of noise of this standard deviation, always the same one: (n,) samples."""
+    return (amplitude * np.random.default_rng(0).normal(size=SILENCE_SECONDS * SAMPLE_RATE)).astype(np.float32)
 
 
-def evaluate(clip: Clip, checkpoint: Path, *, splits: Iterable[str], device: torch.device) -> dict[str, dict[str, float]]:
-    """{"split: stage 1": {…}, "split: ridge ±4": {…}, "split: mean face": {…}}; the baselines are fitted on "train"."""
+def quiet_openings(predictor: Predictor, neutral: np.ndarray) -> dict[str, float]:
+    """Mean lip opening in each of QUIET sounds above the neutral's, in millimetres, after a second to settle."""
+    found = {}
+    for name, amplitude in QUIET.items():
+        rows = predict(predictor, quiet_sound(amplitude), neutral, blinks=False)
+        found[name] = float(1000 * (lip_opening(rows[SETTLE_FRAMES:]) - lip_opening(neutral.reshape(1, 68, 3))).mean())
+    return found
+
+
+class Curves(NamedTuple):
+    """Lip openings (T,) in metres by name, the level of their sound (T,) in dB, and the frames (n,) that are of interest."""
+
+    openings: dict[str, np.ndarray]
+    level: np.ndarray
+    frames: np.ndarray
+
+
+def clip_samples(clip: Clip) -> np.ndarray:
+    """A clip's sound, cut or filled with silence to exactly its frames: (640·T,)."""
+    size = clip.info.frames * SAMPLES_PER_FRAME
+    samples = clip.load_audio()[:size]
+    return np.pad(samples, (0, size - len(samples)))
+
+
+def evaluate(clip: Clip, checkpoint: Path, *, splits: Iterable[str], device: torch.device,
+             base: Path | None = None) -> dict[str, dict[str, float]]:
+    """{"split: stage 1": {…}, "split: ridge ±4": {…}, "split: mean face": {…}}; the baselines are fitted on "train".
+
+    With `base`, another checkpoint, there are rows "split: base, zero-shot" too. Raises TalkheadError for an unknown split
+    or one with next to no good frames.
+    """
+    return _tables(clip, _predictors(checkpoint, base, device), list(splits))[0]
+
+
+def _predictors(checkpoint: Path, base: Path | None, device: torch.device) -> dict[str, Predictor]:
+    paths = {"stage 1": checkpoint} | ({"base, zero-shot": base} if base else {})
+    return {name: load_predictor(path, device) for name, path in paths.items()}
+
+
+def _tables(clip: Clip, predictors: dict[str, Predictor], splits: list[str]) -> tuple[Table, dict[str, Curves]]:
+    """The table of `evaluate`, and the curves by split."""
     info = clip.info
-    predictor = load_predictor(checkpoint, device)
+    held = {split: _enough_frames(clip, split) for split in splits}
     landmarks, poses, neutral = clip.load_landmarks(), clip.load_poses(), clip.load_neutral()
-    samples = clip.load_audio()[: info.frames * SAMPLES_PER_FRAME]
-    samples = np.pad(samples, (0, info.frames * SAMPLES_PER_FRAME - len(samples)))
-    train = clip.split("train")
-    rows = {"stage 1": predict(predictor, samples, neutral, blinks=False), "ridge ±4": ridge(samples, landmarks, train),
-            "mean face": mean_face(landmarks, train, info.frames)}
-    quiet = silence_opening(predictor, neutral)
-    table = {}
-    for split in splits:
-        held = clip.split(split)
-        for name, predicted in rows.items():
-            table[f"{split}: {name}"] = compare(predicted[held], landmarks[held], poses[held], info.intrinsics)
-        table[f"{split}: stage 1"]["silence mm"] = quiet
-    return table
+    samples, train = clip_samples(clip), _enough_frames(clip, "train")
+    rows = {name: predict(predictor, samples, neutral, blinks=False) for name, predictor in predictors.items()}
+    quiet = {name: quiet_openings(predictor, neutral) for name, predictor in predictors.items()}
+    rows["ridge ±4"] = ridge(samples, landmarks, train)
+    quiet["ridge ±4"] = _quiet_ridge(samples, landmarks, train, neutral)
+    rows["mean face"] = mean_face(landmarks, train, info.frames)
+    quiet["mean face"] = dict.fromkeys(QUIET, float(1000 * (lip_opening(rows["mean face"][:1]) - lip_opening(neutral))[0]))
+    shown = {"tracked": landmarks} | {name: row for name, row in rows.items() if name != "mean face"}
+    openings = {name: lip_opening(row) for name, row in shown.items()}
+    table = {f"{split}: {name}": compare(row[frames], landmarks[frames], poses[frames], info.intrinsics)
+             | quiet[name] for split, frames in held.items() for name, row in rows.items()}
+    return table, {split: Curves(openings, levels(samples), frames) for split, frames in held.items()}
+
+
+def _enough_frames(clip: Clip, split: str) -> np.ndarray:
+    """Frames of a split. Raises TalkheadError if it has next to none."""
+    frames = clip.split(split)
+    if len(frames) < LEAST_FRAMES:
+        raise TalkheadError(f"{clip.root}: the split {split!r} holds {len(frames)} good frames; at least {LEAST_FRAMES} "
+                            "are needed to measure it")
+    return frames
+
+
+def _quiet_ridge(samples: np.ndarray, landmarks: np.ndarray, train: np.ndarray, neutral: np.ndarray) -> dict[str, float]:
+    """Like `quiet_openings`, of ridge: the quiet sounds follow the clip; frames that hear the next one are left out."""
+    more = SILENCE_SECONDS * FPS
+    sound = np.concatenate([samples, *map(quiet_sound, QUIET.values())])
+    rows = ridge(sound, np.pad(landmarks, ((0, more * len(QUIET)), (0, 0), (0, 0))), train)[len(landmarks) :]
+    opening = 1000 * (lip_opening(rows) - lip_opening(neutral)).reshape(-1, more)[:, SETTLE_FRAMES : more - REACH]
+    return {name: float(row.mean()) for name, row in zip(QUIET, opening)}
+
+
+def levels(samples: np.ndarray) -> np.ndarray:
+    """Samples (n,) -> level of each video frame (ceil(n/640),) in dB of full scale, −100 at least; the last one filled up."""
+    power = np.pad(samples.astype(np.float64), (0, -len(samples) % SAMPLES_PER_FRAME)).reshape(-1, SAMPLES_PER_FRAME) ** 2
+    return 10 * np.log10(power.mean(1) + 1e-10)
+
+
+def pauses(level: np.ndarray) -> np.ndarray:
+    """Level (T,) in dB -> (T,) bool: frames in the inside of a pause; none where fewer than LEAST_PAUSE are."""
+    loud = (level > max(np.percentile(level, 95) - PAUSE_DB, SILENT_DB)).astype(float)
+    near = np.convolve(np.pad(loud, PAUSE_MARGIN), np.ones(2 * PAUSE_MARGIN + 1), "valid")
+    quiet = near < 0.5
+    return quiet if quiet.sum() >= LEAST_PAUSE else np.zeros(len(level), bool)
+
+
+def liveliness(opening: np.ndarray, level: np.ndarray, rest: float, spread: float) -> dict[str, float]:
+    """What can be said of a lip opening (T,) without its truth, with the level (T,) of its sound in dB.
+
+    `rest` is the neutral's opening and `spread` the standard deviation of the opening in training, in metres.
+    """
+    row = {"seconds": len(opening) / FPS, "amplitude": float(opening.std() / max(spread, 1e-9)),
+           "closed": float((opening < rest + CLOSED).mean())}
+    quiet = pauses(level)
+    return row | ({"pauses mm": float(1000 * (opening[quiet].mean() - rest))} if quiet.any() else {})
+
+
+def _other_sound(clip: Clip, predictors: dict[str, Predictor],
+                 sounds: dict[str, np.ndarray]) -> tuple[Table, dict[str, Curves]]:
+    """Table and curves of sounds (n,) by name without a face, after the tracked train split to compare with."""
+    neutral, train = clip.load_neutral(), clip.split("train")
+    rest, truth = float(lip_opening(neutral)[0]), lip_opening(clip.load_landmarks())[train]
+    table = {"train split, tracked": liveliness(truth, levels(clip_samples(clip))[train], rest, float(truth.std()))}
+    curves = {}
+    for name, samples in sounds.items():
+        level = levels(samples)
+        openings = {which: lip_opening(predict(predictor, samples, neutral, blinks=False))
+                    for which, predictor in predictors.items()}
+        curves[name] = Curves(openings, level, np.arange(len(level)))
+        for which, opening in openings.items():
+            table[f"{name}: {which}"] = liveliness(opening, level, rest, float(truth.std()))
+    return table, curves
+
+
+def _names(files: Sequence[Path]) -> dict[str, Path]:
+    """Files by name, or as they were given where two have the same name."""
+    files = list(dict.fromkeys(files))
+    names = [file.name for file in files]
+    return {file.name if names.count(file.name) == 1 else str(file): file for file in files}
+
+
+def evaluate_audio2lmk(clip: Clip, checkpoint: Path, folder: Path, *, splits: Iterable[str], device: torch.device,
+                       base: Path | None = None, audio: Sequence[Path] = ()) -> dict[str, Table]:
+    """{title: {row: {column: number}}} of the splits and of other recordings; writes eval.json and eval.html to `folder`.
+
+    Plots show the lip opening over time. Raises TalkheadError like `evaluate`, and for a recording that cannot be read.
+    """
+    predictors = _predictors(checkpoint, base, device)
+    sounds = {name: load_audio(file) for name, file in _names(audio).items()}
+    table, curves = _tables(clip, predictors, list(splits))
+    tables = {"stage 1 against its baselines": table}
+    if sounds:
+        tables["other recordings"], others = _other_sound(clip, predictors, sounds)
+        curves |= others
+    rest = float(lip_opening(clip.load_neutral())[0])
+    page = ReportPage(f"Audio to landmarks on {clip.info.name}", STRIP_SIZE[0])
+    for title, note in zip(tables, (PROTOCOL, OTHER_SOUND)):
+        page.table(title, tables[title])
+        page.text(note)
+    for name, curve in curves.items():
+        page.heading(f"Lip opening, {name}")
+        _add_plots(page, curve, rest)
+    write_json(folder / "eval.json", {"clip": clip.info.name, "tables": tables, "curves": {
+        name: {"frames": curve.frames.tolist(), "opening mm": {
+            which: np.round(1000 * opening[curve.frames], 3).tolist() for which, opening in curve.openings.items()}}
+        for name, curve in curves.items()}})
+    page.write(folder / "eval.html")
+    return tables
+
+
+def _add_plots(page: ReportPage, curve: Curves, rest: float) -> None:
+    names = ", ".join(curve.openings)
+    starts = range(int(curve.frames[0]), int(curve.frames[-1]) + 1, STRIP_FRAMES)
+    every = [opening[curve.frames] for opening in curve.openings.values()]
+    low, high = 1000 * min(rest, *(x.min() for x in every)), 1000 * max(rest + CLOSED, *(x.max() for x in every))
+    for start in starts[:STRIPS]:
+        stop = min(start + STRIP_FRAMES, int(curve.frames[-1]) + 1)
+        if not ((curve.frames >= start) & (curve.frames < stop)).any():
+            continue
+        page.figure(plot(curve, rest, start, stop, low, high), f"{start / FPS:.1f} to {stop / FPS:.1f} s: {names}")
+    if len(starts) > STRIPS:
+        page.text(f"The first {STRIPS * STRIP_FRAMES / FPS:.0f} s are shown.")
+
+
+def plot(curve: Curves, rest: float, start: int, stop: int, low: float, high: float) -> np.ndarray:
+    """Lip openings at start ≤ t < stop from `low` to `high` mm over time, over the sound's level in grey -> uint8 (H,W,3).
+
+    The dashed line is the neutral's opening, `rest` metres. Curves break where frames are missing.
+    """
+    width, height = STRIP_SIZE
+    image = Image.new("RGB", STRIP_SIZE, "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    across = lambda t: MARGIN + (t - start) / STRIP_FRAMES * (width - MARGIN - 10)
+    up = lambda mm: height - MARGIN / 2 - (mm - low) / max(high - low, 1e-6) * (height - MARGIN)
+    for t in range(start, stop):
+        tall = (height - MARGIN) / 2 * float(np.clip((curve.level[t] + 60) / 60, 0, 1))
+        draw.rectangle([across(t), up(low) - tall, across(t + 1), up(low)], fill=(228, 228, 228))
+    for second in range(-(-start // FPS), stop // FPS + 1):
+        draw.line([across(second * FPS), up(low), across(second * FPS), up(low) + 4], fill=(120, 120, 120))
+        draw.text((across(second * FPS) - 6, up(low) + 6), str(second), fill=(90, 90, 90), font=font)
+    for mm in range(int(np.ceil(low)), int(high) + 1, 2 if high - low < 16 else 5):
+        draw.text((4, up(mm) - 6), f"{mm} mm", fill=(90, 90, 90), font=font)
+    for x in range(MARGIN, width - 10, 12):
+        draw.line([x, up(1000 * rest), x + 6, up(1000 * rest)], fill=(150, 150, 150))
+    frames = curve.frames[(curve.frames >= start) & (curve.frames < stop)]
+    for part in np.split(frames, np.flatnonzero(np.diff(frames) != 1) + 1):
+        for name, opening in curve.openings.items():
+            points = [(across(t + 0.5), up(1000 * float(opening[t]))) for t in part]
+            draw.line(points, fill=COLOURS[name], width=2, joint="curve")
+    for k, name in enumerate(curve.openings):
+        draw.text((MARGIN + 10 + 110 * k, 2), name, fill=COLOURS[name], font=font)
+    return np.asarray(image)
