@@ -55,6 +55,8 @@ def avatar_option(function: Any) -> Any:
     return click.option("--avatar", type=PATH, help="Avatar folder.  [default: CLIP.avatar beside the clip]")(function)
 
 
+liveliness_option = click.option("--liveliness", default=1.0, show_default=True, type=click.FloatRange(0, 3),
+                                 help="How far the brows move with the voice; 0 leaves them still.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already there.")
 
 
@@ -281,10 +283,11 @@ def report(numbers: dict[str, Any], out: Path) -> None:
 @click.option("--avatar", type=PATH, required=True, help="Avatar whose stage 1 and neutral are used.")
 @click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
 @click.option("--neutral", type=PATH, help="Another person's neutral.npy to move instead.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the blinks.")
+@click.option("--seed", default=0, show_default=True, help="Seed of blinks and brows.")
+@liveliness_option
 @overwrite_option
 @device_option
-def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed: int, overwrite: bool,
+def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed: int, liveliness: float, overwrite: bool,
             device: str) -> None:
     """AUDIO -> landmark file.
 
@@ -302,7 +305,7 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     source.require("stage1")
     refuse_existing(output, overwrite)
     rest = load_landmarks(neutral)[:1] if neutral else source.load_neutral()
-    rows = run(load_predictor(source.stage1, pick_device(device)), load_audio(audio), rest, seed=seed)
+    rows = run(load_predictor(source.stage1, pick_device(device)), load_audio(audio), rest, seed=seed, liveliness=liveliness)
     save_landmarks(output, rows)
     click.echo(f"{output}: {len(rows)} frames")
 
@@ -582,11 +585,12 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
 @click.option("-o", "--output", type=PATH, default=Path("talk.mp4"), show_default=True, help="Video to write.")
 @click.option("--landmarks", type=PATH, help="Landmark file to show instead of what stage 1 predicts.")
 @click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the blinks.")
+@click.option("--seed", default=0, show_default=True, help="Seed of blinks and brows.")
+@liveliness_option
 @click.option("--save-landmarks", type=PATH, help="Also write the landmarks that were shown (.npy).")
 @overwrite_option
 @device_option
-def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses: str, seed: int,
+def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses: str, seed: int, liveliness: float,
           save_landmarks: Path | None, overwrite: bool, device: str) -> None:
     """AVATAR + AUDIO -> video in which the avatar speaks it.
 
@@ -602,7 +606,7 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     if save_landmarks:
         refuse_existing(save_landmarks, overwrite)
     count = synthesize(Avatar(avatar), audio, output, device=pick_device(device), landmarks=landmarks, poses=poses,
-                       seed=seed, save_landmarks_to=save_landmarks)
+                       seed=seed, liveliness=liveliness, save_landmarks_to=save_landmarks)
     click.echo(f"{output}: {count} frames, {count / 25:.1f} s")
 
 

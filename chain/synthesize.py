@@ -144,7 +144,8 @@ def to_uint8(frames: Tensor) -> np.ndarray:
 
 
 def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.device, landmarks: Path | None = None,
-               poses: str = "loop", seed: int = 0, save_landmarks_to: Path | None = None, quiet: bool = False) -> int:
+               poses: str = "loop", seed: int = 0, liveliness: float = 1.0, save_landmarks_to: Path | None = None,
+               quiet: bool = False) -> int:
     """Write `output`, the avatar speaking `audio`; returns the number of frames. Memory stays bounded.
 
     With `landmarks` (a landmark file) stage 1 is left out and the file's rows are shown, with the sound beneath.
@@ -161,7 +162,8 @@ def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.devic
         total = sum(len(piece) for piece in iter_audio(audio))
         total = -(-total // SAMPLES_PER_FRAME)
         predictor = load_predictor(avatar.stage1, device)
-        chunks = iter_predict(predictor, iter_audio(audio, seconds=2.0), avatar.load_neutral(), seed=seed)
+        chunks = iter_predict(predictor, iter_audio(audio, seconds=2.0), avatar.load_neutral(), seed=seed,
+                              liveliness=liveliness)
     motion = Motion(avatar, poses)
     renderer = Renderer(avatar, device)
     kept: list[np.ndarray] = []
