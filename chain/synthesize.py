@@ -214,14 +214,14 @@ class HeadView:
     @torch.no_grad()
     def batches(self, device: torch.device, quiet: bool) -> Iterator[Tensor]:
         """Premultiplied RGBA (≤ B, H, W, 4) of all rows, in order, with a progress bar."""
-        from stage2_gaussian.render import load_head
+        from stage2_gaussian.render import load_head, render_sequence
 
-        head = load_head(self.avatar.stage2, device)
+        head, info = load_head(self.avatar.stage2, device), self.avatar.info
         with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
-            for start in range(0, len(self), batch_size(device)):
-                batch = slice(start, start + batch_size(device))
-                yield render_head(head, self.avatar.info, self.landmarks[batch], self.poses[batch], device)
-                bar.update(len(self.landmarks[batch]))
+            for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
+                                        info.width, info.height, batch_size(device)):
+                yield rgba
+                bar.update(len(rgba))
 
 
 def straight(rgba: Tensor) -> Tensor:

@@ -63,20 +63,34 @@ def retime(landmarks: np.ndarray, speed: float) -> np.ndarray:
     return CubicSpline(np.arange(count), landmarks, axis=0)(times).astype(landmarks.dtype)
 
 
+class Blinks:
+    """Seeded closure of the lids, piece by piece: pieces of any length give the same as the whole.
+
+    `rate` 1 is one blink in about 3.6 s, 0 none; intervals are log-normal and never shorter than half a second.
+    """
+
+    def __init__(self, seed: int | np.random.Generator, rate: float = 1.0) -> None:
+        self.rng, self.mean = np.random.default_rng(seed), BLINK_MEAN_SECONDS / rate if rate > 0 else np.inf
+        self.at = self.rng.uniform(0.3, 1.0) * self.mean  # when the next one begins, seconds
+        self.now = 0  # frames given out
+        self.tail = np.zeros(len(BLINK_PROFILE))  # of blinks that reach into the next piece
+
+    def take(self, frames: int) -> np.ndarray:
+        """The next (frames,) closures in [0, 1]."""
+        closure = np.concatenate([self.tail, np.zeros(frames)])
+        while self.at * FPS < self.now + frames:
+            start = int(self.at * FPS) - self.now
+            piece = closure[start : start + len(BLINK_PROFILE)]
+            np.maximum(piece, self.rng.uniform(0.92, 1.0) * BLINK_PROFILE, out=piece)
+            self.at += max(0.5, self.rng.lognormal(np.log(self.mean) - 0.18, 0.6))
+        self.now += frames
+        self.tail = closure[frames:].copy()
+        return closure[:frames]
+
+
 def natural_blinks(frames: int, rng: np.random.Generator, rate: float = 1.0) -> np.ndarray:
     """Closure of the lids (frames,) in [0, 1] with seeded blinks; `rate` 1 is one in about 3.6 s, 0 none."""
-    closure = np.zeros(frames)
-    if rate <= 0:
-        return closure
-    at = rng.uniform(0.3, 1.0) * BLINK_MEAN_SECONDS / rate
-    while at * FPS < frames:
-        start = int(at * FPS)
-        length = min(len(BLINK_PROFILE), frames - start)
-        depth = rng.uniform(0.92, 1.0)
-        closure[start : start + length] = np.maximum(closure[start : start + length], depth * BLINK_PROFILE[:length])
-        # log-normal intervals; never closer than half a second
-        at += max(0.5, rng.lognormal(np.log(BLINK_MEAN_SECONDS / rate) - 0.18, 0.6))
-    return closure
+    return Blinks(rng, rate).take(frames)
 
 
 def apply_blink(landmarks: np.ndarray, closure: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from shared.landmarks import FPS, LIPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_open
 from shared.metrics import correlation, lag_ms, landmark_distance, velocity_ratio
 from shared.report_page import ReportPage
 from stage1_audio2lmk.baselines import REACH, mean_face, ridge
+from stage1_audio2lmk.features import levels
 from stage1_audio2lmk.predict import Predictor, load_predictor, predict
 
 Table = dict[str, dict[str, float]]
@@ -134,12 +135,6 @@ def _quiet_ridge(samples: np.ndarray, landmarks: np.ndarray, train: np.ndarray, 
     rows = ridge(sound, np.pad(landmarks, ((0, more * len(QUIET)), (0, 0), (0, 0))), train)[len(landmarks) :]
     opening = 1000 * (lip_opening(rows) - lip_opening(neutral)).reshape(-1, more)[:, SETTLE_FRAMES : more - REACH]
     return {name: float(row.mean()) for name, row in zip(QUIET, opening)}
-
-
-def levels(samples: np.ndarray) -> np.ndarray:
-    """Samples (n,) -> level of each video frame (ceil(n/640),) in dB of full scale, −100 at least; the last one filled up."""
-    power = np.pad(samples.astype(np.float64), (0, -len(samples) % SAMPLES_PER_FRAME)).reshape(-1, SAMPLES_PER_FRAME) ** 2
-    return 10 * np.log10(power.mean(1) + 1e-10)
 
 
 def pauses(level: np.ndarray) -> np.ndarray:

@@ -75,3 +75,9 @@ def frames_of(samples: np.ndarray) -> np.ndarray:
     """Pad (n,) samples with silence to whole video frames, at least one."""
     count = max(1, -(-len(samples) // SAMPLES_PER_FRAME))
     return np.pad(samples, (0, count * SAMPLES_PER_FRAME - len(samples)))
+
+
+def levels(samples: np.ndarray) -> np.ndarray:
+    """Samples (n,) -> level of each video frame (ceil(n/640),) in dB of full scale, −100 at least; the last one filled up."""
+    power = np.pad(samples.astype(np.float64), (0, -len(samples) % SAMPLES_PER_FRAME)).reshape(-1, SAMPLES_PER_FRAME) ** 2
+    return 10 * np.log10(power.mean(1) + 1e-10)

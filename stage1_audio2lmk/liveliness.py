@@ -7,7 +7,7 @@ correlated with the level of the voice, and the upper lid follows the brow by 0.
 
 import numpy as np
 
-from shared.landmark_edit import BLINK_MEAN_SECONDS, BLINK_PROFILE, apply_blink
+from shared.landmark_edit import Blinks, apply_blink
 from shared.landmarks import BROW_LEFT, BROW_RIGHT, FPS
 
 QUIET_DB, LOUD_DB = -50.0, -15.0  # levels, relative to full scale, that count as none and as all of the voice
@@ -20,28 +20,6 @@ LID_SHARE = 0.25  # of the brow's way that the upper lids go
 BROW_DIRECTION = np.array([0.0, 1.0, -0.2], np.float32)  # along the forehead
 BROW_WEIGHTS = np.array([0.6, 0.85, 1.0, 1.0, 0.9], np.float32)  # from the outer end to the nose
 UPPER_LIDS = [37, 38, 43, 44]
-
-
-class Blinks:
-    """Closure of the lids piece by piece: the numbers of `natural_blinks` with the same seed, without its length."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.at = self.rng.uniform(0.3, 1.0) * BLINK_MEAN_SECONDS  # when the next one begins, seconds
-        self.now = 0  # frames given out
-        self.tail = np.zeros(len(BLINK_PROFILE))  # of blinks that reach into the next piece
-
-    def take(self, frames: int) -> np.ndarray:
-        """The next (frames,) closures in [0, 1]."""
-        closure = np.concatenate([self.tail, np.zeros(frames)])
-        while self.at * FPS < self.now + frames:
-            start = int(self.at * FPS) - self.now
-            piece = closure[start : start + len(BLINK_PROFILE)]
-            np.maximum(piece, self.rng.uniform(0.92, 1.0) * BLINK_PROFILE, out=piece)
-            self.at += max(0.5, self.rng.lognormal(np.log(BLINK_MEAN_SECONDS) - 0.18, 0.6))
-        self.now += frames
-        self.tail = closure[frames:].copy()
-        return closure[:frames]
 
 
 class Brows:

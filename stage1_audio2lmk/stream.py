@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shared.errors import TalkheadError
 from shared.landmarks import N_LANDMARKS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from stage1_audio2lmk.features import HISTORY, features, frames_of
+from stage1_audio2lmk.features import HISTORY, features, frames_of, levels
 from stage1_audio2lmk.liveliness import Liveliness
 from stage1_audio2lmk.model import STEM_PAST, Block, LandmarkModel, rotate
 from stage1_audio2lmk.train import load_model
@@ -179,8 +179,7 @@ class LandmarkStream:
         whole = len(sound) - len(sound) % SAMPLES_PER_FRAME
         for start in range(0, whole, BLOCK * SAMPLES_PER_FRAME):
             fresh = sound[start : min(start + BLOCK * SAMPLES_PER_FRAME, whole)]
-            power = np.square(fresh.reshape(-1, SAMPLES_PER_FRAME), dtype=np.float64).mean(1)
-            self.levels = np.concatenate([self.levels, 10 * np.log10(power + 1e-10)])
+            self.levels = np.concatenate([self.levels, levels(fresh)])
             moved = self.network.push(features(fresh, self.history))
             self.history = np.concatenate([self.history, fresh])[-HISTORY:].copy()
             self.heard = True

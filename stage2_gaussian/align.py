@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shared.camera import so3_exp
 from shared.training import progress
-from stage2_gaussian.dataset import Batch, HeadFrames
+from stage2_gaussian.dataset import Batch, HeadFrames, batches
 from stage2_gaussian.head import Head
 from stage2_gaussian.losses import over
 from stage2_gaussian.rasterize import rasterize
@@ -37,7 +37,7 @@ def align_poses(head: Head, data: HeadFrames, rows: np.ndarray | None = None, *,
     rows = np.arange(len(data)) if rows is None else rows
     found = []
     with progress(len(rows), "fitting poses", quiet=quiet, unit="frame") as bar:
-        for part in np.array_split(rows, -(-len(rows) // BATCH)):
+        for part in batches(rows, BATCH):
             found.append(fit_poses(head, data.batch(part), data))
             bar.update(len(part))
     return torch.cat(found)

@@ -110,6 +110,11 @@ def behind_head(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor
     return torch.where(clothed[..., None], colour, over_plate)
 
 
+def batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Rows (n,) in pieces of nearly equal length, at most `size`."""
+    return np.array_split(rows, -(-len(rows) // size))
+
+
 class HeadFrames:
     """Frames `indices` of one clip, by row, cropped to the window that the head ever enters.
 
@@ -139,7 +144,7 @@ class HeadFrames:
         self.resident: Pictures | None = None
         self.kept: dict[int, Pictures] = {}
         if device.type == "cuda" and len(indices) * self.width * self.height * 9 < torch.cuda.mem_get_info(device)[0] / 2:
-            chunks = [self._prepare(rows) for rows in np.array_split(np.arange(len(indices)), -(-len(indices) // CHUNK))]
+            chunks = [self._prepare(rows) for rows in batches(np.arange(len(indices)), CHUNK)]
             self.resident = Pictures(*(torch.cat(parts) for parts in zip(*chunks)))
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, MOUTH, Clip
-from stage2_gaussian.dataset import BAND, HeadFrames
+from stage2_gaussian.dataset import BAND, HeadFrames, batches
 from stage2_gaussian.head import Head
 from stage2_gaussian.losses import over
 from stage2_gaussian.render import render_head
@@ -95,7 +95,7 @@ def measure_flicker(head: Head, data: HeadFrames, poses: Tensor, batch: int) -> 
     The render lies over the plate everywhere, so that labels that flicker do not count against it.
     """
     true, shown = [], []
-    for rows in np.array_split(np.arange(len(data)), -(-len(data) // batch)):
+    for rows in batches(np.arange(len(data)), batch):
         frames = data.batch(rows)
         true.append((frames.frames * 255).round().byte())
         plates = data.plates[data.shots[rows]].float() / 255

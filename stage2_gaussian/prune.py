@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stage2_gaussian.dataset import HeadFrames
+from stage2_gaussian.dataset import HeadFrames, batches
 from stage2_gaussian.head import Head
 from stage2_gaussian.rasterize import rasterize
 
@@ -19,7 +19,7 @@ def coverage(head: Head, data: HeadFrames, rows: np.ndarray) -> Tensor:
     The gradient of a picture's sum by the splat's colour is that sum.
     """
     most = torch.zeros_like(head.opacities)
-    for part in np.array_split(rows, -(-len(rows) // BATCH)):
+    for part in batches(rows, BATCH):
         chosen = torch.from_numpy(part).to(data.device)
         with torch.no_grad():
             splats = head(data.landmarks[chosen], data.poses[chosen])

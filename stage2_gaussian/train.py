@@ -18,7 +18,7 @@ from shared.metrics import psnr
 from shared.training import Scalars, cpu_threads, progress
 from stage2_gaussian.align import align_poses, fit_poses, refined
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames, box_mask
+from stage2_gaussian.dataset import HeadFrames, batches, box_mask
 from stage2_gaussian.gaussians import make_canonical
 from stage2_gaussian.head import Head, Splats
 from stage2_gaussian.losses import NAMES, PictureLoss, over, pose_prior
@@ -59,7 +59,7 @@ def hold_out(indices: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
     return np.delete(indices, np.s_[start : start + held]), indices[start : start + held]
 
 
-class Shot(nn.Module):
+class TrainingView(nn.Module):
     """The part of a training step before the rasteriser sorts; on CUDA it becomes a graph."""
 
     def __init__(self, head: Head, data: HeadFrames) -> None:
@@ -104,7 +104,7 @@ class Trainer:
         self.rates = [rate for _, rate in groups]
         self.optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups], eps=1e-15,
                                           fused=True)
-        self.shoot: Any = Shot(head, data)
+        self.shoot: Any = TrainingView(head, data)
         self.loss: Any = PictureLoss(config)
         self.captured = False
         self.best: dict[str, Tensor] = {}
@@ -127,7 +127,7 @@ class Trainer:
                 if self.batch_size == 1:
                     raise
             self.optimizer.zero_grad(set_to_none=True)
-            self.shoot, self.loss, self.captured = Shot(self.head, self.data), PictureLoss(self.config), False
+            self.shoot, self.loss, self.captured = TrainingView(self.head, self.data), PictureLoss(self.config), False
             torch.cuda.empty_cache()
             self.batch_size //= 2
             warnings.warn(f"out of GPU memory: stage 2 goes on with {self.batch_size} frames a step", stacklevel=2)
@@ -285,7 +285,7 @@ class Checks:
         """PSNR (dB) of the head region and of the mouth box, at poses fitted to the pictures."""
         assert self.data is not None
         data, sums = self.data, np.zeros(2)
-        for rows in np.array_split(np.arange(len(data)), -(-len(data) // 8)):
+        for rows in batches(np.arange(len(data)), 8):
             batch = data.batch(rows)
             poses = fit_poses(head, batch, data)
             shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height), batch.behind)

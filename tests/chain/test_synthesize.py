@@ -125,7 +125,7 @@ def test_a_broken_rendering_leaves_nothing(spoken, tmp_path, monkeypatch):
         raise RuntimeError("broken")
 
     view = HeadView(*spoken, "still")
-    monkeypatch.setattr("chain.synthesize.render_head", fail)
+    monkeypatch.setattr("stage2_gaussian.render.render_head", fail)
     for render, name in ((render_to_folder, "frames"), (render_to_video, "head.mov")):
         with pytest.raises(RuntimeError):
             render(view, tmp_path / name, device=CPU, quiet=True, **({"audio": None} if name == "head.mov" else {}))

@@ -1,15 +1,18 @@
 """A cartoon person as a clip folder: flat polygons through the landmarks, exact labels and poses."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from shared.camera import pose_matrix, project, rotation_from_rotvec
 from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import save_array, save_landmarks
 from shared.video_io import GrayVideoWriter, VideoWriter, write_png
+from stage2_gaussian.train import Trainer
 
 
 def neutral_face() -> np.ndarray:
@@ -103,3 +106,35 @@ def cartoon(tmp_path_factory) -> Clip:
 def face() -> np.ndarray:
     """The cartoon's neutral landmarks (68, 3)."""
     return neutral_face()
+
+
+@pytest.fixture
+def tight_memory(monkeypatch) -> None:
+    """A GPU whose memory holds one frame a step."""
+    step = Trainer._advance
+
+    def tight(self):
+        if self.batch_size > 1:
+            raise torch.OutOfMemoryError("no room")
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "_advance", tight)
+
+
+@pytest.fixture
+def killed_at(monkeypatch):
+    """`with killed_at(step):` expects that what is inside is interrupted before that training step."""
+    @contextmanager
+    def killed(at: int):
+        step = Trainer.advance
+
+        def dies(self):
+            if self.step == at:
+                raise KeyboardInterrupt
+            return step(self)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Trainer, "advance", dies)
+            yield
+
+    return killed

@@ -56,43 +56,25 @@ def test_the_mouth_follows_the_landmarks(cartoon, trained):
     assert wide[v, u, 0] < shut[v, u, 0] - 0.1  # the cavity is darker than the lips
 
 
-def test_resumed_equals_uninterrupted(cartoon, tmp_path, monkeypatch):
+def test_resumed_equals_uninterrupted(cartoon, tmp_path, killed_at):
     config = Stage2Config(splats=400, steps=12, rank=6, hidden=16, save_seconds=0.0)
     train(cartoon, tmp_path / "whole", config=config, device=CPU, state_dir=tmp_path / "a", quiet=True)
-    step = Trainer.advance
-
-    def dies(self):
-        if self.step == 7:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "advance", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(7):
         train(cartoon, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert not (tmp_path / "halves").exists() and (tmp_path / "b" / "state.safetensors").is_file()
-    monkeypatch.setattr(Trainer, "advance", step)
     train(cartoon, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
 
 
-def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, monkeypatch):
+def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, killed_at):
     config = Stage2Config(splats=400, steps=36, rank=6, hidden=16, fits=2, held_out=0.3, save_seconds=0.0)
     folder = tmp_path / "clip"
     shutil.copytree(cartoon.root, folder)
     clip = Clip(folder)
     whole = train(clip, tmp_path / "whole", config=config, device=CPU, state_dir=tmp_path / "a", quiet=True)
     fitted = clip.fitted_poses.read_bytes()
-    step = Trainer.advance
-
-    def dies(self):
-        if self.step == 23:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "advance", dies)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_at(23):
         train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
-    monkeypatch.setattr(Trainer, "advance", step)
     halves = train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
     assert clip.fitted_poses.read_bytes() == fitted and whole["held_out_psnr"] == halves["held_out_psnr"]
@@ -126,18 +108,10 @@ def test_the_held_out_stretch_comes_from_the_middle():
     assert len(hold_out(np.arange(40), 0.04)[1]) == 0  # two frames tell nothing
 
 
-def test_out_of_gpu_memory_goes_on_with_half_the_batch(cartoon, monkeypatch):
+def test_out_of_gpu_memory_goes_on_with_half_the_batch(cartoon, tight_memory):
     config = resolve(Stage2Config(splats=200, steps=4, rank=6, hidden=8, batch=4, fits=0), CPU, 96, 96)
     indices = cartoon.split("train")
     trainer = Trainer(new_head(cartoon, indices, config), HeadFrames(cartoon, indices, CPU), config)
-    step = Trainer._advance
-
-    def tight(self):
-        if self.batch_size > 1:
-            raise torch.OutOfMemoryError("no room")
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "_advance", tight)
     with pytest.warns(UserWarning, match="out of GPU memory: stage 2 goes on with 1 frames a step"):
         trainer.advance()
     assert trainer.batch_size == 1 and trainer.step == 1

@@ -48,16 +48,8 @@ def test_training_with_graphs_follows_training_without(cartoon, monkeypatch):
     assert losses == pytest.approx(expected, rel=0.03)  # atomics in the backward pass differ from run to run
 
 
-def test_out_of_memory_halves_the_batch(cartoon, monkeypatch):
+def test_out_of_memory_halves_the_batch(cartoon, tight_memory):
     trainer = trainer_on_gpu(cartoon)
-    step = Trainer._advance
-
-    def tight(self):
-        if self.batch_size > 1:
-            raise torch.OutOfMemoryError("no room")
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "_advance", tight)
     with pytest.warns(UserWarning, match="goes on with 1 frames a step"):
         trainer.advance()
     assert trainer.batch_size == 1 and trainer.step == 1
