@@ -136,7 +136,7 @@ def _finite(frame: av.AudioFrame) -> av.AudioFrame:
 
 def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
     for piece in resampler.resample(frame):
-        yield piece.to_ndarray()[0] / np.float32(1 << 31)
+        yield piece.to_ndarray()[0].astype(np.float32) / np.float32(1 << 31)
 
 
 def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:

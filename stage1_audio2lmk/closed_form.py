@@ -1,29 +1,38 @@
-"""What of the model has a closed form: feature scales, principal components and the weights of the wide path."""
+"""What of the model has a closed form: feature scales, principal components and the weights of the kernel path."""
 
-import copy
 import dataclasses
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from shared.errors import TalkheadError
+from shared.landmarks import JAW
 from stage1_audio2lmk.dataset import Recording
 from stage1_audio2lmk.losses import point_weights
-from stage1_audio2lmk.model import MOVING, LandmarkModel
+from stage1_audio2lmk.model import LandmarkModel, pooled
 
-PENALTIES = (0.3, 1.0, 3.0, 10.0)
+PENALTIES = (0.35, 0.7, 1.4, 2.8, 5.6)
 FOLDS = 4
-CHUNK = 2048  # rows that are expanded at once
-SILENCE_WEIGHT = 0.1  # of a row of made silence beside a row of speech
+GAP = 25  # frames beside a fold that are too much like it to help predict it
+CHUNK = 2048  # rows whose likenesses are held at once
+SILENCE_CENTRES = 96
+SHARPENINGS = tuple(0.25 * k for k in range(13))
+LIVELY = 0.8  # ratio of lip velocities, predicted over true, on held-out folds
 
-Moments = tuple[Tensor, Tensor]
 
+def set_statistics(model: LandmarkModel, recordings: list[Recording], base: LandmarkModel | None = None) -> None:
+    """Feature mean and scale, and principal components of the displacement, from the fitting part of the data.
 
-def set_statistics(model: LandmarkModel, recordings: list[Recording]) -> None:
-    """Feature mean and scale, and principal components of the displacement, from the fitting part of the data."""
+    With a base the transformer's scales are the base's, and its head is turned to the new components.
+    """
     x = torch.cat([r.features[: r.held_from][r.good[: r.held_from]] for r in recordings])
     y = torch.cat([r.displacement[: r.held_from][r.good[: r.held_from]] for r in recordings])
-    model.mean.copy_(x.mean(0))
-    model.scale.copy_(x.std(0).clamp_min(0.05))
+    if base is None:
+        model.mean.copy_(x.mean(0))
+        model.scale.copy_(x.std(0).clamp_min(0.05))
+    model.kernel.set_statistics(pooled(x))
     weights = point_weights(model.config).sqrt().repeat_interleave(3)
     rest = y.mean(0)
     _, singular, vt = torch.linalg.svd((y - rest) * weights, full_matrices=False)
@@ -31,6 +40,11 @@ def set_statistics(model: LandmarkModel, recordings: list[Recording]) -> None:
     spread = singular[:keep] / len(y) ** 0.5
     model.rest.copy_(rest)
     model.basis[:keep].copy_(vt[:keep] * spread[:, None] / weights)
+    if base is not None and base.corrects:
+        turn = targets(model, model.rest + base.basis).float()  # (K base, K)
+        with torch.no_grad():
+            model.head.weight.copy_(turn.T @ base.head.weight)
+            model.head.bias.copy_(base.head.bias @ turn + targets(model, base.rest[None])[0].float())
 
 
 def targets(model: LandmarkModel, displacement: Tensor) -> Tensor:
@@ -40,88 +54,216 @@ def targets(model: LandmarkModel, displacement: Tensor) -> Tensor:
     return torch.linalg.lstsq(basis, ((displacement - model.rest.cpu()).double() * weights).T, driver="gelsd").solution.T
 
 
-@torch.no_grad()
-def moments(model: LandmarkModel, features: Tensor, displacement: Tensor, rows: Tensor) -> Moments:
-    """XᵀX and XᵀY in double precision over the frames `rows` (n,), ascending, with a column of ones for the bias."""
-    size = model.wide.in_features + 1
-    xx = torch.zeros(size, size, dtype=torch.float64)
-    xy = torch.zeros(size, model.config.components, dtype=torch.float64)
-    past, ahead = model.config.wide_past, model.config.look_ahead
-    for chunk in rows.split(CHUNK) if len(rows) else ():
-        start, stop = max(0, int(chunk[0]) - past), int(chunk[-1]) + 1 + ahead
-        x = model.kernel_features(features[None, start:stop])[0][chunk - start].double()
-        x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
-        xx += x.T @ x
-        xy += x.T @ targets(model, displacement[chunk])
-    return xx, xy
+def joined(recording: Recording) -> Tensor:
+    """(T − 1,) bool: do frames t and t + 1 follow each other, both good, in one shot, not across the start of the tail?"""
+    out = recording.good[:-1] & recording.good[1:]
+    for cut in (*recording.cuts, recording.held_from):
+        if 0 < cut <= len(out):
+            out[cut - 1] = False
+    return out
 
 
-def total(parts: list[Moments]) -> Moments:
+def edges(recording: Recording) -> Tensor:
+    """How much each displacement (T, 111) stands out from its neighbours', y/2 − (y₋₁ + y₊₁)/4; 0 where one is missing."""
+    rows, follows = recording.displacement, joined(recording)
+    out = torch.zeros_like(rows)
+    out[1:-1] = (rows[1:-1] / 2 - (rows[:-2] + rows[2:]) / 4) * (follows[:-1] & follows[1:])[:, None]
+    return out
+
+
+class Moments(NamedTuple):
+    """Sums over rows: XᵀX (m + 1, m + 1), XᵀY and XᵀE (m + 1, K), Y² (K,); X ends in ones, E are the edges of targets Y."""
+
+    xx: Tensor
+    xy: Tensor
+    xe: Tensor
+    yy: Tensor
+
+
+def total(parts: Iterable[Moments]) -> Moments:
     """Sum of moments."""
-    return torch.stack([xx for xx, _ in parts]).sum(0), torch.stack([xy for _, xy in parts]).sum(0)
+    return Moments(*(torch.stack(kind).sum(0) for kind in zip(*parts)))
 
 
-class WidePath:
-    """Solves the wide path of `model` on any of its data: FOLDS contiguous parts of the fitting stretch, the tail, silence.
+class KernelPath:
+    """Solves the kernel path of `model` on any of its data: FOLDS contiguous parts of the fitting stretch, the tail, silence.
 
-    Solutions are pulled to the weights that the model came with: zero, or a base model's. Making one leaves the model with
-    the solution on all folds and silence at the best penalty.
+    Kernel ridge regression on a subset of regressors (Rasmussen and Williams 2006, 8.3.1): the least |XW − Y|² +
+    penalty·WᵀKW, X the likeness of rows to centres, K that of centres to each other. With every row a centre it is kernel
+    ridge regression. Squared error flattens motion, so the targets are sharpened, Y + sharpening·edges(Y), just as much as
+    makes held-out lips LIVELY. What the model's transformer says already is taken from the targets.
+
+    Making one leaves the model with the solution on all folds and silence.
     """
 
-    def __init__(self, model: LandmarkModel, recordings: list[Recording], silence: Tensor) -> None:
+    def __init__(self, model: LandmarkModel, recordings: list[Recording], silence: Recording) -> None:
         self.model, self.recordings = model, recordings
-        self.prior = torch.cat([model.wide.weight.detach().T, model.wide.bias.detach()[None]]).double()
+        self.heard = {id(r): self._listen(r) for r in [*recordings, silence]}
         self.parts = [torch.nonzero(r.good[: r.held_from])[:, 0].tensor_split(FOLDS) for r in recordings]
-        self.folds = [total([moments(model, r.features, r.displacement, parts[k])
-                             for r, parts in zip(recordings, self.parts)]) for k in range(FOLDS)]
-        self.tail = total([moments(model, r.features, r.displacement, r.held_from + torch.nonzero(r.good[r.held_from :])[:, 0])
-                           for r in recordings])
-        still = torch.zeros(len(silence), recordings[0].displacement.shape[1])
-        xx, xy = moments(model, silence, still, torch.arange(len(silence)))
-        self.silence = SILENCE_WEIGHT * xx, SILENCE_WEIGHT * xy
-        self.penalty = self.choose_penalty()
+        tails = [r.held_from + torch.nonzero(r.good[r.held_from :])[:, 0] for r in recordings]
+        self._set_centres(tails, silence)
+        with torch.no_grad():
+            likeness = model.kernel(model.kernel.centres.float(), model.kernel.embedded.float()).double()
+        self.roughness = torch.zeros(len(likeness) + 1, len(likeness) + 1, dtype=torch.float64)
+        self.roughness[:-1, :-1] = likeness + 1e-4 * torch.eye(len(likeness))
+        self.said = [self._said(r) for r in [*recordings, silence]]
+        self.silence = self._moments(silence, self.said[-1], torch.arange(len(silence.features)))
+        self.tail = total(map(self._moments, recordings, self.said, tails))
+        self.folds, beside = [], []
+        for k in range(FOLDS):
+            every = list(zip(recordings, self.said, self.parts))
+            self.folds.append(total(self._moments(r, said, parts[k]) for r, said, parts in every))
+            beside.append(total(self._moments(r, said, _beside(parts, k)) for r, said, parts in every))
+        self.fit = total([*self.folds, self.silence])
+        self.fits = [Moments(*(all_ - fold - near for all_, fold, near in zip(self.fit, *pair)))
+                     for pair in zip(self.folds, beside)]
+        self.errors = self._held_out_errors()
+        self.penalty = min(self.errors, key=lambda penalty: self.errors[penalty])
+        self.sharpening = self._choose_sharpening()
         self.solve()
 
-    def solution(self, penalty: float, without: int | None = None, tail: bool = False) -> Tensor:
-        """Weights (rows + 1, K) fitted to silence and all folds but `without`, with or without the tail."""
-        parts = [part for k, part in enumerate(self.folds) if k != without] + [self.silence] + [self.tail] * tail
-        xx, xy = total(parts)
-        pull = torch.full((len(xx),), penalty, dtype=torch.float64)
-        pull[-1] = 1e-6
-        return torch.cholesky_solve(xy + pull[:, None] * self.prior, torch.linalg.cholesky(xx + torch.diag(pull)))
-
-    def choose_penalty(self) -> float:
-        """The penalty of least squared error, in weighted metres, each fold predicted from the others."""
-        weights = point_weights(self.model.config).repeat_interleave(3)
-        metric = ((self.model.basis**2) @ weights).double()
-        errors = {}
-        for penalty in PENALTIES:
-            errors[penalty] = 0.0
-            for fold, (xx, xy) in enumerate(self.folds):
-                w = self.solution(penalty, without=fold)
-                errors[penalty] += float(((w * (xx @ w - 2 * xy)).sum(0) * metric).sum())
-        return min(errors, key=lambda penalty: errors[penalty])
+    def _set_centres(self, tails: list[Tensor], silence: Recording) -> None:
+        """All good rows or as many as the config allows, evenly, and a few of silence."""
+        spoken = [[part[torch.cat([*parts, tail])] for part in self.heard[id(r)]]
+                  for r, parts, tail in zip(self.recordings, self.parts, tails) if r.weight == 1]
+        kinds = []
+        for speech, quiet in zip(zip(*spoken), self.heard[id(silence)]):
+            every = torch.cat(speech)
+            most = min(self.model.config.centres - SILENCE_CENTRES, len(every))
+            if most < 1:
+                raise TalkheadError(f"centres should be more than {SILENCE_CENTRES}, found {self.model.config.centres}")
+            kinds.append(torch.cat([_evenly(every, most), _evenly(quiet, SILENCE_CENTRES)]))
+        self.model.set_centres(*kinds)
 
     @torch.no_grad()
-    def solve(self, without: int | None = None, tail: bool = False) -> None:
-        """Give the model the weights of `solution` at the chosen penalty."""
-        solution = self.solution(self.penalty, without, tail)
-        self.model.wide.weight.copy_(solution[:-1].T)
-        self.model.wide.bias.copy_(solution[-1])
+    def _listen(self, recording: Recording) -> list[Tensor]:
+        """What the kernel compares of a recording: windows (T, taps, 80) and, where there is an encoder, embedding (T, size)."""
+        padded = self.model.pad(recording.features[None])
+        embedding, _ = self.model.eval().embed(padded)
+        return [kind[0] for kind in (self.model.windows(padded), embedding) if kind is not None]
+
+    @torch.no_grad()
+    def _said(self, recording: Recording) -> Tensor:
+        """What the transformer makes of a recording: displacement (T, 111) metres about `rest`."""
+        model = self.model.eval()
+        if not model.corrects:
+            return torch.zeros_like(recording.displacement)
+        padded = model.pad(recording.features[None])
+        components, _ = model.correction(padded, model.embed(padded)[0], torch.tensor([recording.speaker]))
+        return components[0] @ model.basis
+
+    @torch.no_grad()
+    def likeness(self, recording: Recording, rows: Tensor) -> Tensor:
+        """Likeness of the rows (n,) of a recording to the centres, and a column of ones: (n, m + 1) float64."""
+        heard, table = self.heard[id(recording)], self.model.kernel.table()
+        x = torch.cat([self.model.kernel(*(kind[part] for kind in heard), table=table) for part in rows.split(CHUNK)])
+        return torch.cat([x, torch.ones(len(x), 1)], 1).double()
+
+    def _moments(self, recording: Recording, said: Tensor, rows: Tensor) -> Moments:
+        """Sums over the frames `rows` (n,) of a recording, by its weight."""
+        size, components = len(self.roughness), self.model.config.components
+        if not len(rows):
+            return Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in (
+                (size, size), (size, components), (size, components), (components,))))
+        y = targets(self.model, (recording.displacement - said)[rows])
+        e = targets(self.model, self.model.rest + edges(recording)[rows])
+        x = self.likeness(recording, rows)
+        return Moments(*(recording.weight * kind for kind in (x.T @ x, x.T @ y, x.T @ e, y.square().sum(0))))
+
+    def solution(self, moments: Moments, penalty: float) -> tuple[Tensor, Tensor]:
+        """Weights (m + 1, K) for the targets and for their edges."""
+        pull = penalty * self.roughness
+        pull[-1, -1] = 1e-6
+        both = torch.cholesky_solve(torch.cat([moments.xy, moments.xe], 1), torch.linalg.cholesky(moments.xx + pull))
+        return both[:, : both.shape[1] // 2], both[:, both.shape[1] // 2 :]
+
+    def _held_out_errors(self) -> dict[float, float]:
+        """Squared error, in weighted metres, of each penalty, each fold predicted from the others."""
+        weights = point_weights(self.model.config).repeat_interleave(3)
+        metric = ((self.model.basis**2) @ weights).double()
+        errors = dict.fromkeys(PENALTIES, 0.0)
+        for penalty in PENALTIES:
+            for fit, fold in zip(self.fits, self.folds):
+                w, _ = self.solution(fit, penalty)
+                errors[penalty] += float(((w * (fold.xx @ w - 2 * fold.xy)).sum(0) + fold.yy) @ metric)
+        return errors
+
+    def _choose_sharpening(self) -> float:
+        """The least of SHARPENINGS whose held-out lips are LIVELY, or the largest."""
+        basis = self.model.basis.double()
+        speeds, true = torch.zeros(len(SHARPENINGS)), 0.0
+        for k, fit in enumerate(self.fits):
+            w, sharper = self.solution(fit, self.penalty)
+            for r, said, parts in zip(self.recordings, self.said, self.parts):
+                if r.weight < 1 or len(parts[k]) < 2:
+                    continue
+                together = (parts[k].diff() == 1) & joined(r)[parts[k][:-1]]
+                x = self.likeness(r, parts[k])
+                plain, edge = said[parts[k]] + x @ w @ basis, x @ sharper @ basis
+                true += _path(r.displacement[parts[k]], together)
+                speeds += torch.tensor([_path(plain + amount * edge, together) for amount in SHARPENINGS])
+        lively = [amount for amount, speed in zip(SHARPENINGS, speeds) if speed >= LIVELY * true]
+        return lively[0] if lively else SHARPENINGS[-1]
+
+    @torch.no_grad()
+    def _set(self, weights: Tensor) -> None:
+        self.model.wide.weight.copy_(weights[:-1].T)
+        self.model.wide.bias.copy_(weights[-1])
+
+    def solve(self, tail: bool = False) -> None:
+        """Give the model the solution on all folds and silence, with or without the tail."""
+        w, sharper = self.solution(total([self.fit, self.tail]) if tail else self.fit, self.penalty)
+        self._set(w + self.sharpening * sharper)
 
     @torch.no_grad()
     def misses(self) -> list[Recording]:
-        """Recordings whose displacement is what the wide path misses on sound that it was not fitted to.
+        """Recordings whose displacement is what the kernel path misses on sound that it was not fitted to.
 
         On its own training frames it errs too little, and a network trained on that error learns noise. So each of the
         folds gets the error of a solution fitted to the others, as in stacking (Wolpert 1992).
         """
-        own = copy.deepcopy(self.model.wide.state_dict())
         rest = [r.displacement.clone() for r in self.recordings]
-        for fold in range(FOLDS):
-            self.solve(without=fold)
+        for k, fit in enumerate(self.fits):
+            w, _ = self.solution(fit, self.penalty)
             for miss, r, parts in zip(rest, self.recordings, self.parts):
-                guess = self.model.expand(self.model.wide(self.model.kernel_features(r.features[None]))[0, parts[fold]])
-                miss[parts[fold]] -= guess[:, MOVING].flatten(1)
-        self.model.wide.load_state_dict(own)
+                guess = (self.likeness(r, parts[k]) @ w).float()
+                miss[parts[k]] -= self.model.rest + guess @ self.model.basis
         return [dataclasses.replace(r, displacement=miss) for r, miss in zip(self.recordings, rest)]
+
+
+def solve_kernel_path(model: LandmarkModel, recordings: list[Recording], silence: Recording) -> KernelPath:
+    """The kernel path of a model; what a base's transformer says is unlearned where held-out folds are better without it."""
+    path = KernelPath(model, recordings, silence)
+    if not model.corrects:
+        return path
+    said = [value.detach().clone() for value in model.head.parameters()]
+    for value in model.head.parameters():
+        torch.nn.init.zeros_(value)
+    alone = KernelPath(model, recordings, silence)
+    if min(alone.errors.values()) <= min(path.errors.values()):
+        return alone
+    with torch.no_grad():
+        for value, before in zip(model.head.parameters(), said):
+            value.copy_(before)
+    path.solve()
+    return path
+
+
+def _beside(parts: tuple[Tensor, ...], k: int) -> Tensor:
+    """Rows (n,) of the other parts that are within GAP frames of part k, fewer where the parts themselves are short."""
+    if not len(parts[k]):
+        return parts[k]
+    others = torch.cat([part for j, part in enumerate(parts) if j != k])
+    gap = min(GAP, len(parts[k]) // 2)
+    return others[(others >= parts[k][0] - gap) & (others <= parts[k][-1] + gap)]
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """`count` of the rows, evenly."""
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+
+
+def _path(displacement: Tensor, together: Tensor) -> float:
+    """Rows (n, 111) -> way of the lip points in metres, over steps (n − 1,) between neighbouring frames."""
+    lips = displacement.unflatten(-1, (-1, 3))[:, len(JAW) :]
+    return float(torch.linalg.vector_norm(lips.diff(dim=0)[together], dim=-1).sum())

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from stage1_audio2lmk.speech_encoder import SpeechEncoderConfig
+
 
 @dataclass(frozen=True)
 class Stage1Config:
@@ -12,13 +14,12 @@ class Stage1Config:
     heads: int = 4
     window: int = 40  # frames that attention looks back, a layer
     look_ahead: int = 2  # frames of future sound, 80 ms
-    wide_past: int = 4  # frames of past sound that the wide path sees
-    wide_features: int = 1024  # random cosine features of the wide path
-    wide_sharpness: float = 1.0  # of their Gaussian kernel exp(−sharpness·mean squared difference)
-    wide_linear: float = 0.3  # share of the linear kernel beside it
+    wide_past: int = 4  # frames of past sound that the kernel path sees
+    centres: int = 1500  # moments that the kernel path remembers at most
     components: int = 16  # principal components of lip and jaw motion
     dropout: float = 0.2
     formants: bool = True
+    speech: SpeechEncoderConfig | None = None  # the default encoder, which comes with a base model
 
     steps: int = 300
     worthwhile: float = 0.03  # the transformer is kept only if it lowers the held-out lip error by this share

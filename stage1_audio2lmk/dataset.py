@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.signal import lfilter
 from torch import Tensor
 
 from shared.clip import Clip
@@ -12,9 +13,12 @@ from shared.landmarks import SAMPLES_PER_FRAME
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.features import FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.model import MOVING
+from stage1_audio2lmk.sound_gate import SoundGate
 
 EDGE = 4  # frames on each side of a made silence whose lips are left open to the network
-QUIET_LEVELS = (0.0, 1e-4, 1e-3)  # amplitudes of the noise in made silence
+QUIET_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in made silence, −80 to −30 dB
+SOFTENING = 0.9  # pole of the filter that makes every other noise a rumble, as rooms have
+SILENCE_WEIGHT = 0.1  # of a row of made silence beside a row of speech
 LEAST_FRAMES = 25
 
 
@@ -28,6 +32,8 @@ class Recording:
     good: Tensor
     speaker: int
     held_from: int
+    weight: float = 1.0  # of a row in the kernel path's solution
+    cuts: tuple[int, ...] = ()  # frames at which a new shot begins
 
 
 def load_recording(clip: Clip, speaker: int, config: Stage1Config) -> Recording:
@@ -42,24 +48,35 @@ def load_recording(clip: Clip, speaker: int, config: Stage1Config) -> Recording:
     good = np.zeros(count, bool)
     good[train] = True
     held = int(train[int(len(train) * (1 - config.held_out))])
-    return Recording(clip.info.name, torch.from_numpy(features(samples)), torch.from_numpy(moved),
-                     torch.from_numpy(good), speaker, held)
+    return Recording(clip.info.name, torch.from_numpy(features(SoundGate().pass_through(samples))), torch.from_numpy(moved),
+                     torch.from_numpy(good), speaker, held, cuts=tuple(shot.start for shot in clip.info.shots))
 
 
-def silence_features(count: int, rng: np.random.Generator) -> Tensor:
-    """(count, F) features of near silence at each of the quiet levels in turn."""
-    samples = np.concatenate([rng.normal(size=640 * (-(-count // len(QUIET_LEVELS)))) * level for level in QUIET_LEVELS])
-    return torch.from_numpy(features(samples.astype(np.float32)))[:count]
+def made_silence(count: int, rng: np.random.Generator) -> Recording:
+    """`count` rows of silence and of noise without speech at each of the quiet levels, in which the face is at rest."""
+    pieces = []
+    for level in QUIET_LEVELS:
+        hiss = rng.normal(size=(2, SAMPLES_PER_FRAME * -(-count // (2 * len(QUIET_LEVELS)))))
+        rumble = lfilter([(1 - SOFTENING**2) ** 0.5], [1, -SOFTENING], hiss[1])
+        pieces += [level * hiss[0], level * rumble]
+    samples = np.concatenate(pieces)
+    return Recording("silence", torch.from_numpy(features(samples.astype(np.float32)))[:count],
+                     torch.zeros(count, len(MOVING) * 3), torch.ones(count, dtype=torch.bool), 0, count, SILENCE_WEIGHT)
 
 
 @dataclass
 class Windows:
-    """Draws batches of training windows from recordings; all randomness comes from the generator that is passed."""
+    """Draws batches of training windows from recordings; all randomness comes from the generator that is passed.
+
+    Windows hear `before` frames of the past too. Nothing of the held-out tails is heard; there and before the start it is
+    silent. `silence` (n, F) begins with a row of digital silence.
+    """
 
     recordings: list[Recording]
     config: Stage1Config
     silence: Tensor
     scale: Tensor
+    before: int
 
     def __post_init__(self) -> None:
         length = self.config.length
@@ -67,7 +84,7 @@ class Windows:
                        for t in range(0, max(1, r.held_from - length + 1))]
 
     def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """features (B,L,F), displacement (B,L,111), weight (B,L), speaker (B,), on the CPU."""
+        """features (B,before + L + look_ahead,F), displacement (B,L,111), weight (B,L), speaker (B,), on the CPU."""
         config = self.config
         rows = torch.randint(len(self.places), (config.batch,), generator=rng)
         parts = [self._window(*self.places[int(row)], rng) for row in rows]
@@ -78,20 +95,20 @@ class Windows:
 
     def _window(self, which: int, start: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         config, recording = self.config, self.recordings[which]
-        length = config.length
-        stop = min(start + length, recording.held_from)
-        x, y = recording.features[start:stop].clone(), recording.displacement[start:stop].clone()
-        w = recording.good[start:stop].float()
-        if stop - start < length:
-            short = length - (stop - start)
-            x, y, w = (torch.cat([a, a[-1:].expand(short, *a.shape[1:])]) for a in (x, y, w))
-            w[-short:] = 0
+        length, last = config.length, recording.held_from
+        inside = slice(self.before, self.before + length)
+        places = torch.arange(start - self.before, start + length + config.look_ahead)
+        heard = (places >= 0) & (places < last)
+        x = torch.where(heard[:, None], recording.features[places.clamp(0, last - 1)], self.silence[0])
+        seen = places[inside].clamp(max=last - 1)
+        y = recording.displacement[seen].clone()
+        w = recording.good[seen].float() * (places[inside] < last)
         x = self._augment(x, rng)
         if float(torch.rand((), generator=rng)) < config.silence_share:
             a = int(torch.randint(0, length - 20, (), generator=rng))
             b = min(length, a + int(torch.randint(15, 60, (), generator=rng)))
             offset = int(torch.randint(0, len(self.silence) - (b - a), (), generator=rng))
-            x[a:b] = self.silence[offset : offset + b - a]
+            x[inside][a:b] = self.silence[offset : offset + b - a]
             y[a:b] = 0
             w[a:b] = 1
             for edge in (a, b):

@@ -1,7 +1,7 @@
 """What the network hears: for each video frame four log-mel spectra and two formant analyses.
 
 Every window ends inside its own video frame, so features look into no future at all, and the same numbers come out
-offline and in a stream. Nothing is normalised over the file.
+offline and in a stream. Formants remember the past. Nothing is normalised over the file.
 """
 
 import functools
@@ -37,38 +37,56 @@ def mel_filters() -> Tensor:
     return torch.tensor(np.maximum(0, np.minimum(rising, falling)), dtype=torch.float32)
 
 
+@functools.cache
+def constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The window (400,) and `mel_filters` on a device, made once: a stream asks 25 times a second."""
+    with torch.inference_mode(False):  # whoever asks first, training may use them too
+        return torch.hann_window(WINDOW, device=device), mel_filters().to(device)
+
+
 def log_mel(samples: Tensor) -> Tensor:
     """samples (352 + 160·n,) -> (n, 80) natural logarithm of mel power; window k is centred in samples 160·k + [0, 512)."""
-    window = torch.hann_window(WINDOW, device=samples.device)
+    window, filters = constants(samples.device)
     power = torch.stft(samples, FFT, HOP, WINDOW, window, center=False, return_complex=True).abs().square().T
-    return torch.log(power @ mel_filters().to(samples.device) + MEL_FLOOR)
+    return torch.log(power @ filters + MEL_FLOOR)
 
 
-def features(samples: np.ndarray, history: np.ndarray | None = None) -> np.ndarray:
-    """samples (640·T,) at 16 kHz -> (T, FEATURE_SIZE) float32: 4·80 log-mels, then 2·9 scaled formant values.
+class FeatureStream:
+    """Features of sound that comes in pieces: the same numbers as of the whole. A new one has heard endless silence."""
 
-    `history` holds the last HISTORY samples before them (silence at a file's start).
-    """
-    if len(samples) % SAMPLES_PER_FRAME:
-        raise ValueError(f"expected a multiple of {SAMPLES_PER_FRAME} samples, found {len(samples)}")
-    count = len(samples) // SAMPLES_PER_FRAME
-    if count == 0:
-        return np.zeros((0, FEATURE_SIZE), np.float32)
-    past = np.zeros(HISTORY, np.float32) if history is None else history
-    padded = np.concatenate([past, samples]).astype(np.float32)
-    # torch.stft centres a 400-sample window in 512 samples: start so that the window itself ends with its hop
-    offset = HISTORY - (FFT - HOP) + (FFT - WINDOW) // 2
-    tail = np.zeros((FFT - WINDOW) // 2, np.float32)  # zeros under the window's padding, never heard
-    mel = log_mel(torch.from_numpy(np.concatenate([padded[offset:], tail])))[: count * HOPS].numpy()
-    starts = np.arange(count * FORMANTS_A_FRAME) * (SAMPLES_PER_FRAME // FORMANTS_A_FRAME)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, formants.PITCH_WINDOW)[starts]
-    voice = scale_formants(formants.analyse(windows))
-    return np.concatenate([mel.reshape(count, -1), voice.reshape(count, -1)], axis=1)
+    def __init__(self) -> None:
+        self.history, self.voice = np.zeros(HISTORY, np.float32), formants.FormantStream()
+
+    def push(self, samples: np.ndarray) -> np.ndarray:
+        """samples (640·n,) at 16 kHz -> (n, FEATURE_SIZE) float32: 4·80 log-mels, then 2·9 scaled formant values.
+
+        Raises ValueError for a part of a frame.
+        """
+        if len(samples) % SAMPLES_PER_FRAME:
+            raise ValueError(f"expected a multiple of {SAMPLES_PER_FRAME} samples, found {len(samples)}")
+        count = len(samples) // SAMPLES_PER_FRAME
+        if count == 0:
+            return np.zeros((0, FEATURE_SIZE), np.float32)
+        padded = np.concatenate([self.history, samples]).astype(np.float32)
+        self.history = padded[-HISTORY:].copy()
+        # torch.stft centres a 400-sample window in 512 samples: start so that the window itself ends with its hop
+        offset = HISTORY - (FFT - HOP) + (FFT - WINDOW) // 2
+        tail = np.zeros((FFT - WINDOW) // 2, np.float32)  # zeros under the window's padding, never heard
+        mel = log_mel(torch.from_numpy(np.concatenate([padded[offset:], tail])))[: count * HOPS].numpy()
+        step = SAMPLES_PER_FRAME // FORMANTS_A_FRAME
+        windows = np.lib.stride_tricks.sliding_window_view(padded, formants.PITCH_WINDOW)[: count * SAMPLES_PER_FRAME : step]
+        voice = scale_formants(self.voice.push(windows))
+        return np.concatenate([mel.reshape(count, -1), voice.reshape(count, -1)], axis=1)
+
+
+def features(samples: np.ndarray) -> np.ndarray:
+    """samples (640·T,) at 16 kHz of a whole file -> (T, FEATURE_SIZE) float32, as of `FeatureStream`."""
+    return FeatureStream().push(samples)
 
 
 def scale_formants(table: np.ndarray) -> np.ndarray:
-    """(n, 9) of `formants.analyse` -> (n, 9) of order one."""
-    return (table / np.array([1000, 2000, 3000, 700, 700, 700, 1, 200, 30], np.float32)).astype(np.float32)
+    """(n, 9) of `FormantStream` -> (n, 9) of order one."""
+    return (table / np.array([1000, 2000, 3000, 200, 200, 200, 1, 200, 30], np.float32)).astype(np.float32)
 
 
 def frames_of(samples: np.ndarray) -> np.ndarray:

@@ -1,75 +1,60 @@
-"""Sound features -> displacement of lips and jaw: a wide shallow path plus a causal transformer that corrects it.
+"""Sound features -> displacement of lips and jaw: a kernel path that is solved, plus a causal transformer that corrects it.
 
-The wide path is kernel regression on a window of log-mel with a Gaussian and a linear kernel, the Gaussian one by random
-Fourier features (Rahimi and Recht, NeurIPS 2007), so that its weights have a closed form.
+Both hear log-mel; where there is an encoder, the kernel compares its embedding too, and the transformer hears the embedding
+instead, which says less about the voice. Formants go to the transformer.
 """
+from dataclasses import dataclass, field
 
-import math
-
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.landmarks import JAW, LIPS, N_LANDMARKS
+from shared.landmarks import JAW, LIPS, N_LANDMARKS, SAMPLES_PER_FRAME
+from stage1_audio2lmk.attention import Stack
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.features import FEATURE_SIZE, HOPS, MELS
+from stage1_audio2lmk.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
+from stage1_audio2lmk.kernel import SoundKernel, Table
+from stage1_audio2lmk.speech_encoder import PAST, SpeechEncoder
 
 MOVING = JAW + LIPS  # what sound tells; brows, eyes and nose stay with the neutral
 STEM_PAST = 4  # frames of the past in the convolution that opens the transformer's path
+ENCODER_SHARE = 1.0  # of the embedding in the kernel
 
 
-def pooled(features: Tensor) -> Tensor:
-    """(..., FEATURE_SIZE) -> (..., 80): the frame's mean log-mel, for the wide path; formants made it worse there."""
-    return features[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)).mean(-2)
+def pooled(rows: Tensor) -> Tensor:
+    """(..., FEATURE_SIZE) -> (..., 80): the frame's mean log-mel, for the kernel path; formants made it worse there."""
+    return rows[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)).mean(-2)
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021) for x (B, H, T, D)."""
-    half = x.shape[-1] // 2
-    frequency = 10000 ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
-    angle = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * frequency
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+@dataclass
+class Memory:
+    """What rows need of those before them: keys and values of each block, and the last rows that the convolution hears."""
 
+    encoder: list[Tensor] = field(default_factory=list)
+    decoder: list[Tensor] = field(default_factory=list)
+    heard: Tensor | None = None
 
-class Block(nn.Module):
-    """Pre-norm attention over the last `window` frames, then a feed-forward layer."""
-
-    def __init__(self, dim: int, heads: int, window: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.window = heads, window
-        self.norm_attention, self.norm_feed = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.feed = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, dim) -> (B, T, dim); row t reads rows t − window + 1 … t."""
-        count = x.shape[1]
-        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        steps = torch.arange(count, device=x.device)
-        back = steps[:, None] - steps[None, :]
-        mask = (back >= 0) & (back < self.window)
-        mixed = F.scaled_dot_product_attention(rotate(q), rotate(k), v, attn_mask=mask)
-        x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.feed(self.norm_feed(x)))
+    def detached(self) -> "Memory":
+        """The same without being views of longer tensors."""
+        return Memory([past.clone() for past in self.encoder], [past.clone() for past in self.decoder],
+                      None if self.heard is None else self.heard.clone())
 
 
 class LandmarkModel(nn.Module):
     """Features (B, T, FEATURE_SIZE) -> displacement (B, T, 68, 3) metres from the speaker's neutral.
 
-    Row t sees sound of frames up to t + look_ahead and no later. Speaker 0 is "unknown".
+    Row t sees sound of frames up to t + look_ahead and no later. Before and after a recording there is silence. Speaker 0
+    is "unknown".
     """
 
     mean: Tensor
     scale: Tensor
     basis: Tensor
     rest: Tensor
-    directions: Tensor
-    phases: Tensor
+    silence: Tensor
 
-    def __init__(self, config: Stage1Config, speakers: int) -> None:
+    def __init__(self, config: Stage1Config, speakers: int, centres: int = 0) -> None:
         super().__init__()
         self.config = config
         dim = config.dim
@@ -77,17 +62,19 @@ class LandmarkModel(nn.Module):
         self.register_buffer("scale", torch.ones(FEATURE_SIZE))
         self.register_buffer("basis", torch.zeros(config.components, len(MOVING) * 3))
         self.register_buffer("rest", torch.zeros(len(MOVING) * 3))
-        inputs = (config.wide_past + 1 + config.look_ahead) * MELS
-        self.register_buffer("directions", torch.randn(inputs, config.wide_features))
-        self.register_buffer("phases", torch.rand(config.wide_features) * 2 * math.pi)
-        self.wide = nn.Linear(inputs + config.wide_features, config.components)
-        self.stem = nn.Conv1d(FEATURE_SIZE, dim, STEM_PAST + 1 + config.look_ahead)
+        self.register_buffer("silence", torch.from_numpy(features(np.zeros(SAMPLES_PER_FRAME, np.float32))[0]), persistent=False)
+        self.encoder = SpeechEncoder(config.speech) if config.speech else None
+        size = config.speech.size if config.speech else 0
+        self.kernel = SoundKernel(centres, config.wide_past, config.look_ahead, size, ENCODER_SHARE)
+        self.wide = nn.Linear(1, config.components)
+        # an embedding has heard the look-ahead already
+        inputs, ahead = (size + FORMANT_SIZE, 0) if size else (FEATURE_SIZE, config.look_ahead)
+        self.stem = nn.Conv1d(inputs, dim, STEM_PAST + 1 + ahead)
         self.speaker = nn.Embedding(speakers + 1, dim)
-        self.blocks = nn.ModuleList(Block(dim, config.heads, config.window, config.dropout) for _ in range(config.layers))
+        self.blocks = Stack(config.layers, dim, config.heads, config.window, config.dropout)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.components)
-        nn.init.zeros_(self.wide.weight)
-        nn.init.zeros_(self.wide.bias)
+        self._clear_wide(centres)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         nn.init.zeros_(self.speaker.weight)
@@ -96,31 +83,79 @@ class LandmarkModel(nn.Module):
     def reach_back(self) -> int:
         """Frames of past sound that can change a row."""
         config = self.config
-        return max(config.wide_past, STEM_PAST + config.layers * (config.window - 1))
+        decoder = STEM_PAST + config.layers * (config.window - 1)
+        speech = config.speech
+        return max(config.wide_past, decoder + (PAST + speech.layers * (speech.window - 1) if speech else 0))
 
-    def normalise(self, features: Tensor) -> Tensor:
+    @property
+    def before(self) -> int:
+        """Rows before the first one that `rows` needs."""
+        return max(STEM_PAST, PAST, self.config.wide_past)
+
+    @property
+    def corrects(self) -> bool:
+        """Has the transformer anything to say? One that training did not keep has a head of zeros."""
+        return bool(self.head.weight.any() or self.head.bias.any())
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """(B, T, FEATURE_SIZE) -> (B, before + T + look_ahead, FEATURE_SIZE), silence on both sides."""
+        quiet = self.silence.expand(len(rows), 1, -1)
+        return torch.cat([quiet.expand(-1, self.before, -1), rows, quiet.expand(-1, self.config.look_ahead, -1)], 1)
+
+    def normalise(self, rows: Tensor) -> Tensor:
         """Raw features -> zero mean, unit scale over the training data; formants are dropped if the config says so."""
-        x = (features - self.mean) / self.scale
+        x = (rows - self.mean) / self.scale
         if not self.config.formants:
             x = torch.cat([x[..., : HOPS * MELS], torch.zeros_like(x[..., HOPS * MELS :])], -1)
         return x
 
-    def kernel_features(self, features: Tensor) -> Tensor:
-        """Raw features (B, T, FEATURE_SIZE) -> rows (B, T, taps·80 + wide_features) whose products are the kernel."""
-        config = self.config
-        padded = F.pad(pooled(self.normalise(features)), (0, 0, config.wide_past, config.look_ahead))
-        x = padded.unfold(1, config.wide_past + 1 + config.look_ahead, 1).transpose(2, 3).flatten(2)
-        size = x.shape[-1]
-        angles = x @ self.directions * (2 * config.wide_sharpness / size) ** 0.5 + self.phases
-        return torch.cat([x * (config.wide_linear / size) ** 0.5, angles.cos() * (2 / config.wide_features) ** 0.5], -1)
+    def windows(self, padded: Tensor) -> Tensor:
+        """Padded features (B, before + T + look_ahead, F) -> windows of log-mel that the kernel compares (B, T, taps, 80)."""
+        return pooled(padded[:, self.before - self.config.wide_past :]).unfold(1, self.kernel.taps, 1).transpose(2, 3)
 
-    def correction(self, features: Tensor, speaker: Tensor) -> Tensor:
-        """What the transformer adds to the wide path: (B, T, FEATURE_SIZE), speaker (B,) -> components (B, T, K)."""
-        stem = F.pad(self.normalise(features), (0, 0, STEM_PAST, self.config.look_ahead)).transpose(1, 2)
-        hidden = F.gelu(self.stem(stem)).transpose(1, 2) + self.speaker(speaker)[:, None]
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.head(self.norm(hidden))
+    def embed(self, padded: Tensor, memory: Memory | None = None) -> tuple[Tensor | None, Memory]:
+        """Padded features -> embedding (B, T, size), or None without an encoder, and the memory with the encoder's part."""
+        memory = memory or Memory()
+        if self.encoder is None:
+            return None, memory
+        embedding, pasts = self.encoder(padded[:, self.before - PAST :], memory.encoder)
+        return embedding, Memory(pasts, memory.decoder, memory.heard)
+
+    def set_centres(self, windows: Tensor, embedding: Tensor | None = None) -> None:
+        """Make windows (m, taps, 80) and embeddings (m, size) the centres of the kernel path, whose weights become 0."""
+        self.kernel.set_centres(windows, embedding)
+        self._clear_wide(len(windows))
+
+    def _clear_wide(self, centres: int) -> None:
+        self.wide.in_features = centres
+        self.wide.weight = nn.Parameter(self.mean.new_zeros(self.config.components, centres))
+        nn.init.zeros_(self.wide.bias)
+
+    def correction(self, padded: Tensor, embedding: Tensor | None, speaker: Tensor,
+                   memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """What the transformer adds to the kernel path: padded features, embedding, speaker (B,) -> components (B, T, K)."""
+        memory = memory or Memory()
+        x = self.normalise(padded)
+        if embedding is None:
+            heard = x[:, self.before - STEM_PAST :]
+        else:
+            voice = x[:, self.before + self.config.look_ahead :, HOPS * MELS :]
+            fresh = torch.cat([embedding, voice], -1)
+            past = fresh.new_zeros(len(fresh), STEM_PAST, fresh.shape[-1]) if memory.heard is None else memory.heard
+            heard = torch.cat([past, fresh], 1)
+        hidden = F.gelu(self.stem(heard.transpose(1, 2))).transpose(1, 2) + self.speaker(speaker)[:, None]
+        hidden, kept = self.blocks(hidden, memory.decoder)
+        return self.head(self.norm(hidden)), Memory(memory.encoder, kept, None if embedding is None else heard[:, -STEM_PAST:])
+
+    def rows(self, padded: Tensor, speaker: Tensor, memory: Memory | None = None, table: Table | None = None,
+             correct: bool = True) -> tuple[Tensor, Memory]:
+        """`forward` for padded features, which are a piece of something longer if `memory` comes from the piece before."""
+        embedding, memory = self.embed(padded, memory)
+        components = self.wide(self.kernel(self.windows(padded), embedding, table))
+        if correct:
+            added, memory = self.correction(padded, embedding, speaker, memory)
+            components = components + added
+        return self.expand(components), memory
 
     def expand(self, components: Tensor) -> Tensor:
         """(..., K) -> displacement (..., 68, 3) metres; points that sound does not tell about stay at 0."""
@@ -129,5 +164,5 @@ class LandmarkModel(nn.Module):
         out[..., MOVING, :] = moved
         return out
 
-    def forward(self, features: Tensor, speaker: Tensor) -> Tensor:
-        return self.expand(self.wide(self.kernel_features(features)) + self.correction(features, speaker))
+    def forward(self, rows: Tensor, speaker: Tensor) -> Tensor:
+        return self.rows(self.pad(rows), speaker)[0]

@@ -1,5 +1,6 @@
 """Training of stage 1, one function for pretraining (many clips) and fine-tuning (one clip, `init`)."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from shared.clip import Clip
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import TalkheadError
 from shared.training import Scalars, cpu_threads, generator, progress
-from stage1_audio2lmk.closed_form import WidePath, set_statistics
+from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import Windows, load_recording, silence_features
+from stage1_audio2lmk.dataset import Windows, load_recording, made_silence
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import MOVING, LandmarkModel
 from stage1_audio2lmk.validation import held_out_error
 
-SILENT_ROWS = 300
+SILENT_ROWS = 600
+INHERITED = ("dim", "layers", "heads", "window", "look_ahead", "wide_past", "components", "formants", "speech")
+OWN = ("speaker", "wide", "kernel", "basis", "rest")  # what a fine-tuned model does not take from its base
 
 
 def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.device, state_dir: Path,
@@ -40,24 +43,21 @@ def _train(clips: list[Clip], out: Path, config: Stage1Config, device: torch.dev
            quiet: bool) -> dict[str, Any]:
     started = time.perf_counter()
     recordings = [load_recording(clip, k + 1, config) for k, clip in enumerate(clips)]
-    base = load_model(init, "cpu") if init else None
+    base = load_model(init, "cpu")[0] if init else None
     if base is not None:
-        config = Stage1Config(**{**config_to_dict(config), **{name: getattr(base[0].config, name) for name in (
-            "dim", "layers", "heads", "window", "look_ahead", "wide_past", "wide_features", "wide_sharpness",
-            "wide_linear", "components", "formants")}})
-    silence = silence_features(SILENT_ROWS, np.random.default_rng(config.seed))
+        config = dataclasses.replace(config, **{name: getattr(base.config, name) for name in INHERITED})
+    silence = made_silence(SILENT_ROWS, np.random.default_rng(config.seed))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = LandmarkModel(config, len(recordings))
-    if base is None:
-        set_statistics(model, recordings)
-    else:
-        own = {name: value for name, value in base[0].state_dict().items() if not name.startswith("speaker")}
-        model.load_state_dict(own, strict=False)
-    wide = WidePath(model, recordings, silence)
-    windows = Windows(wide.misses(), config, silence, model.scale)
+    if base is not None:
+        taken = {name: value for name, value in base.state_dict().items() if not name.startswith(OWN)}
+        model.load_state_dict(taken, strict=False)
+    set_statistics(model, recordings, base)
+    wide = solve_kernel_path(model, recordings, silence)
+    windows = Windows(wide.misses(), config, silence.features, model.scale, model.before)
     model.to(device)
-    for parameter in model.wide.parameters():
+    for parameter in [*model.wide.parameters(), *(model.encoder.parameters() if model.encoder else ())]:
         parameter.requires_grad_(False)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
@@ -78,7 +78,9 @@ def _train(clips: list[Clip], out: Path, config: Stage1Config, device: torch.dev
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(config.seed * 1_000_003 + step)  # dropout: the same in a resumed run
                 model.train()
-                missed = model.expand(model.correction(x, speaker))[:, :, MOVING]
+                if model.encoder:
+                    model.encoder.eval()
+                missed = model.expand(model.correction(x, model.embed(x)[0], speaker)[0])[:, :, MOVING]
             loss = landmark_loss(missed - model.rest.unflatten(-1, (-1, 3)), y.unflatten(-1, (-1, 3)), weight, config)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -113,7 +115,8 @@ def _train(clips: list[Clip], out: Path, config: Stage1Config, device: torch.dev
     save_model(out, model, [recording.name for recording in recordings])
     state.unlink(missing_ok=True)
     return {"held-out lip mm": held["lip mm"], "wide path alone mm": wide_only, "held-out opening r": held["opening r"],
-            "best step": history["best_step"], "ridge penalty": wide.penalty, "seconds": time.perf_counter() - started}
+            "best step": history["best_step"], "ridge penalty": wide.penalty, "sharpening": wide.sharpening,
+            "seconds": time.perf_counter() - started}
 
 
 def save_model(path: Path, model: LandmarkModel, speakers: list[str]) -> None:
@@ -127,7 +130,8 @@ def load_model(path: Path, device: torch.device | str) -> tuple[LandmarkModel, l
     tensors, meta = load_checkpoint(path)
     if meta.get("kind") != "stage1":
         raise TalkheadError(f"{path} is no stage-1 model, but {meta.get('kind', 'something else')}")
-    model = LandmarkModel(config_from_dict(Stage1Config, meta["config"], str(path)), len(meta["speakers"]))
+    model = LandmarkModel(config_from_dict(Stage1Config, meta["config"], str(path)), len(meta["speakers"]),
+                          len(tensors["kernel.centres"]))
     model.load_state_dict(tensors)
     return model.to(device).eval(), meta["speakers"]
 

@@ -64,12 +64,15 @@ def predictor() -> Predictor:
     """An untrained network of two speakers whose every weight is random, so that nothing is hidden by zeros."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LandmarkModel(Stage1Config(dim=32, layers=2, heads=2, window=6, components=4), speakers=2)
+        model = LandmarkModel(Stage1Config(dim=32, layers=2, heads=2, window=6, components=4), speakers=2, centres=40)
         for value in model.parameters():
             torch.nn.init.normal_(value, std=0.1)
         torch.nn.init.normal_(model.basis, std=0.002)
         model.mean.copy_(torch.full((FEATURE_SIZE,), -3.0))
         model.scale.fill_(3.0)
+        model.kernel.mean.copy_(torch.full_like(model.kernel.mean, -3.0))
+        model.kernel.scale.fill_(3.0)
+        model.kernel.centres.normal_(-3, 3)
     return Predictor(model.eval(), ["first", "second"], torch.device("cpu"))
 
 

@@ -5,12 +5,12 @@ import torch
 from stage1_audio2lmk.features import (
     FEATURE_SIZE,
     FFT,
-    HISTORY,
     HOP,
     HOPS,
     MEL_FLOOR,
     MELS,
     WINDOW,
+    FeatureStream,
     features,
     frames_of,
     log_mel,
@@ -39,14 +39,28 @@ def test_every_filter_hears_something_and_a_tone_lands_in_its_own() -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 17])
 def test_pieces_equal_the_whole(speech: np.ndarray, size: int) -> None:
-    whole = features(speech)
-    assert whole.shape == (len(speech) // 640, FEATURE_SIZE) and np.isfinite(whole).all()
-    past, rows = np.zeros(HISTORY, np.float32), []
-    for start in range(0, len(speech), 640 * size):
-        piece = speech[start : start + 640 * size]
-        rows.append(features(piece, past))
-        past = np.concatenate([past, piece])[-HISTORY:]
-    np.testing.assert_allclose(np.concatenate(rows), whole, atol=2e-5)
+    """To the bit in the formants, whose tracker decides, and to the rounding of a matrix product in the spectra."""
+    whole, stream = features(speech), FeatureStream()
+    assert whole.shape == (len(speech) // 640, FEATURE_SIZE) and whole.dtype == np.float32 and np.isfinite(whole).all()
+    rows = np.concatenate([stream.push(speech[i : i + 640 * size]) for i in range(0, len(speech), 640 * size)])
+    np.testing.assert_allclose(rows[:, : HOPS * MELS], whole[:, : HOPS * MELS], atol=1e-5)
+    np.testing.assert_array_equal(rows[:, HOPS * MELS :], whole[:, HOPS * MELS :])
+
+
+def test_a_file_begins_after_endless_silence(speech: np.ndarray) -> None:
+    later = features(np.concatenate([np.zeros(640 * 30, np.float32), speech]))
+    np.testing.assert_allclose(later[30:], features(speech), atol=1e-5)
+
+
+def test_formants_are_of_order_one(speech: np.ndarray) -> None:
+    table = features(speech)[:, HOPS * MELS :]
+    assert np.abs(table).max() < 10 and np.abs(table).mean(0).min() > 0.1
+
+
+def test_a_part_of_a_frame_is_refused() -> None:
+    with pytest.raises(ValueError, match="^expected a multiple of 640 samples, found 641$"):
+        FeatureStream().push(np.zeros(641, np.float32))
+    assert FeatureStream().push(np.zeros(0, np.float32)).shape == (0, FEATURE_SIZE)
 
 
 def test_a_row_ends_with_its_own_frame(speech: np.ndarray) -> None:

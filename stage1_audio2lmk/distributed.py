@@ -1,0 +1,60 @@
+"""One process or several that `torchrun` started: who am I, and what have all of us."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+PATIENCE = timedelta(hours=6)  # for the slowest process to prepare its clips
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, if it did: NCCL on GPUs, gloo on CPUs. Yields this process's own device."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number, from 0; process 0 writes files and shows progress."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def count() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wait() -> None:
+    """Go on when all have come here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def gather(rows: Tensor) -> Tensor:
+    """Rows (B, …) of every process, one after the other (count·B, …); gradients flow into one's own rows only.
+
+    A loss of gathered rows is the loss of the whole batch, however many processes share it. Its gradients in all the
+    processes add up to that of the whole batch.
+    """
+    if not dist.is_initialized():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(count())]
+    dist.all_gather(parts, rows.detach().contiguous())
+    parts[rank()] = rows
+    return torch.cat(parts)

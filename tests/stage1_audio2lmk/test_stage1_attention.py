@@ -1,0 +1,145 @@
+"""Attention against loops over rows and heads, and in pieces against all at once."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stage1_audio2lmk.attention import Block, Stack, rotate
+
+DIM, HEADS, WINDOW = 24, 2, 6
+
+
+def rows(count: int, batch: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(batch, count, DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.fixture
+def stack() -> Stack:
+    """Two blocks in double precision whose every weight is random."""
+    made = Stack(2, DIM, HEADS, WINDOW, dropout=0.0).double()
+    rng = torch.Generator().manual_seed(1)
+    for value in made.parameters():
+        torch.nn.init.normal_(value, std=0.3, generator=rng)
+    return made
+
+
+def in_pieces(stack: Stack, x: Tensor, sizes: list[int]) -> tuple[Tensor, list[Tensor]]:
+    out, memory = [], None
+    for part in x.split(sizes, 1):
+        part, memory = stack(part, memory)
+        out.append(part)
+    return torch.cat(out, 1), memory or []
+
+
+def slow_block(block: Block, x: Tensor) -> Tensor:
+    """(T, dim) -> (T, dim), a row and a head at a time; positions turn pairs of numbers, here complex ones."""
+    count, size = len(x), DIM // HEADS
+    half = size // 2
+    q, k, v = (F.linear(F.layer_norm(x, (DIM,), block.norm_attention.weight, block.norm_attention.bias), w, b)
+               for w, b in zip(block.qkv.weight.chunk(3), block.qkv.bias.chunk(3)))
+    frequency = torch.tensor([10000 ** (-j / half) for j in range(half)], dtype=torch.float64)
+    turned = lambda row, t: torch.complex(row[:half], row[half:]) * torch.exp(1j * frequency * t)
+    mixed = torch.zeros_like(x)
+    for t in range(count):
+        for h in range(HEADS):
+            part = slice(h * size, (h + 1) * size)
+            seen = range(max(0, t - WINDOW + 1), t + 1)
+            scores = torch.stack([(turned(q[t, part], t) * turned(k[s, part], s).conj()).real.sum() for s in seen]) / size**0.5
+            mixed[t, part] = scores.softmax(0) @ v[list(seen), part]
+    x = x + block.out(mixed)
+    return x + block.feed(F.layer_norm(x, (DIM,), block.norm_feed.weight, block.norm_feed.bias))
+
+
+@torch.no_grad()
+def test_a_block_is_masked_attention(stack: Stack) -> None:
+    x = rows(17)
+    out, _ = stack[0](x)
+    for found, row in zip(out, x):
+        torch.testing.assert_close(found, slow_block(stack[0], row), atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [[1] * 23, [2, 21], [22, 1], [5, 5, 5, 5, 3], [6, 1, 6, 1, 9], [1, 4, 17, 1], [0, 23]])
+def test_pieces_of_any_size_equal_one_pass(stack: Stack, sizes: list[int]) -> None:
+    x = rows(23)
+    whole, after = stack(x)
+    parts, memory = in_pieces(stack, x, sizes)
+    torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
+    for ours, theirs in zip(memory, after):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.shape == (2, 2, HEADS, WINDOW - 1, DIM // HEADS)
+
+
+@torch.no_grad()
+def test_memory_is_all_that_the_next_rows_need_and_no_more(stack: Stack) -> None:
+    """Two blocks of window 6 reach ten rows back; each remembers five."""
+    x = rows(30)
+    changed = x.clone()
+    changed[:, 7] += 1
+    difference = (stack(x)[0] - stack(changed)[0]).abs().amax((0, 2))
+    assert difference[:7].max() == 0 and difference[7 : 7 + 2 * WINDOW - 1].min() > 0
+    assert difference[7 + 2 * WINDOW - 1 :].max() == 0
+    for count in (1, 4, 5, 6, 29):
+        assert [kept.shape[3] for kept in stack(x[:, :count])[1]] == [min(count, WINDOW - 1)] * 2
+
+
+@torch.no_grad()
+def test_a_window_of_one_remembers_nothing() -> None:
+    block = Block(DIM, HEADS, 1, 0.0).double()
+    x = rows(8)
+    whole, kept = block(x)
+    assert kept.shape[3] == 0
+    torch.testing.assert_close(torch.cat([block(row, kept)[0] for row in x.split(1, 1)], 1), whole)
+
+
+def test_gradients_flow_through_pieces_as_through_the_whole(stack: Stack) -> None:
+    goal = rows(12, seed=5)
+    found = []
+    for sizes in ([12], [5, 1, 6]):
+        x = rows(12).requires_grad_()
+        loss = ((in_pieces(stack, x, sizes)[0] - goal) ** 2).sum()
+        found.append(torch.autograd.grad(loss, [x, *stack.parameters()]))
+    for whole, parts in zip(*found):
+        torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
+        assert whole.abs().max() > 0
+
+
+def test_gradients_are_those_of_finite_differences(stack: Stack) -> None:
+    x, goal, step = rows(9, batch=1), rows(9, batch=1, seed=5), 1e-5
+    cost = lambda x: ((in_pieces(stack, x, [4, 5])[0] - goal) ** 2).sum()
+    gradient = torch.autograd.grad(cost(x.requires_grad_()), x)[0]
+    for t, d in ((0, 3), (3, 0), (4, 10), (8, 23)):
+        moved = torch.zeros_like(x)
+        moved[0, t, d] = step
+        with torch.no_grad():
+            slope = (cost(x + moved) - cost(x - moved)) / (2 * step)
+        assert float(gradient[0, t, d]) == pytest.approx(float(slope), rel=1e-4)
+
+
+def test_dropout_only_while_training() -> None:
+    block, x = Block(DIM, HEADS, WINDOW, 0.5).double(), rows(5)
+    assert not torch.equal(block(x)[0], block(x)[0])
+    assert torch.equal(block.eval()(x)[0], block(x)[0])
+
+
+def test_training_may_follow_inference() -> None:
+    """The cosines are made once, maybe in inference mode; gradients must go through them later."""
+    x = torch.randn(1, 1, 29, 14, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        rotate(x)
+    x.requires_grad_()
+    rotate(x).square().sum().backward()
+    assert x.grad is not None
+    np.testing.assert_allclose(x.grad.numpy(), 2 * x.detach().numpy(), rtol=1e-4, atol=1e-5)  # turns keep lengths
+
+
+def test_rotary_products_depend_on_distance_only() -> None:
+    q, k = torch.randn(2, 1, 1, 1, 16, generator=torch.Generator().manual_seed(0))
+    a, b = (rotate(x.expand(1, 1, 30, 16))[0, 0] for x in (q, k))
+    products = a @ b.T
+    for distance in (0, 3, 11):
+        line = torch.diagonal(products, -distance)
+        torch.testing.assert_close(line, line[:1].expand_as(line), atol=1e-4, rtol=1e-4)
+    assert (products[20, 20] - products[20, 10]).abs() > 1e-3

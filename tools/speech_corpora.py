@@ -1,0 +1,218 @@
+"""Speech whose phones and mouth shapes are known, for `python -m stage1_audio2lmk.train_speech`.
+
+Needs more than talkhead does: `pip install pocketsphinx espeakng-loader`. Made once, when the shipped encoder is trained.
+A corpus is a folder of recordings with phones.json and mouth.npz (see `read_corpus`).
+
+    python tools/speech_corpora.py label LibriSpeech/*.flac -o corpora/librispeech --test 8
+    python tools/speech_corpora.py synthesise --minutes 240 -o corpora/synthetic
+"""
+
+import ctypes
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+from scipy.signal import resample_poly
+
+from process_data.synthetic_speech import VISEMES, mouth_track
+from shared.audio_io import load_audio, save_wav
+from shared.errors import TalkheadError
+from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
+from shared.training import progress
+
+Marks = list[tuple[float, str]]  # where a phone begins, in seconds; the last one lasts to the end
+
+PAUSES = ("SIL", "_")
+# the recogniser's phones in the synthesiser's names, whose mouth shapes are known
+ARPABET = dict(AA="A", AE="a", AH="V", AO="O", AW="aU", AY="aI", B="b", CH="tS", D="d", DH="D", EH="E", ER="3", EY="eI", F="f",
+               G="g", HH="h", IH="I", IY="i", JH="dZ", K="k", L="l", M="m", N="n", NG="N", OW="oU", OY="OI", P="p", R="r", S="s",
+               SH="S", T="t", TH="T", UH="U", UW="u", V="v", W="w", Y="j", Z="z", ZH="Z")
+LEAST_PHONES = 10
+
+# invented words, read by the rules of each language
+ONSETS = "p b m f v t d s z n l r k g h sh ch w y j pr br fl st tr sp kr gl bl pl".split()
+NUCLEI = "a e i o u a e i o u ai au ei ou ie oo".split()
+CODAS = [""] * 8 + "n m s t p k l r b f".split()
+LANGUAGES = ("en-us en en-gb-scotland en-gb-x-rp en-029 en-us-nyc de fr it es es-419 pl nl sv pt pt-br fi tr cs ro hu da "
+             "nb ca eo id sw vi cmn-latn-pinyin hr sk sq et lv lt cy ms").split()
+ENGLISH = 6  # of LANGUAGES, drawn nearly half of the time
+VARIANTS = ([f"m{k}" for k in range(1, 9)] + [f"f{k}" for k in range(1, 6)] +
+            ("croak klatt klatt2 klatt3 klatt4 Andy Annie Alicia Andrea aunty belinda caleb david ed grandma grandpa gustave "
+             "iven linda marcelo Mario max Michael michel miguel norbert paul pedro quincy rob sandro steph travis victor zac "
+             "Diogo Denis Gene Henrique Hugo Jacky Lee anika antonio john shelby whisper").split())
+
+
+def mouth_of(marks: Marks, frames: int) -> np.ndarray:
+    """Phones -> shape of the mouth in every video frame (T, 5), by the synthetic actor's rules."""
+    stops = [start for start, _ in marks[1:]] + [frames * SAMPLES_PER_FRAME / SAMPLE_RATE]
+    phonemes = []
+    for (start, name), stop in zip(marks, stops):
+        name = ARPABET.get(name, name)
+        if name not in PAUSES and stop > start:
+            phonemes.append((name if VISEMES.get(name[:2]) or VISEMES.get(name[:1]) else "@", start, stop))
+    return mouth_track(phonemes, frames).astype(np.float32)
+
+
+def recognise(samples: np.ndarray, decoder) -> Marks:
+    """Samples at 16 kHz -> the phones that pocketsphinx's own model hears: words first, then their phones aligned."""
+    raw = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
+
+    def decode() -> None:
+        decoder.start_utt()
+        decoder.process_raw(raw, full_utt=True)
+        decoder.end_utt()
+
+    decoder.activate_search()
+    decode()
+    if not decoder.hyp() or not decoder.hyp().hypstr:
+        return []
+    decoder.set_align_text(decoder.hyp().hypstr)
+    decode()
+    decoder.set_alignment()
+    decode()
+    marks: Marks = [(0.0, "SIL")]
+    stop = 0.0
+    for word in decoder.get_alignment():
+        for phone in word:
+            marks.append((phone.start / 100, phone.name if phone.name in ARPABET else "SIL"))
+            stop = (phone.start + phone.duration) / 100
+    return [*marks, (stop, "SIL")] if len(marks) >= LEAST_PHONES else []
+
+
+class Espeak:
+    """espeak-ng through its library, with the time of every phoneme."""
+
+    class _Event(ctypes.Structure):
+        class _Name(ctypes.Union):
+            _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("text", ctypes.c_char * 8)]
+
+        _fields_ = [("type", ctypes.c_int), ("id", ctypes.c_uint), ("position", ctypes.c_int), ("length", ctypes.c_int),
+                    ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p), ("name", _Name)]
+
+    PHONEME, SYNCHRONOUS, PHONEME_EVENTS = 7, 2, 1
+    SPEED, PITCH, RANGE = 1, 3, 4
+
+    def __init__(self) -> None:
+        import espeakng_loader
+
+        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
+        data = espeakng_loader.get_data_path().encode()
+        self.rate = self.library.espeak_Initialize(self.SYNCHRONOUS, 0, data, self.PHONEME_EVENTS)
+        self.sound: list[np.ndarray] = []
+        self.marks: list[tuple[int, str]] = []
+        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(self._Event))
+        self.callback = kind(self._hear)
+        self.library.espeak_SetSynthCallback(self.callback)
+
+    def _hear(self, samples, count, events) -> int:
+        if count > 0 and samples:
+            self.sound.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        k = 0
+        while events[k].type:
+            if events[k].type == self.PHONEME:
+                self.marks.append((events[k].sample, events[k].name.text.decode("utf-8", "ignore")))
+            k += 1
+        return 0
+
+    def say(self, text: str, voice: str, speed: int, pitch: int, span: int) -> tuple[np.ndarray, Marks]:
+        """Text -> samples (n,) at 16 kHz within ±1, and its phones. Raises TalkheadError for an unknown voice."""
+        self.sound, self.marks = [], []
+        if self.library.espeak_SetVoiceByName(voice.encode()):
+            raise TalkheadError(f"espeak-ng has no voice {voice!r}")
+        for parameter, value in ((self.SPEED, speed), (self.PITCH, pitch), (self.RANGE, span)):
+            self.library.espeak_SetParameter(parameter, value, 0)
+        data = text.encode()
+        self.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
+        self.library.espeak_Synchronize()
+        sound = np.concatenate(self.sound or [np.zeros(1)]).astype(np.float32) / 32768
+        marks: Marks = [(0.0, "_")]
+        for sample, name in self.marks:
+            if name.startswith("_") and name != "_|":
+                marks.append((sample / self.rate, "_"))
+            elif name and "(" not in name and name not in ("_|", "|", "||", "'", ",", "%", "="):
+                marks.append((sample / self.rate, name))
+        return resample_poly(sound, 320, 441), marks
+
+
+def sentence(rng: random.Random) -> str:
+    """Six to thirteen invented words with pauses."""
+    words = ["".join(rng.choice(ONSETS) + rng.choice(NUCLEI) + rng.choice(CODAS) for _ in range(rng.choice((1, 1, 2, 2, 3))))
+             for _ in range(rng.randint(6, 13))]
+    return " ".join(word + (rng.choice(("", ",", ".")) if k % 4 == 3 else "") for k, word in enumerate(words))
+
+
+def synthesise(espeak: Espeak, rng: random.Random) -> tuple[np.ndarray, Marks]:
+    """One invented sentence in a voice, language, tempo and pitch drawn from `rng`: samples (640·T,) and phones."""
+    while True:
+        language = rng.choice(LANGUAGES[:ENGLISH] if rng.random() < 0.45 else LANGUAGES[ENGLISH:])
+        sound, marks = espeak.say(sentence(rng), f"{language}+{rng.choice(VARIANTS)}", rng.randint(115, 230),
+                                  rng.randint(15, 85), rng.randint(20, 90))
+        if len(sound) >= SAMPLE_RATE and np.abs(sound).max() > 0:
+            sound = sound * (rng.uniform(0.15, 0.9) / np.abs(sound).max())
+            return sound[: len(sound) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME].astype(np.float32), marks
+
+
+def write_corpus(folder: Path, kind: str, test: tuple[str, ...], found: Iterator[tuple[str, np.ndarray, Marks]]) -> None:
+    """Write recordings as WAV and their phones and mouth shapes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    phones, mouths = {}, {}
+    for name, samples, marks in found:
+        save_wav(folder / name, samples)
+        phones[name] = marks
+        mouths[name] = mouth_of(marks, len(samples) // SAMPLES_PER_FRAME)
+    (folder / "phones.json").write_text(json.dumps({"kind": kind, "test": test, "phones": phones}))
+    np.savez(folder / "mouth.npz", **mouths)
+
+
+@click.group()
+def main() -> None:
+    """Make corpora for the speech encoder."""
+
+
+@main.command()
+@click.argument("recordings", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@click.option("--test", multiple=True, help="Beginning of the names of recordings that are kept for tests.")
+def label(recordings: tuple[Path, ...], output: Path, test: tuple[str, ...]) -> None:
+    """Label recordings with the phones that pocketsphinx hears; those in which it hears next to none are left out."""
+    from pocketsphinx import Decoder
+
+    def found() -> Iterator[tuple[str, np.ndarray, Marks]]:
+        decoder = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL")
+        with progress(len(recordings), "labels") as bar:
+            for file in recordings:
+                samples = load_audio(file)
+                try:
+                    marks = recognise(samples, decoder)
+                except RuntimeError:  # an alignment that fails leaves the decoder unusable
+                    decoder, marks = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL"), []
+                if marks:
+                    yield file.stem + ".wav", samples, marks
+                bar.update()
+
+    write_corpus(output, "arpabet", test, found())
+
+
+@main.command("synthesise")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@click.option("--minutes", default=240, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def synthesise_corpus(output: Path, minutes: int, seed: int) -> None:
+    """Invent sentences and let espeak-ng say them; every fiftieth is for tests."""
+    def found() -> Iterator[tuple[str, np.ndarray, Marks]]:
+        espeak, rng, seconds, k = Espeak(), random.Random(seed), 0.0, 0
+        with progress(minutes * 60, "speech", unit="s") as bar:
+            while seconds < minutes * 60:
+                samples, marks = synthesise(espeak, rng)
+                yield f"{'test' if k % 50 == 0 else 'train'}{k:05d}.wav", samples, marks
+                seconds, k = seconds + len(samples) / SAMPLE_RATE, k + 1
+                bar.update(len(samples) / SAMPLE_RATE)
+
+    write_corpus(output, "espeak", ("test",), found())
+
+
+if __name__ == "__main__":
+    main()
