@@ -5,6 +5,7 @@ A corpus is a folder of recordings with phones.json and mouth.npz (see `read_cor
 
     python tools/speech_corpora.py label LibriSpeech/*.flac -o corpora/librispeech --test 8
     python tools/speech_corpora.py synthesise --minutes 240 -o corpora/synthetic
+    python tools/speech_corpora.py faces corpora/librispeech -o clips/read    # for `stage1 pretrain`
 """
 
 import ctypes
@@ -17,10 +18,13 @@ import click
 import numpy as np
 from scipy.signal import resample_poly
 
-from process_data.synthetic_speech import VISEMES, mouth_track
+from process_data.synthetic_identity import make_identity
+from process_data.synthetic_proportions import neutral_landmarks
+from process_data.synthetic_speech import VISEMES, animate, mouth_track
 from shared.audio_io import load_audio, save_wav
+from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
-from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
+from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME, save_array, save_landmarks
 from shared.training import progress
 
 Marks = list[tuple[float, str]]  # where a phone begins, in seconds; the last one lasts to the end
@@ -212,6 +216,41 @@ def synthesise_corpus(output: Path, minutes: int, seed: int) -> None:
                 bar.update(len(samples) / SAMPLE_RATE)
 
     write_corpus(output, "espeak", ("test",), found())
+
+
+@main.command()
+@click.argument("corpus", type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+@click.option("--together", default=30, show_default=True, help="Recordings in one clip, said by one face.")
+def faces(corpus: Path, output: Path, together: int) -> None:
+    """Let synthetic actors say the recordings of a corpus: clips with sound and landmarks, for pretraining."""
+    table, mouths = json.loads((corpus / "phones.json").read_text()), np.load(corpus / "mouth.npz")
+    names = [name for name in sorted(mouths.files) if not name.startswith(tuple(table["test"]))]
+    with progress(-(-len(names) // together), "faces") as bar:
+        for seed, start in enumerate(range(0, len(names), together)):
+            tracks, sounds = [], []
+            for name in names[start : start + together]:
+                samples = load_audio(corpus / name)
+                frames = min(len(samples) // SAMPLES_PER_FRAME, len(mouths[name]))
+                tracks.append(mouths[name][:frames])
+                sounds.append(samples[: frames * SAMPLES_PER_FRAME])
+            neutral = neutral_landmarks(make_identity(seed))
+            landmarks = animate(neutral, np.concatenate(tracks).astype(float), np.random.default_rng(seed))
+            _write_clip(output / f"{corpus.name}{seed:03d}", np.concatenate(sounds), landmarks, neutral)
+            bar.update()
+
+
+def _write_clip(root: Path, sound: np.ndarray, landmarks: np.ndarray, neutral: np.ndarray) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    clip, count = Clip(root), len(landmarks)
+    pose = np.diag([1, -1, -1, 1]).astype(np.float32)
+    pose[2, 3] = 1.0
+    save_wav(clip.audio, sound)
+    save_landmarks(clip.landmarks, landmarks)
+    save_landmarks(clip.neutral, neutral.reshape(1, 68, 3).astype(np.float32))
+    save_array(clip.poses, np.repeat(pose[None], count, axis=0))
+    clip.save_info(ClipInfo(root.name, "made", "0" * 64, 512, 512, count, (1126.4, 1126.4, 256.0, 256.0), (0, 0, 512),
+                            [Shot(0, count, clip.background.name)], split={"train": [(0, count)]}))
 
 
 if __name__ == "__main__":

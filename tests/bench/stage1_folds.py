@@ -1,9 +1,10 @@
-"""Stage 1 by the folds protocol: `python tests/bench/stage1_folds.py CLIP ... [--trained]`.
+"""Stage 1 by the folds protocol: `python tests/bench/stage1_folds.py CLIP ... [--trained] [--base FILE]`.
 
-Five contiguous folds of all good frames of each clip; three seeds of the closed-form path (with --trained of the whole
-training too, which is slower), ridge on ± 4 frames and the mean face once. Every frame is predicted by a fit that saw neither
-it nor the second around its fold. Figures are means over folds and seeds; the difference of the lip opening's r from ridge's
-is that of all frames, each fold about its mean, with its 95 % interval (paired, blocks of two seconds).
+Five contiguous folds of all good frames of each clip; three seeds of the closed-form path (with --base from a base model
+too, with --trained of the whole training, which is slower), ridge on ± 4 frames and the mean face once. Every frame is
+predicted by a fit that saw neither it nor the second around its fold. Figures are means over folds and seeds; the difference
+of the lip opening's r from ridge's is that of all frames, each fold about its mean, with its 95 % interval (paired, blocks of
+two seconds).
 """
 
 import sys
@@ -34,21 +35,23 @@ def by_mean(clip: Clip, seed: int) -> np.ndarray:
     return mean_face(clip.load_landmarks(), clip.split("train"), clip.info.frames)
 
 
-def by_training(steps: int | None) -> Callable[[Clip, int], np.ndarray]:
+def by_training(steps: int | None, base: Path | None = None) -> Callable[[Clip, int], np.ndarray]:
     """Stage 1 with the usual settings and this many steps of the transformer, None for the usual number."""
     def fit_and_predict(clip: Clip, seed: int) -> np.ndarray:
         config = Stage1Config(seed=seed) if steps is None else Stage1Config(seed=seed, steps=steps)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "model.safetensors"
-            train([clip], out, config=config, device=CPU, state_dir=Path(folder) / "state", quiet=True)
+            train([clip], out, config=config, device=CPU, init=base, state_dir=Path(folder) / "state", quiet=True)
             return predict(load_predictor(out, CPU), clip_samples(clip), clip.load_neutral(), blinks=False)
     return fit_and_predict
 
 
-def main(folders: list[str], trained: bool) -> None:
+def main(folders: list[str], trained: bool, base: Path | None) -> None:
     methods = {"mean face": (by_mean, [0]), "ridge ±4": (by_ridge, [0]), "closed form": (by_training(0), SEEDS)}
+    if base:
+        methods["closed form, base"] = (by_training(0, base), SEEDS)
     if trained:
-        methods["stage 1"] = (by_training(None), SEEDS)
+        methods["stage 1"] = (by_training(None, base), SEEDS)
     for folder in folders:
         clip = Clip(folder)
         held = good_indices(clip)
@@ -68,4 +71,6 @@ def main(folders: list[str], trained: bool) -> None:
 
 
 if __name__ == "__main__":
-    main([argument for argument in sys.argv[1:] if not argument.startswith("--")], "--trained" in sys.argv)
+    arguments = sys.argv[1:]
+    base = Path(arguments.pop(arguments.index("--base") + 1)) if "--base" in arguments else None
+    main([argument for argument in arguments if not argument.startswith("--")], "--trained" in arguments, base)
