@@ -57,6 +57,8 @@ def avatar_option(function: Any) -> Any:
 
 liveliness_option = click.option("--liveliness", default=1.0, show_default=True, type=click.FloatRange(0, 3),
                                  help="How far the brows move with the voice; 0 leaves them still.")
+place_option = click.option("--encoder", metavar="NAME|FOLDER", help="Where the model's speech encoder lies now, if it has one.  "
+                            "[default: where it was in training]")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already there.")
 
 
@@ -214,61 +216,82 @@ def stage1() -> None:
 @stage1.command()
 @click.argument("clips", type=PATH, nargs=-1, required=True, metavar="CLIP...")
 @click.option("-o", "--output", type=PATH, required=True, help="Where the base model goes (.safetensors).")
+@click.option("--speech", type=PATH, metavar="FILE", help="Speech encoder that the model hears with (.safetensors).")
 @overwrite_option
 @device_option
 @config_options
-def pretrain(clips: tuple[Path, ...], output: Path, overwrite: bool, device: str, config_file: Path | None,
-             overrides: tuple[str, ...]) -> None:
-    """Train a base model on several people's clips.
+def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwrite: bool, device: str,
+             config_file: Path | None, overrides: tuple[str, ...]) -> None:
+    """Train a base model on many people's clips, for voices that it has never heard and as a start for `finetune`.
+
+    Clips are read from disk piece by piece. Under torchrun, all its processes share the work, each with a GPU of its own
+    if there are any.
 
     \b
-    talkhead stage1 pretrain clips/a clips/b clips/c -o base.safetensors
+    talkhead stage1 pretrain clips/* -o base.safetensors
+    talkhead stage1 pretrain clips/* -o base.safetensors --speech encoder.safetensors --set tune_encoder=true
+    torchrun --nproc-per-node 2 --no-python talkhead stage1 pretrain clips/* -o base.safetensors
     """
-    _train_stage1(list(clips), output, output.with_name(output.stem + ".training"), None, overwrite, device,
-                  config_file, overrides)
+    from shared.clip import Clip
+    from shared.config import load_config
+    from shared.training import pick_device
+    from stage1_audio2lmk import distributed
+    from stage1_audio2lmk.pretrain import PretrainConfig
+    from stage1_audio2lmk.pretrain import pretrain as run
+
+    config = load_config(PretrainConfig, config_file, overrides)
+    opened = [Clip(folder) for folder in clips]
+    for clip in opened:
+        _ = clip.info
+    state = output.with_name(output.stem + ".training")
+    refuse_existing(output, overwrite)
+    with distributed.processes(pick_device(device)) as own:
+        if distributed.rank() == 0:
+            start_training(output, state, overwrite)
+        distributed.wait()
+        numbers = run(opened, output, config=config, device=own, state_dir=state, speech=speech)
+        if distributed.rank() == 0:
+            report(numbers, output)
 
 
 @stage1.command()
 @click.argument("clip", type=PATH)
 @avatar_option
 @click.option("--base", type=PATH, help="Base model from `stage1 pretrain` to start from.")
+@click.option("--encoder", metavar="NAME|FOLDER", help="Speech encoder of the transformers library to hear with; with --base, "
+              "where the base's lies now.")
 @overwrite_option
 @device_option
 @config_options
-def finetune(clip: Path, avatar: Path | None, base: Path | None, overwrite: bool, device: str,
+def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | None, overwrite: bool, device: str,
              config_file: Path | None, overrides: tuple[str, ...]) -> None:
     """Train the avatar's audio -> landmark model on one person's CLIP.
 
     \b
     talkhead stage1 finetune me
     talkhead stage1 finetune me --base base.safetensors --set steps=2000
+    talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus
+    talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus --set encoder_tune=2
     """
-    from shared.avatar import Avatar, create_from_clip
-    from shared.clip import Clip
+    from dataclasses import replace
 
-    source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
-    _train_stage1([clip], target.stage1, source.training / "stage1", base, overwrite, device, config_file, overrides,
-                  needs_video=True)
-    create_from_clip(target, source)
-
-
-def _train_stage1(clips: list[Path], out: Path, state: Path, base: Path | None, overwrite: bool, device: str,
-                  config_file: Path | None, overrides: tuple[str, ...], needs_video: bool = False) -> None:
-    from shared.avatar import require_video
+    from shared.avatar import Avatar, create_from_clip, require_video
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.train import train
 
+    source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
+    state = source.training / "stage1"
     config = load_config(Stage1Config, config_file, overrides)
-    opened = [Clip(folder) for folder in clips]
-    for clip in opened:
-        _ = clip.info
-        if needs_video:
-            require_video(clip)
-    start_training(out, state, overwrite)
-    report(train(opened, out, config=config, device=pick_device(device), state_dir=state, init=base), out)
+    if encoder:
+        config = replace(config, encoder=encoder)
+    _ = source.info
+    require_video(source)
+    start_training(target.stage1, state, overwrite)
+    report(train([source], target.stage1, config=config, device=pick_device(device), state_dir=state, init=base), target.stage1)
+    create_from_clip(target, source)
 
 
 def report(numbers: dict[str, Any], out: Path) -> None:
@@ -285,10 +308,11 @@ def report(numbers: dict[str, Any], out: Path) -> None:
 @click.option("--neutral", type=PATH, help="Another person's neutral.npy to move instead.")
 @click.option("--seed", default=0, show_default=True, help="Seed of blinks and brows.")
 @liveliness_option
+@place_option
 @overwrite_option
 @device_option
-def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed: int, liveliness: float, overwrite: bool,
-            device: str) -> None:
+def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed: int, liveliness: float, encoder: str | None,
+            overwrite: bool, device: str) -> None:
     """AUDIO -> landmark file.
 
     \b
@@ -305,7 +329,8 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     source.require("stage1")
     refuse_existing(output, overwrite)
     rest = load_landmarks(neutral)[:1] if neutral else source.load_neutral()
-    rows = run(load_predictor(source.stage1, pick_device(device)), load_audio(audio), rest, seed=seed, liveliness=liveliness)
+    predictor = load_predictor(source.stage1, pick_device(device), encoder)
+    rows = run(predictor, load_audio(audio), rest, seed=seed, liveliness=liveliness)
     save_landmarks(output, rows)
     click.echo(f"{output}: {len(rows)} frames")
 
@@ -318,9 +343,10 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
               help="Other sound to measure the lips on, such as another language; may be repeated.")
 @click.option("--base", type=PATH, metavar="FILE", help="Measure a base model on this person beside the avatar's model.")
 @click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/stage1/eval]")
+@place_option
 @device_option
 def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio: tuple[Path, ...], base: Path | None,
-                output: Path | None, device: str) -> None:
+                output: Path | None, encoder: str | None, device: str) -> None:
     """Measure the avatar's audio -> landmark model on held-out frames of CLIP, beside ridge regression and the mean face.
 
     Prints tables, writes them with the lip openings (JSON) and a page with plots of them (HTML).
@@ -339,7 +365,8 @@ def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio:
     splits = tuple(held_out(source, splits))
     target.require("stage1")
     folder = output or source.training / "stage1" / "eval"
-    tables = evaluate_audio2lmk(source, target.stage1, folder, splits=splits, device=pick_device(device), base=base, audio=audio)
+    tables = evaluate_audio2lmk(source, target.stage1, folder, splits=splits, device=pick_device(device), base=base, audio=audio,
+                                encoder=encoder)
     for title, table in tables.items():
         click.echo(f"\n{title}\n{format_table(table)}")
     click.echo(f"\n{folder / 'eval.html'}")
@@ -587,11 +614,12 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
 @click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
 @click.option("--seed", default=0, show_default=True, help="Seed of blinks and brows.")
 @liveliness_option
+@place_option
 @click.option("--save-landmarks", type=PATH, help="Also write the landmarks that were shown (.npy).")
 @overwrite_option
 @device_option
 def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses: str, seed: int, liveliness: float,
-          save_landmarks: Path | None, overwrite: bool, device: str) -> None:
+          encoder: str | None, save_landmarks: Path | None, overwrite: bool, device: str) -> None:
     """AVATAR + AUDIO -> video in which the avatar speaks it.
 
     \b
@@ -606,7 +634,7 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     if save_landmarks:
         refuse_existing(save_landmarks, overwrite)
     count = synthesize(Avatar(avatar), audio, output, device=pick_device(device), landmarks=landmarks, poses=poses,
-                       seed=seed, liveliness=liveliness, save_landmarks_to=save_landmarks)
+                       seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
     click.echo(f"{output}: {count} frames, {count / 25:.1f} s")
 
 

@@ -144,11 +144,12 @@ def to_uint8(frames: Tensor) -> np.ndarray:
 
 
 def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.device, landmarks: Path | None = None,
-               poses: str = "loop", seed: int = 0, liveliness: float = 1.0, save_landmarks_to: Path | None = None,
-               quiet: bool = False) -> int:
+               poses: str = "loop", seed: int = 0, liveliness: float = 1.0, encoder: str | None = None,
+               save_landmarks_to: Path | None = None, quiet: bool = False) -> int:
     """Write `output`, the avatar speaking `audio`; returns the number of frames. Memory stays bounded.
 
-    With `landmarks` (a landmark file) stage 1 is left out and the file's rows are shown, with the sound beneath.
+    With `landmarks` (a landmark file) stage 1 is left out and the file's rows are shown, with the sound beneath. `encoder`
+    says where the encoder that stage 1 names lies now.
     """
     avatar.require("stage2", "torso", *(() if landmarks else ("stage1",)))
     if landmarks is not None:
@@ -161,7 +162,7 @@ def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.devic
 
         total = sum(len(piece) for piece in iter_audio(audio))
         total = -(-total // SAMPLES_PER_FRAME)
-        predictor = load_predictor(avatar.stage1, device)
+        predictor = load_predictor(avatar.stage1, device, encoder)
         chunks = iter_predict(predictor, iter_audio(audio, seconds=2.0), avatar.load_neutral(), seed=seed,
                               liveliness=liveliness)
     motion = Motion(avatar, poses)

@@ -29,7 +29,7 @@ from stage1_audio2lmk.losses import point_weights
 from stage1_audio2lmk.model import MOVING, LandmarkModel
 from stage1_audio2lmk.sound_gate import SoundGate
 
-RANGES = VoiceRanges(shift_share=0.8, gain_db=(-25.0, 5.0))
+RANGES = VoiceRanges(shift_share=1.0, gain_db=(-25.0, 5.0))
 PIECE = 500  # frames, at least, that one made voice speaks before the next takes over
 CHUNK = 4096  # rows that are read at once
 
@@ -47,12 +47,9 @@ class ClipRows:
 
     def recording(self, voice: int = 0) -> Recording:
         """The rows in one of the voices as tensors that are files: only rows that are looked at come into memory."""
-        features, displacement, good = (_mapped(self.folder / f"{name}.npy") for name in (f"voice{voice}", "displacement", "good"))
-        return Recording(self.name, features, displacement, good, self.speaker, self.fit)
-
-
-def _mapped(path: Path) -> Tensor:
-    return torch.from_numpy(np.load(path, mmap_mode="c"))
+        names = (f"voice{voice}", "displacement", "good")
+        features, displacement, good = (torch.from_numpy(np.load(self.folder / f"{name}.npy", mmap_mode="c")) for name in names)
+        return Recording(self.name, features, displacement, good > 0, self.speaker, self.fit)
 
 
 def person(name: str) -> str:
@@ -63,7 +60,8 @@ def person(name: str) -> str:
 def fingerprint(clip: Clip, seed: int) -> str:
     """Hexadecimal digits that tell a clip's sound, landmarks, split and bad frames from all others. Raises TalkheadError."""
     info = clip.info
-    digest = hashlib.sha256(json.dumps([seed, info.name, info.frames, info.split, list(map(dataclasses.astuple, info.bad))]).encode())
+    bad = [dataclasses.astuple(stretch) for stretch in info.bad]
+    digest = hashlib.sha256(json.dumps([seed, info.name, info.frames, info.split, bad]).encode())
     for path in (clip.audio, clip.landmarks, clip.neutral):
         if not path.is_file():
             raise TalkheadError(f"{path} does not exist")
@@ -86,7 +84,7 @@ def prepare(clip: Clip, folder: Path, voices: int, config: Stage1Config) -> None
         else:
             _speak(samples, folder / f"voice{voice}.npy", generator(int(folder.name, 16) + voice))
     save_array(folder / "displacement.npy", recording.displacement.numpy())
-    save_array(folder / "good.npy", recording.good.numpy())
+    save_array(folder / "good.npy", recording.good.float().numpy())
 
 
 def _speak(samples: np.ndarray, path: Path, rng: torch.Generator) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from shared.errors import TalkheadError
 from shared.landmarks import JAW
 from stage1_audio2lmk.dataset import Recording
+from stage1_audio2lmk.features import FEATURE_SIZE
 from stage1_audio2lmk.losses import point_weights
 from stage1_audio2lmk.model import LandmarkModel, pooled
 
@@ -25,10 +26,14 @@ LIVELY = 0.8  # ratio of lip velocities, predicted over true, on held-out folds
 def set_statistics(model: LandmarkModel, recordings: list[Recording], base: LandmarkModel | None = None) -> None:
     """Feature mean and scale, and principal components of the displacement, from the fitting part of the data.
 
-    With a base the transformer's scales are the base's, and its head is turned to the new components.
+    With a base the transformer's scales are the base's, and its head is turned to the new components. The kernel's map of
+    an encoder's layers is solved too.
     """
     x = torch.cat([r.features[: r.held_from][r.good[: r.held_from]] for r in recordings])
     y = torch.cat([r.displacement[: r.held_from][r.good[: r.held_from]] for r in recordings])
+    if model.heard:
+        model.whiten(x, both=base is None)
+        x = x[:, :FEATURE_SIZE]
     if base is None:
         model.mean.copy_(x.mean(0))
         model.scale.copy_(x.std(0).clamp_min(0.05))

@@ -20,6 +20,12 @@ class Stage1Config:
     dropout: float = 0.2
     formants: bool = True
     speech: SpeechEncoderConfig | None = None  # the default encoder, which comes with a base model
+    encoder: str | None = None  # a speech encoder of the transformers library instead: folder or name on the hub
+    encoder_block: int = 5  # frames that it hears at once, see `encoders`
+    encoder_context: int = 50  # frames of past sound that it hears before them
+    encoder_ahead: int = 0  # frames of future sound that it hears after them
+    encoder_size: int = 64  # of the embedding made from its layers
+    encoder_tune: int = 0  # of its last layers that learn too
 
     steps: int = 300
     worthwhile: float = 0.03  # the transformer is kept only if it lowers the held-out lip error by this share

@@ -1,6 +1,11 @@
-"""Clips -> feature rows and displacement rows, cut into training windows with made silence and spectral masks."""
+"""Clips -> feature rows and displacement rows, cut into training windows with made silence and spectral masks.
 
+What sound becomes rows by is `hear`: samples (640·T,) -> (T, F), the features and any columns after them.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +16,8 @@ from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLES_PER_FRAME
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.features import FORMANT_SIZE, HOPS, MELS, features
+from stage1_audio2lmk.encoders import Encoder, cached_rows
+from stage1_audio2lmk.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.model import MOVING
 from stage1_audio2lmk.sound_gate import SoundGate
 
@@ -20,6 +26,8 @@ QUIET_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in
 SOFTENING = 0.9  # pole of the filter that makes every other noise a rumble, as rooms have
 SILENCE_WEIGHT = 0.1  # of a row of made silence beside a row of speech
 LEAST_FRAMES = 25
+
+Hear = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,19 @@ class Recording:
     cuts: tuple[int, ...] = ()  # frames at which a new shot begins
 
 
-def load_recording(clip: Clip, speaker: int, config: Stage1Config) -> Recording:
+def hearing(encoder: Encoder | None, folder: Path) -> Hear:
+    """Features, and after them what an encoder makes of the sound, layer beside layer; if frozen, by way of files in `folder`."""
+    def hear(samples: np.ndarray) -> np.ndarray:
+        rows = features(samples)
+        if encoder is None:
+            return rows
+        heard = encoder.encode(samples) if encoder.tuned else cached_rows(encoder, samples, folder)
+        return np.concatenate([rows, heard.reshape(len(rows), -1)], 1, dtype=np.float32)
+
+    return hear
+
+
+def load_recording(clip: Clip, speaker: int, config: Stage1Config, hear: Hear = features) -> Recording:
     """The train split of a clip; the last `held_out` share of its good frames is kept for choosing, not for fitting."""
     train = clip.split("train")
     if len(train) < LEAST_FRAMES:
@@ -48,19 +68,19 @@ def load_recording(clip: Clip, speaker: int, config: Stage1Config) -> Recording:
     good = np.zeros(count, bool)
     good[train] = True
     held = int(train[int(len(train) * (1 - config.held_out))])
-    return Recording(clip.info.name, torch.from_numpy(features(SoundGate().pass_through(samples))), torch.from_numpy(moved),
+    return Recording(clip.info.name, torch.from_numpy(hear(SoundGate().pass_through(samples))), torch.from_numpy(moved),
                      torch.from_numpy(good), speaker, held, cuts=tuple(shot.start for shot in clip.info.shots))
 
 
-def made_silence(count: int, rng: np.random.Generator) -> Recording:
+def made_silence(count: int, rng: np.random.Generator, hear: Hear = features) -> Recording:
     """`count` rows of silence and of noise without speech at each of the quiet levels, in which the face is at rest."""
     pieces = []
     for level in QUIET_LEVELS:
         hiss = rng.normal(size=(2, SAMPLES_PER_FRAME * -(-count // (2 * len(QUIET_LEVELS)))))
         rumble = lfilter([(1 - SOFTENING**2) ** 0.5], [1, -SOFTENING], hiss[1])
         pieces += [level * hiss[0], level * rumble]
-    samples = np.concatenate(pieces)
-    return Recording("silence", torch.from_numpy(features(samples.astype(np.float32)))[:count],
+    samples = np.concatenate(pieces).astype(np.float32)
+    return Recording("silence", torch.from_numpy(hear(samples))[:count],
                      torch.zeros(count, len(MOVING) * 3), torch.ones(count, dtype=torch.bool), 0, count, SILENCE_WEIGHT)
 
 
@@ -116,8 +136,8 @@ class Windows:
         return x, y, w
 
     def _augment(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Louder or quieter, a hidden band, a little noise on every feature."""
-        config = self.config
+        """Louder or quieter, a hidden band, a little noise on every feature; columns after the features stay."""
+        config, (x, more) = self.config, x.split((FEATURE_SIZE, x.shape[1] - FEATURE_SIZE), 1)
         mels = x[:, : HOPS * MELS].unflatten(1, (HOPS, MELS))
         gain = float(torch.randn((), generator=rng)) * 0.5  # natural logarithm of power
         mels += gain
@@ -129,4 +149,4 @@ class Windows:
         mels[:, :, low : low + width] = mels.mean()
         energy = x[:, -FORMANT_SIZE:].unflatten(1, (-1, FORMANT_SIZE // 2))[:, :, -1]
         energy += gain * 10 / np.log(10) / 30
-        return x + 0.1 * self.scale * torch.randn(x.shape, generator=rng)
+        return torch.cat([x + 0.1 * self.scale * torch.randn(x.shape, generator=rng), more], 1)

@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 PATIENCE = timedelta(hours=6)  # for the slowest process to prepare its clips
 
@@ -58,3 +59,10 @@ def gather(rows: Tensor) -> Tensor:
     dist.all_gather(parts, rows.detach().contiguous())
     parts[rank()] = rows
     return torch.cat(parts)
+
+
+def share_gradients(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module as it is to be called in training, so that all processes get the mean of their gradients."""
+    if not dist.is_initialized():
+        return module
+    return DistributedDataParallel(module, [device.index] if device.type == "cuda" else None)

@@ -105,16 +105,17 @@ class Encoder(nn.Module):
         frames = F.adaptive_avg_pool2d(states[:, :, :outputs], (self.context + self.block + self.ahead, self.size))
         return frames[:, :, self.context : self.context + self.block].transpose(1, 2)
 
-    def windows(self, samples: Tensor) -> Tensor:
-        """Sound (640·T,) -> the windows of its blocks (ceil(T/block), self.window), a view of the padded sound."""
-        step = self.block * SAMPLES_PER_FRAME
-        padded = F.pad(samples, (self.lead + self.context * SAMPLES_PER_FRAME,
-                                 -len(samples) % step + self.ahead * SAMPLES_PER_FRAME))
-        return padded.unfold(0, self.window, step)[: -(-len(samples) // step)]
+    def forward_blocks(self, samples: Tensor, first: int = 0) -> Tensor:
+        """Sound (..., 640·T) -> rows (..., T − first, layers, size) of the frames from `first` on, with gradients.
 
-    def forward_blocks(self, samples: Tensor) -> Tensor:
-        """Sound (640·T,) from a file's start, T ≥ 1 -> rows (T, layers, size) with gradients for what is tuned."""
-        return self(self.windows(samples)).flatten(0, 1)[: len(samples) // SAMPLES_PER_FRAME]
+        A block begins at `first` and hears the sound before it, zeros before that and after the end.
+        """
+        step, count = self.block * SAMPLES_PER_FRAME, samples.shape[-1] // SAMPLES_PER_FRAME - first
+        blocks = -(-count // self.block)
+        padded = F.pad(samples, (self.lead + (self.context - first) * SAMPLES_PER_FRAME,
+                                 (blocks * self.block - count + self.ahead) * SAMPLES_PER_FRAME))
+        rows = self(padded.unfold(-1, self.window, step).flatten(0, -2))
+        return rows.reshape(*samples.shape[:-1], -1, self.layers, self.size)[..., :count, :, :]
 
     def encode(self, samples: np.ndarray) -> np.ndarray:
         """Sound (n,) at 16 kHz -> rows (ceil(n/640), layers, size) float32, as a stream gives them."""
@@ -166,7 +167,25 @@ class LayerMix(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """rows (..., layers, size) of any float type -> (..., out)."""
-        return self.linear(self.norm(torch.einsum("...ls,l->...s", rows.to(self.weights.dtype), self.weights.softmax(0))))
+        return self.linear(self.normed(rows))
+
+    def normed(self, rows: Tensor) -> Tensor:
+        """rows (..., layers, size) -> the mean of their layers (..., size), each of zero mean and unit variance."""
+        return self.norm(torch.einsum("...ls,l->...s", rows.to(self.weights.dtype), self.weights.softmax(0)))
+
+    @torch.no_grad()
+    def whiten(self, rows: Tensor) -> None:
+        """Choose the linear map so that of rows (n, layers, size) come principal components of zero mean and unit variance.
+
+        Where there are more to give than n − 1 or `size`, the others are 0.
+        """
+        x = self.normed(rows).double()
+        _, singular, vt = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+        spread = singular / max(1, len(x) - 1) ** 0.5
+        keep = min(self.linear.out_features, int((spread > 1e-4 * spread[0]).sum()))
+        self.linear.weight.zero_()
+        self.linear.weight[:keep] = (vt[:keep] / spread[:keep, None]).to(self.linear.weight)
+        self.linear.bias.copy_(-self.linear.weight.double() @ x.mean(0))
 
 
 def load_encoder(name: str, device: torch.device | str, *, block: int = 5, context: int = 50, ahead: int = 0) -> Encoder:

@@ -95,9 +95,9 @@ def evaluate(clip: Clip, checkpoint: Path, *, splits: Iterable[str], device: tor
     return _tables(clip, _predictors(checkpoint, base, device), list(splits))[0]
 
 
-def _predictors(checkpoint: Path, base: Path | None, device: torch.device) -> dict[str, Predictor]:
-    paths = {"stage 1": checkpoint} | ({"base, zero-shot": base} if base else {})
-    return {name: load_predictor(path, device) for name, path in paths.items()}
+def _predictors(checkpoint: Path, base: Path | None, device: torch.device, encoder: str | None = None) -> dict[str, Predictor]:
+    ours = {"stage 1": load_predictor(checkpoint, device, encoder)}
+    return ours | ({"base, zero-shot": load_predictor(base, device)} if base else {})
 
 
 def _tables(clip: Clip, predictors: dict[str, Predictor], splits: list[str]) -> tuple[Table, dict[str, Curves]]:
@@ -181,12 +181,13 @@ def _names(files: Sequence[Path]) -> dict[str, Path]:
 
 
 def evaluate_audio2lmk(clip: Clip, checkpoint: Path, folder: Path, *, splits: Iterable[str], device: torch.device,
-                       base: Path | None = None, audio: Sequence[Path] = ()) -> dict[str, Table]:
+                       base: Path | None = None, audio: Sequence[Path] = (), encoder: str | None = None) -> dict[str, Table]:
     """{title: {row: {column: number}}} of the splits and of other recordings; writes eval.json and eval.html to `folder`.
 
-    Plots show the lip opening over time. Raises TalkheadError like `evaluate`, and for a recording that cannot be read.
+    Plots show the lip opening over time. `encoder` says where the checkpoint's encoder lies now. Raises TalkheadError like
+    `evaluate`, and for a recording that cannot be read.
     """
-    predictors = _predictors(checkpoint, base, device)
+    predictors = _predictors(checkpoint, base, device, encoder)
     sounds = {name: load_audio(file) for name, file in _names(audio).items()}
     table, curves = _tables(clip, predictors, list(splits))
     tables = {"stage 1 against its baselines": table}

@@ -2,8 +2,13 @@
 
 Both hear log-mel; where there is an encoder, the kernel compares its embedding too, and the transformer hears the embedding
 instead, which says less about the voice. Formants go to the transformer.
+
+The encoder is part of the model (`speech_encoder`) or not (`encoders`). What one hears that is not comes with the features,
+in columns after theirs, layer beside layer. Two maps make embeddings of it: the kernel's is solved before the kernel path and
+stays, over layers that are never tuned; the transformer's starts from the same and learns.
 """
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +18,7 @@ from torch import Tensor, nn
 from shared.landmarks import JAW, LIPS, N_LANDMARKS, SAMPLES_PER_FRAME
 from stage1_audio2lmk.attention import Stack
 from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.encoders import LayerMix
 from stage1_audio2lmk.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.kernel import SoundKernel, Table
 from stage1_audio2lmk.speech_encoder import PAST, SpeechEncoder
@@ -44,8 +50,9 @@ class Memory:
 class LandmarkModel(nn.Module):
     """Features (B, T, FEATURE_SIZE) -> displacement (B, T, 68, 3) metres from the speaker's neutral.
 
-    Row t sees sound of frames up to t + look_ahead and no later. Before and after a recording there is silence. Speaker 0
-    is "unknown".
+    Row t sees rows up to t + look_ahead and no later. Before and after a recording there is silence. Speaker 0 is "unknown".
+    `heard`: number and width of the layers of an encoder outside, whose rows then follow the features' columns
+    (B, T, FEATURE_SIZE + layers·width). `card` says what the model hears with.
     """
 
     mean: Tensor
@@ -54,9 +61,10 @@ class LandmarkModel(nn.Module):
     rest: Tensor
     silence: Tensor
 
-    def __init__(self, config: Stage1Config, speakers: int, centres: int = 0) -> None:
+    def __init__(self, config: Stage1Config, speakers: int, centres: int = 0, heard: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.heard = config, heard
+        self.card: str | dict[str, Any] = "log-mel + formants" if config.speech is None else "log-mel, speech encoder + formants"
         dim = config.dim
         self.register_buffer("mean", torch.zeros(FEATURE_SIZE))
         self.register_buffer("scale", torch.ones(FEATURE_SIZE))
@@ -64,7 +72,9 @@ class LandmarkModel(nn.Module):
         self.register_buffer("rest", torch.zeros(len(MOVING) * 3))
         self.register_buffer("silence", torch.from_numpy(features(np.zeros(SAMPLES_PER_FRAME, np.float32))[0]), persistent=False)
         self.encoder = SpeechEncoder(config.speech) if config.speech else None
-        size = config.speech.size if config.speech else 0
+        size = config.speech.size if config.speech else config.encoder_size if heard else 0
+        self.kernel_mix = LayerMix(heard[0] - config.encoder_tune, heard[1], size).requires_grad_(False) if heard else None
+        self.mix = LayerMix(*heard, size) if heard else None
         self.kernel = SoundKernel(centres, config.wide_past, config.look_ahead, size, ENCODER_SHARE)
         self.wide = nn.Linear(1, config.components)
         # an embedding has heard the look-ahead already
@@ -85,7 +95,10 @@ class LandmarkModel(nn.Module):
         config = self.config
         decoder = STEM_PAST + config.layers * (config.window - 1)
         speech = config.speech
-        return max(config.wide_past, decoder + (PAST + speech.layers * (speech.window - 1) if speech else 0))
+        encoder = PAST + speech.layers * (speech.window - 1) if speech else 0
+        if self.heard:
+            encoder = config.encoder_context + config.encoder_block  # and less than a frame that convolutions hear
+        return max(config.wide_past, decoder + encoder)
 
     @property
     def before(self) -> int:
@@ -98,13 +111,13 @@ class LandmarkModel(nn.Module):
         return bool(self.head.weight.any() or self.head.bias.any())
 
     def pad(self, rows: Tensor) -> Tensor:
-        """(B, T, FEATURE_SIZE) -> (B, before + T + look_ahead, FEATURE_SIZE), silence on both sides."""
-        quiet = self.silence.expand(len(rows), 1, -1)
+        """(B, T, F) -> (B, before + T + look_ahead, F), silence on both sides; no row hears an encoder's columns there."""
+        quiet = F.pad(self.silence, (0, rows.shape[-1] - FEATURE_SIZE)).expand(len(rows), 1, -1)
         return torch.cat([quiet.expand(-1, self.before, -1), rows, quiet.expand(-1, self.config.look_ahead, -1)], 1)
 
     def normalise(self, rows: Tensor) -> Tensor:
         """Raw features -> zero mean, unit scale over the training data; formants are dropped if the config says so."""
-        x = (rows - self.mean) / self.scale
+        x = (rows[..., :FEATURE_SIZE] - self.mean) / self.scale
         if not self.config.formants:
             x = torch.cat([x[..., : HOPS * MELS], torch.zeros_like(x[..., HOPS * MELS :])], -1)
         return x
@@ -116,10 +129,24 @@ class LandmarkModel(nn.Module):
     def embed(self, padded: Tensor, memory: Memory | None = None) -> tuple[Tensor | None, Memory]:
         """Padded features -> embedding (B, T, size), or None without an encoder, and the memory with the encoder's part."""
         memory = memory or Memory()
+        if self.kernel_mix is not None:
+            return self.kernel_mix(self.outside(padded)[..., : len(self.kernel_mix.weights), :]), memory
         if self.encoder is None:
             return None, memory
         embedding, pasts = self.encoder(padded[:, self.before - PAST :], memory.encoder)
         return embedding, Memory(pasts, memory.decoder, memory.heard)
+
+    def outside(self, padded: Tensor) -> Tensor:
+        """Padded features -> what the encoder outside made of the rows themselves (B, T, layers, width)."""
+        assert self.heard is not None
+        return padded[:, self.before : padded.shape[1] - self.config.look_ahead, FEATURE_SIZE:].unflatten(-1, self.heard)
+
+    def whiten(self, rows: Tensor, both: bool) -> None:
+        """Solve the kernel's map of an encoder's layers on rows (n, F) of the training data; `both`: the transformer's too."""
+        assert self.heard is not None and self.kernel_mix is not None and self.mix is not None
+        self.kernel_mix.whiten(rows[:, FEATURE_SIZE:].unflatten(-1, self.heard)[:, : len(self.kernel_mix.weights)])
+        if both:
+            self.mix.linear.load_state_dict(self.kernel_mix.linear.state_dict())
 
     def set_centres(self, windows: Tensor, embedding: Tensor | None = None) -> None:
         """Make windows (m, taps, 80) and embeddings (m, size) the centres of the kernel path, whose weights become 0."""
@@ -133,9 +160,14 @@ class LandmarkModel(nn.Module):
 
     def correction(self, padded: Tensor, embedding: Tensor | None, speaker: Tensor,
                    memory: Memory | None = None) -> tuple[Tensor, Memory]:
-        """What the transformer adds to the kernel path: padded features, embedding, speaker (B,) -> components (B, T, K)."""
+        """What the transformer adds to the kernel path: padded features, embedding, speaker (B,) -> components (B, T, K).
+
+        Of an encoder outside it hears its own embedding, not the kernel's.
+        """
         memory = memory or Memory()
         x = self.normalise(padded)
+        if self.mix is not None:
+            embedding = self.mix(self.outside(padded))
         if embedding is None:
             heard = x[:, self.before - STEM_PAST :]
         else:

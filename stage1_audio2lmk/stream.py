@@ -1,9 +1,12 @@
 """Sound in pieces of any size -> landmarks, row by row, with a state that does not grow.
 
 A row of frame t is certain when the sound of frame t + look_ahead is complete: the latency is the look-ahead plus the one
-frame in which sound is collected. Attention keeps the keys and values of its window, so that a frame costs one row.
+frame in which sound is collected. With an encoder of the transformers library the look-ahead is the encoder's where that is
+longer, and rows come by its blocks (see `encoders`). Attention keeps the keys and values of its window, so that a frame
+costs one row.
 """
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,9 @@ from torch import Tensor
 
 from shared.errors import TalkheadError
 from shared.landmarks import N_LANDMARKS, SAMPLES_PER_FRAME
+from stage1_audio2lmk.encoders import Encoder, EncoderStream
 from stage1_audio2lmk.features import FeatureStream, frames_of, levels
+from stage1_audio2lmk.kernel import Table
 from stage1_audio2lmk.liveliness import Liveliness
 from stage1_audio2lmk.model import LandmarkModel, Memory
 from stage1_audio2lmk.sound_gate import SoundGate
@@ -24,17 +29,29 @@ BLOCK = 250  # video frames that go through the network at once
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, its speakers' names (index k + 1) and where it runs."""
+    """A trained model, its speakers' names (index k + 1), where it runs and the encoder, if any, that is not part of it."""
 
     model: LandmarkModel
     speakers: list[str]
     device: torch.device
+    encoder: Encoder | None = None
+
+    @functools.cached_property
+    def table(self) -> Table:
+        """The kernel's, shared by all streams."""
+        with torch.inference_mode():
+            return self.model.kernel.table()
+
+    @property
+    def look_ahead(self) -> int:
+        """Frames of future sound that a row hears at most."""
+        return max(self.model.config.look_ahead, self.encoder.look_ahead if self.encoder else 0)
 
 
-def load_predictor(path: Path, device: torch.device) -> Predictor:
-    """Read a stage-1 checkpoint. Raises TalkheadError."""
-    model, speakers = load_model(path, device)
-    return Predictor(model, speakers, device)
+def load_predictor(path: Path, device: torch.device, encoder: str | None = None) -> Predictor:
+    """Read a stage-1 checkpoint; `encoder` says where the encoder that it names lies now. Raises TalkheadError."""
+    model, speakers, outside = load_model(path, device, encoder)
+    return Predictor(model, speakers, device, outside)
 
 
 def speaker_index(predictor: Predictor, speaker: str | None) -> int:
@@ -47,31 +64,41 @@ def speaker_index(predictor: Predictor, speaker: str | None) -> int:
 class ModelStream:
     """The network for rows that come in pieces: what `LandmarkModel.forward` of all of them at once gives, to rounding."""
 
-    def __init__(self, model: LandmarkModel, speaker: Tensor) -> None:
-        self.model, self.speaker = model, speaker
+    def __init__(self, model: LandmarkModel, speaker: Tensor, table: Table) -> None:
+        self.model, self.speaker, self.table = model, speaker, table
         self.before, self.ahead = model.before, model.config.look_ahead
         self.quiet = model.silence[None].cpu().numpy()
         self.rows = np.repeat(self.quiet, self.before, axis=0)
+        self.heard = np.zeros((0, *model.heard), np.float32) if model.heard else None  # of the encoder outside
         self.corrects, self.memory = model.corrects, Memory()
-        with torch.inference_mode():
-            self.table = model.kernel.table()
 
-    def push(self, rows: np.ndarray) -> np.ndarray:
-        """Feature rows (n, FEATURE_SIZE), n ≥ 0 -> displacement (m,68,3) metres of the rows that are now certain."""
+    def push(self, rows: np.ndarray, heard: np.ndarray | None = None) -> np.ndarray:
+        """Feature rows (n, FEATURE_SIZE), n ≥ 0 -> displacement (m,68,3) metres of the rows that are now certain.
+
+        `heard` (k, layers, width), k ≥ 0, are the next rows of the encoder if one is outside the model.
+        """
         self.rows = np.concatenate([self.rows, rows])
         count = len(self.rows) - self.before - self.ahead
+        if self.heard is not None:
+            self.heard = self.heard if heard is None else np.concatenate([self.heard, heard])
+            count = min(count, len(self.heard))
         if count <= 0:
             return np.zeros((0, N_LANDMARKS, 3), np.float32)
+        padded = self.rows[: self.before + count + self.ahead]
+        if self.heard is not None:
+            columns = self.heard[:count].reshape(count, -1)
+            padded = np.concatenate([padded, np.pad(columns, ((self.before, self.ahead), (0, 0)))], 1)
+            self.heard = self.heard[count:].copy()
         with torch.inference_mode():
-            padded = torch.from_numpy(self.rows)[None].to(self.model.mean.device)
-            moved, memory = self.model.rows(padded, self.speaker, self.memory, self.table, self.corrects)
+            sound = torch.from_numpy(padded)[None].to(self.model.mean.device)
+            moved, memory = self.model.rows(sound, self.speaker, self.memory, self.table, self.corrects)
             self.memory = memory.detached()
         self.rows = self.rows[count:].copy()
         return moved[0].cpu().numpy()
 
-    def flush(self) -> np.ndarray:
-        """The rows that waited for the future, which turns out to be silent."""
-        return self.push(np.repeat(self.quiet, self.ahead, axis=0))
+    def flush(self, heard: np.ndarray | None = None) -> np.ndarray:
+        """The rows that waited for the future, which turns out to be silent; `heard` are the encoder's last."""
+        return self.push(np.repeat(self.quiet, self.ahead, axis=0), heard)
 
 
 class LandmarkStream:
@@ -82,14 +109,15 @@ class LandmarkStream:
 
     def __init__(self, predictor: Predictor, neutral: np.ndarray, *, seed: int = 0, speaker: str | None = None,
                  blinks: bool = True, liveliness: float = 1.0) -> None:
-        self.model, self.rest = predictor.model, np.asarray(neutral, np.float32).reshape(1, N_LANDMARKS, 3)
+        self.predictor, self.rest = predictor, np.asarray(neutral, np.float32).reshape(1, N_LANDMARKS, 3)
         self.speaker = torch.tensor([speaker_index(predictor, speaker)], device=predictor.device)
         self.seed, self.blinks, self.liveliness = seed, blinks, liveliness
         self.reset()
 
     def reset(self) -> None:
         """Forget all sound and begin anew: the same sound gives the same rows again."""
-        self.gate, self.network = SoundGate(), ModelStream(self.model, self.speaker)
+        self.gate, self.network = SoundGate(), ModelStream(self.predictor.model, self.speaker, self.predictor.table)
+        self.encoder = EncoderStream(self.predictor.encoder) if self.predictor.encoder else None
         self.extras = Liveliness(self.seed, self.liveliness) if self.blinks else None
         self.samples = np.zeros(0, np.float32)  # less than a frame
         self.features = FeatureStream()
@@ -113,7 +141,7 @@ class LandmarkStream:
         if len(self.samples) or not self.heard:
             rest = self._push(frames_of(self.samples)[len(self.samples) :])
         self.ended = True
-        return np.concatenate([rest, self._finish(self.network.flush())])
+        return np.concatenate([rest, self._finish(self.network.flush(self.encoder.flush() if self.encoder else None))])
 
     def _push(self, samples: np.ndarray) -> np.ndarray:
         rows = [np.zeros((0, N_LANDMARKS, 3), np.float32)]
@@ -122,7 +150,7 @@ class LandmarkStream:
         for start in range(0, whole, BLOCK * SAMPLES_PER_FRAME):
             fresh = sound[start : min(start + BLOCK * SAMPLES_PER_FRAME, whole)]
             self.levels = np.concatenate([self.levels, levels(fresh)])
-            moved = self.network.push(self.features.push(fresh))
+            moved = self.network.push(self.features.push(fresh), self.encoder.push(fresh) if self.encoder else None)
             self.heard = True
             rows.append(self._finish(moved))
         self.samples = sound[whole:].copy()

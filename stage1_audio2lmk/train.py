@@ -7,22 +7,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import TalkheadError
 from shared.training import Scalars, cpu_threads, generator, progress
+from stage1_audio2lmk import tuning
 from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import Windows, load_recording, made_silence
+from stage1_audio2lmk.dataset import Recording, Windows, hearing, load_recording, made_silence
+from stage1_audio2lmk.encoders import Encoder, load_encoder, load_encoder_of
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import MOVING, LandmarkModel
 from stage1_audio2lmk.validation import held_out_error
 
 SILENT_ROWS = 600
-INHERITED = ("dim", "layers", "heads", "window", "look_ahead", "wide_past", "components", "formants", "speech")
+ENCODER_RATE = 0.05  # of the learning rate, for layers of an encoder
+INHERITED = ("dim", "layers", "heads", "window", "look_ahead", "wide_past", "components", "formants", "speech", "encoder",
+             "encoder_block", "encoder_context", "encoder_ahead", "encoder_size", "encoder_tune")
 OWN = ("speaker", "wide", "kernel", "basis", "rest")  # what a fine-tuned model does not take from its base
 
 
@@ -31,70 +35,112 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     """Fit the model to the train splits of `clips` and write it to `out`; returns numbers about the held-out tail.
 
     The wide path is solved in closed form, its penalty chosen by cross-validation. The transformer then learns what is
-    left; its best step on the held-out tail is kept if it is worthwhile there. With `init`, a base model, principal
-    components and feature scales are the base's and the wide path is pulled to the base's instead of to zero. Killed at
+    left; its best step on the held-out tail is kept if it is worthwhile there. With `init`, a base model, the sizes, the
+    feature scales and the transformer are the base's. `config.encoder` names an encoder of the transformers library to hear
+    with, or where the base's lies now; rows of a frozen one are kept on disk, each clip's in its training folder. Killed at
     any moment, the same call continues from `state_dir` and ends as if it had never stopped.
     """
-    with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):
-        return _train(clips, out, config, device, state_dir, init, quiet)
-
-
-def _train(clips: list[Clip], out: Path, config: Stage1Config, device: torch.device, state_dir: Path, init: Path | None,
-           quiet: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    recordings = [load_recording(clip, k + 1, config) for k, clip in enumerate(clips)]
-    base = load_model(init, "cpu")[0] if init else None
-    if base is not None:
+    base, encoder = None, None
+    if init is not None:
+        base, _, encoder = load_model(init, "cpu", config.encoder)
         config = dataclasses.replace(config, **{name: getattr(base.config, name) for name in INHERITED})
-    silence = made_silence(SILENT_ROWS, np.random.default_rng(config.seed))
+    elif config.encoder is not None:
+        encoder = load_encoder(config.encoder, device, block=config.encoder_block, context=config.encoder_context,
+                               ahead=config.encoder_ahead)
+    _check_encoder(config, encoder)
+    if encoder is not None:
+        encoder.to(device)
+    hears = [hearing(encoder, clip.training / "encoder") for clip in clips]
+    recordings = [load_recording(clip, k + 1, config, hear) for k, (clip, hear) in enumerate(zip(clips, hears))]
+    silence = made_silence(SILENT_ROWS, np.random.default_rng(config.seed), hears[0])
+    with cpu_threads(1 if device.type == "cpu" and not config.encoder_tune else torch.get_num_threads()):
+        numbers = _train(clips, recordings, silence, out, config, device, state_dir, base, encoder, quiet)
+    return numbers | {"seconds": time.perf_counter() - started}
+
+
+def _check_encoder(config: Stage1Config, encoder: Encoder | None) -> None:
+    """Raises TalkheadError for settings that do not go together."""
+    if encoder is None:
+        if config.encoder_tune:
+            raise TalkheadError(f"encoder_tune is {config.encoder_tune}, but there is no encoder; name one with --encoder")
+        return
+    if config.speech is not None:
+        raise TalkheadError(f"a model hears with one encoder, either `speech` or {config.encoder}, not with both")
+    if not 0 <= config.encoder_tune < encoder.layers:
+        raise TalkheadError(f"{encoder.name} has {encoder.layers - 1} layers to tune, found {config.encoder_tune}")
+
+
+def _train(clips: list[Clip], recordings: list[Recording], silence: Recording, out: Path, config: Stage1Config,
+           device: torch.device, state_dir: Path, base: LandmarkModel | None, encoder: Encoder | None,
+           quiet: bool) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = LandmarkModel(config, len(recordings))
+        model = LandmarkModel(config, len(recordings), heard=(encoder.layers, encoder.size) if encoder else None)
     if base is not None:
         taken = {name: value for name, value in base.state_dict().items() if not name.startswith(OWN)}
         model.load_state_dict(taken, strict=False)
+        model.card = base.card
     set_statistics(model, recordings, base)
     wide = solve_kernel_path(model, recordings, silence)
-    windows = Windows(wide.misses(), config, silence.features, model.scale, model.before)
+    drawn, quiet_rows, before, tuned = wide.misses(), silence.features, model.before, nn.ModuleList()
+    sounds: list[Recording] = []  # only for an encoder that is tuned
+    if encoder is not None and config.encoder_tune:
+        encoder.tune(config.encoder_tune)
+        tuned, before = encoder.tuned_layers, tuning.rows_before(model, encoder)
+        sounds = [load_recording(clip, k + 1, config, tuning.features_and_sound) for k, clip in enumerate(clips)]
+        drawn = [dataclasses.replace(miss, features=sound.features) for miss, sound in zip(drawn, sounds)]
+        quiet_rows = made_silence(SILENT_ROWS, np.random.default_rng(config.seed), tuning.features_and_sound).features
+
+    def judged() -> dict[str, float]:
+        heard = [tuning.heard_by(encoder, *pair) for pair in zip(recordings, sounds)] if encoder and sounds else recordings
+        return held_out_error(model, heard, device)
+
+    windows = Windows(drawn, config, quiet_rows, model.scale, before)
     model.to(device)
     for parameter in [*model.wide.parameters(), *(model.encoder.parameters() if model.encoder else ())]:
         parameter.requires_grad_(False)
+    learner = nn.ModuleDict({"model": model, "tuned": tuned})
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
-    averaged = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    groups = [{"params": trainable, "peak": config.lr}, {"params": list(tuned.parameters()), "peak": ENCODER_RATE * config.lr}]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    averaged = {name: value.detach().clone() for name, value in learner.state_dict().items()}
     best = {name: value.clone() for name, value in averaged.items()}
-    wide_only = held_out_error(model, recordings, device)["lip mm"]
+    wide_only = judged()["lip mm"]
     history: dict[str, Any] = {"step": 0, "best_step": 0, "best": (1 - config.worthwhile) * wide_only}
     rng = generator(config.seed)
     state = state_dir / "state.safetensors"
     if state.is_file():
-        history = _restore(state, config, model, optimizer, averaged, best, rng)
+        history = _restore(state, config, learner, optimizer, averaged, best, rng)
     scalars = Scalars(state_dir / "curves")
     with progress(config.steps, "stage 1", initial=history["step"], quiet=quiet) as bar:
         for step in range(history["step"], config.steps):
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * min(1, (step + 1) / 50) * (1 - step / config.steps)
+                group["lr"] = group["peak"] * min(1, (step + 1) / 50) * (1 - step / config.steps)
             x, y, weight, speaker = (value.to(device) for value in windows.draw(rng))
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(config.seed * 1_000_003 + step)  # dropout: the same in a resumed run
                 model.train()
                 if model.encoder:
                     model.encoder.eval()
+                if encoder is not None and sounds:
+                    x = tuning.heard_in(x, model, encoder)
                 missed = model.expand(model.correction(x, model.embed(x)[0], speaker)[0])[:, :, MOVING]
             loss = landmark_loss(missed - model.rest.unflatten(-1, (-1, 3)), y.unflatten(-1, (-1, 3)), weight, config)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+            for group in optimizer.param_groups:
+                nn.utils.clip_grad_norm_(group["params"], 1.0)
             optimizer.step()
             decay = min(config.ema, (1 + step) / (10 + step))
-            for name, value in model.state_dict().items():
+            for name, value in learner.state_dict().items():
                 averaged[name].lerp_(value, 1 - decay) if value.is_floating_point() else averaged[name].copy_(value)
             history["step"] = step + 1
             if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
-                current = {name: value.clone() for name, value in model.state_dict().items()}
-                model.load_state_dict(averaged)
-                held = held_out_error(model, recordings, device)
-                model.load_state_dict(current)
+                current = {name: value.clone() for name, value in learner.state_dict().items()}
+                learner.load_state_dict(averaged)
+                held = judged()
+                learner.load_state_dict(current)
                 if held["lip mm"] < history["best"]:
                     history |= {"best": held["lip mm"], "best_step": step + 1}
                     best = {name: value.clone() for name, value in averaged.items()}
@@ -106,37 +152,55 @@ def _train(clips: list[Clip], out: Path, config: Stage1Config, device: torch.dev
             if step + 1 - history["best_step"] >= config.patience:
                 break
             if (step + 1) % config.save_every == 0:
-                _save_state(state, config, model, optimizer, averaged, best, rng, history)
+                _save_state(state, config, learner, optimizer, averaged, best, rng, history)
     scalars.close()
-    model.load_state_dict(best)
-    held = held_out_error(model, recordings, device)
+    learner.load_state_dict(best)
+    held = judged()
     model.cpu()
     wide.solve(tail=True)
-    save_model(out, model, [recording.name for recording in recordings])
+    save_model(out, model, [recording.name for recording in recordings], encoder)
     state.unlink(missing_ok=True)
     return {"held-out lip mm": held["lip mm"], "wide path alone mm": wide_only, "held-out opening r": held["opening r"],
-            "best step": history["best_step"], "ridge penalty": wide.penalty, "sharpening": wide.sharpening,
-            "seconds": time.perf_counter() - started}
+            "best step": history["best_step"], "ridge penalty": wide.penalty, "sharpening": wide.sharpening}
 
 
-def save_model(path: Path, model: LandmarkModel, speakers: list[str]) -> None:
-    """Write weights, config and the speakers' names."""
-    save_checkpoint(path, model.state_dict(), {"kind": "stage1", "encoder": "log-mel + formants",
-                                               "config": config_to_dict(model.config), "speakers": speakers})
+def save_model(path: Path, model: LandmarkModel, speakers: list[str], encoder: Encoder | None = None) -> None:
+    """Write weights, config, the speakers' names and what the model hears with; encoders' weights in half precision.
+
+    Of an `encoder` outside the model that is its name, and the layers that were tuned.
+    """
+    tensors = {name: value.half() if name.startswith("encoder.") and value.is_floating_point() else value
+               for name, value in model.state_dict().items()}
+    if encoder is not None:
+        tensors |= {f"tuned.{name}": value.half() for name, value in encoder.tuned_layers.state_dict().items()}
+    save_checkpoint(path, tensors, {"kind": "stage1", "encoder": encoder.card() if encoder else model.card,
+                                    "config": config_to_dict(model.config), "speakers": speakers})
 
 
-def load_model(path: Path, device: torch.device | str) -> tuple[LandmarkModel, list[str]]:
-    """Read what save_model wrote -> (model in eval mode, speakers' names). Raises TalkheadError."""
+def load_model(path: Path, device: torch.device | str,
+               place: str | None = None) -> tuple[LandmarkModel, list[str], Encoder | None]:
+    """Read what save_model wrote -> (model in eval mode, speakers' names, the encoder outside the model or None).
+
+    `place`, a folder or name, is where that encoder lies if no longer where it was in training. Raises TalkheadError.
+    """
     tensors, meta = load_checkpoint(path)
     if meta.get("kind") != "stage1":
         raise TalkheadError(f"{path} is no stage-1 model, but {meta.get('kind', 'something else')}")
-    model = LandmarkModel(config_from_dict(Stage1Config, meta["config"], str(path)), len(meta["speakers"]),
-                          len(tensors["kernel.centres"]))
+    config, encoder, heard = config_from_dict(Stage1Config, meta["config"], str(path)), None, None
+    if config.encoder is not None:
+        encoder = load_encoder_of(meta["encoder"], device, place)
+        encoder.tuned_layers.load_state_dict({name.removeprefix("tuned."): tensors.pop(name)
+                                              for name in list(tensors) if name.startswith("tuned.")})
+        heard = encoder.layers, encoder.size
+    elif place is not None:
+        raise TalkheadError(f"{path} hears with {meta['encoder']} and takes no encoder, found {place}")
+    model = LandmarkModel(config, len(meta["speakers"]), len(tensors["kernel.centres"]), heard)
     model.load_state_dict(tensors)
-    return model.to(device).eval(), meta["speakers"]
+    model.card = meta["encoder"]
+    return model.to(device).eval(), meta["speakers"], encoder
 
 
-def _save_state(path: Path, config: Stage1Config, model: LandmarkModel, optimizer: torch.optim.Optimizer,
+def _save_state(path: Path, config: Stage1Config, model: nn.Module, optimizer: torch.optim.Optimizer,
                 averaged: dict[str, Tensor], best: dict[str, Tensor], rng: torch.Generator, history: dict) -> None:
     packed, meta = pack_optimizer(optimizer, "adam")
     tensors = {f"{group}/{name}": value for group, values in
@@ -145,7 +209,7 @@ def _save_state(path: Path, config: Stage1Config, model: LandmarkModel, optimize
                     {"config": config_to_dict(config), "adam": meta, "history": history})
 
 
-def _restore(path: Path, config: Stage1Config, model: LandmarkModel, optimizer: torch.optim.Optimizer,
+def _restore(path: Path, config: Stage1Config, model: nn.Module, optimizer: torch.optim.Optimizer,
              averaged: dict[str, Tensor], best: dict[str, Tensor], rng: torch.Generator) -> dict[str, Any]:
     tensors, meta = load_checkpoint(path)
     if config_from_dict(Stage1Config, meta["config"]) != config:

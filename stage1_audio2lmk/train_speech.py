@@ -83,6 +83,7 @@ def read_corpus(folder: Path) -> tuple[list[Utterance], dict[str, list[str]]]:
         samples = samples[: len(samples) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME]
         centres = (np.arange(len(samples) // HOP) * HOP + HOP - WINDOW / 2) / SAMPLE_RATE  # of the hops' windows
         at = np.searchsorted([start for start, _ in marks], centres, side="right") - 1
+        at = np.maximum(at, 0)  # the first hop's middle lies before the sound
         phones = np.array([number.get(name, UNKNOWN) for _, name in marks] + [UNKNOWN])[at]
         mouth = mouths[file][: len(samples) // SAMPLES_PER_FRAME].astype(np.float32)
         mouth = np.pad(mouth, ((0, len(samples) // SAMPLES_PER_FRAME - len(mouth)), (0, 0)), mode="edge")
@@ -120,20 +121,21 @@ def overhear(sound: Tensor, around: Surroundings, generator: torch.Generator) ->
     uniform = lambda: torch.rand(batch, 1, generator=generator).to(device)
     between = lambda ends: ends[0] + (ends[1] - ends[0]) * uniform()
     noise = lambda width: torch.randn(batch, width, device=device, generator=_on(device, generator))
-    width = int(around.rt60[1] * SAMPLE_RATE) if around.reverb_share else 1
-    time = torch.arange(width, device=device) / SAMPLE_RATE
-    tail = noise(width) * torch.exp(-6.9 * time / between(around.rt60))
-    direct = torch.where(uniform() < around.reverb_share, between(around.direct), 1.0)
-    response = tail * ((1 - direct) / tail.square().sum(1, keepdim=True)).sqrt()
-    response[:, :1] += direct.sqrt()
-    whole = 2 * size
-    sound = torch.fft.irfft(torch.fft.rfft(sound, whole) * torch.fft.rfft(response, whole), whole)[:, :size]
-    spectrum = torch.fft.rfft(noise(size))
-    slope = torch.arange(1, spectrum.shape[1] + 1, device=device) ** (-torch.floor(3 * uniform()) / 2)  # white, pink, brown
-    hiss = torch.fft.irfft(spectrum * slope, size)
-    loud = sound.square().mean(1, keepdim=True) / hiss.square().mean(1, keepdim=True)
-    heard = uniform() < around.noise_share
-    sound = sound + hiss * (loud * 10 ** (-between(around.snr_db) / 10)).sqrt() * heard
+    whole = 2 ** math.ceil(math.log2(size + around.rt60[1] * SAMPLE_RATE))  # few sizes, since each costs a plan on a GPU
+    if around.reverb_share:
+        time = torch.arange(int(around.rt60[1] * SAMPLE_RATE), device=device) / SAMPLE_RATE
+        tail = noise(len(time)) * torch.exp(-6.9 * time / between(around.rt60))
+        direct = torch.where(uniform() < around.reverb_share, between(around.direct), 1.0)
+        response = tail * ((1 - direct) / tail.square().sum(1, keepdim=True)).sqrt()
+        response[:, :1] += direct.sqrt()
+        sound = torch.fft.irfft(torch.fft.rfft(sound, whole) * torch.fft.rfft(response, whole), whole)[:, :size]
+    if around.noise_share:
+        spectrum = torch.fft.rfft(noise(whole))
+        slope = torch.arange(1, spectrum.shape[1] + 1, device=device) ** (-torch.floor(3 * uniform()) / 2)  # white, pink, brown
+        hiss = torch.fft.irfft(spectrum * slope, whole)[:, :size]
+        loud = sound.square().mean(1, keepdim=True) / hiss.square().mean(1, keepdim=True)
+        heard = uniform() < around.noise_share
+        sound = sound + hiss * (loud * 10 ** (-between(around.snr_db) / 10)).sqrt() * heard
     sound = sound * 10 ** (between(around.gain_db) / 20)
     window = torch.hann_window(WINDOW, device=device)
     power = torch.stft(sound, FFT, HOP, WINDOW, window, center=False, return_complex=True).abs().square().transpose(1, 2)
@@ -288,9 +290,10 @@ def train_encoder(corpus: Corpus, kinds: dict[str, list[str]], config: SpeechEnc
     rows = {kind: np.array([k for k in learn if utterances[k].kind == kind]) for kind in kinds}
     share = max(2, training.batch // len(kinds))
     last: dict[str, Tensor] = {}
+    warm = min(300, training.steps // 10 + 1)
     with progress(training.steps, "speech encoder", quiet=quiet) as bar:
         for step in range(training.steps):
-            rate = min(1, (step + 1) / 300) * 0.5 * (1 + np.cos(np.pi * step / training.steps))
+            rate = min(1, (step + 1) / warm) * 0.5 * (1 + np.cos(np.pi * step / training.steps))
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * rate
             encoder.train()

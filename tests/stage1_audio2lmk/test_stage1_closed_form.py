@@ -8,9 +8,21 @@ import pytest
 import torch
 from slow_kernel import likeness, ridge, windows
 
+from shared.errors import TalkheadError
 from shared.landmarks import JAW
 from stage1_audio2lmk import closed_form
-from stage1_audio2lmk.closed_form import FOLDS, GAP, LIVELY, PENALTIES, SHARPENINGS, SILENCE_CENTRES, KernelPath, edges
+from stage1_audio2lmk.closed_form import (
+    FOLDS,
+    GAP,
+    LIVELY,
+    PENALTIES,
+    SHARPENINGS,
+    SILENCE_CENTRES,
+    KernelPath,
+    edges,
+    joined,
+    solve_kernel_path,
+)
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording, made_silence
 from stage1_audio2lmk.features import FEATURE_SIZE
@@ -29,7 +41,8 @@ def smooth(rng: np.random.Generator, count: int, width: int, memory: float) -> n
     return out
 
 
-def recording(seed: int, count: int = 280, noise: float = 0.3, bad: tuple[int, ...] = (), speaker: int = 1) -> Recording:
+def recording(seed: int, count: int = 280, noise: float = 0.3, bad: tuple[int, ...] = (), speaker: int = 1,
+              cuts: tuple[int, ...] = (0,)) -> Recording:
     """Sound of six tones of random strength, lips that follow them with `noise`; the last tenth is held out.
 
     Log-mel is in steps of 1/128, which half precision holds exactly.
@@ -44,7 +57,7 @@ def recording(seed: int, count: int = 280, noise: float = 0.3, bad: tuple[int, .
     good = np.ones(count, bool)
     good[list(bad)] = False
     return Recording(f"r{seed}", *(torch.from_numpy(x.astype(np.float32)) for x in (features, moved)), torch.from_numpy(good),
-                     speaker, int(0.9 * count))
+                     speaker, int(0.9 * count), cuts=cuts)
 
 
 def prepared(recordings: list[Recording], config: Stage1Config = CONFIG) -> LandmarkModel:
@@ -90,8 +103,11 @@ class Slow:
         self.said = np.concatenate([said(model, r) for r in everything])
         self.y = closed_form.targets(model, self.moved).numpy() - self.said
         self.edges, y = np.zeros_like(self.y), self.y + self.said
+        starts = [(k, t) for k, r in enumerate(everything) for t in (*r.cuts, r.held_from)]
+        self.follows = [self.which[t - 1] == self.which[t] and self.good[t - 1 : t + 1].all()
+                        and (self.which[t], self.time[t]) not in starts for t in range(len(self.y))]  # its predecessor
         for t in range(1, len(self.y) - 1):
-            if self.good[t - 1 : t + 2].all() and self.which[t - 1] == self.which[t + 1]:
+            if self.follows[t] and self.follows[t + 1]:
                 self.edges[t] = y[t] / 2 - (y[t - 1] + y[t + 1]) / 4
         self.parts = [np.full(len(self.y), False) for _ in range(FOLDS)]
         for k in range(len(recordings)):
@@ -110,12 +126,13 @@ class Slow:
         return alpha, constant
 
     def without(self, k: int) -> np.ndarray:
-        """Rows (n,) bool that fold k is predicted from: those of the others that are more than GAP frames away."""
+        """Rows (n,) bool that fold k is predicted from: those of the others that are further than GAP or half a fold away."""
         near = np.full(len(self.y), False)
         for which in range(self.which.max()):
             times = self.time[self.parts[k] & (self.which == which)]
             if len(times):
-                near |= (self.which == which) & (self.time >= times[0] - GAP) & (self.time <= times[-1] + GAP)
+                gap = min(GAP, len(times) // 2)
+                near |= (self.which == which) & (self.time >= times[0] - gap) & (self.time <= times[-1] + gap)
         return self.fit & ~near
 
     def folds(self, penalty: float, sharpening: float = 0.0) -> np.ndarray:
@@ -141,7 +158,7 @@ class Slow:
         for amount in SHARPENINGS:
             found, way, true = (self.said + self.folds(penalty, amount)) @ basis, 0.0, 0.0
             for t in range(1, len(self.y)):
-                if any(part[t - 1] and part[t] for part in self.parts) and self.which[t - 1] == self.which[t]:
+                if any(part[t - 1] and part[t] for part in self.parts) and self.follows[t]:
                     lips = lambda row: row.reshape(-1, 3)[len(JAW) :]
                     way += np.linalg.norm(lips(found[t] - found[t - 1]), axis=-1).sum()
                     true += np.linalg.norm(lips((self.moved[t] - self.moved[t - 1]).numpy()), axis=-1).sum()
@@ -160,24 +177,25 @@ def test_targets_invert_expand() -> None:
     torch.testing.assert_close(closed_form.targets(model, moved).float(), weights, atol=1e-4, rtol=1e-3)
 
 
-def test_edges_are_what_stands_out_and_nothing_is_known_beside_bad_frames() -> None:
-    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    good = torch.ones(40, dtype=torch.bool)
-    good[[7, 20, 21]] = False
-    found = edges(rows, good)
+def test_edges_are_what_stands_out_and_nothing_is_known_beside_bad_frames_and_cuts() -> None:
+    """A cut between two good frames is as good as a bad one, and so is the start of the tail (at 36), on both sides."""
+    ours = recording(0, count=40, bad=(7, 20, 21), cuts=(0, 12, 28))
+    rows, found = ours.displacement, edges(ours)
+    follows = joined(ours)
+    assert not follows[[6, 7, 11, 19, 20, 21, 27, 35]].any() and follows.sum() == 39 - 8
     for t in range(40):
-        if t in (0, 39, 6, 7, 8, 19, 20, 21, 22):
+        if t in (0, 39, 6, 7, 8, 11, 12, 19, 20, 21, 22, 27, 28, 35, 36):
             assert not found[t].any()
         else:
             torch.testing.assert_close(found[t], rows[t] / 2 - rows[t - 1] / 4 - rows[t + 1] / 4)
-    line = torch.arange(40.0)[:, None] * torch.tensor([1.0, -2.0, 0.5])
-    torch.testing.assert_close(edges(line, good), torch.zeros(40, 3))
+    line = torch.arange(40.0)[:, None].expand(-1, SIZE)
+    torch.testing.assert_close(edges(dataclasses.replace(ours, displacement=line)), torch.zeros(40, SIZE))
 
 
 @pytest.mark.parametrize("tail", [False, True])
 def test_with_every_row_a_centre_it_is_kernel_ridge_regression(tail: bool) -> None:
     """On sound that it never heard, bad frames left out, silence counting a tenth, targets sharpened."""
-    ours, quiet = recording(0, bad=BAD), silence()
+    ours, quiet = recording(0, bad=BAD, cuts=(0, 50, 51, 149)), silence()
     model = prepared([ours])
     path = KernelPath(model, [ours], quiet)
     assert path.sharpening > 0
@@ -218,9 +236,10 @@ def test_penalty_and_sharpening_are_those_of_the_slow_folds(seed: int, noise: fl
     assert path.sharpening == slow.best_sharpening(path.penalty)
 
 
-def test_a_jump_over_a_bad_frame_is_no_motion() -> None:
-    """Every 50th frame is bad and the lips are elsewhere after it; the sharpening does not chase that."""
-    ours, quiet = recording(0, count=400, noise=0.1, bad=tuple(range(0, 400, 50))), silence()
+@pytest.mark.parametrize("how", ["bad", "cuts"])
+def test_a_jump_over_a_bad_frame_or_a_cut_is_no_motion(how: str) -> None:
+    """Every 50th frame is bad, or begins a shot, and the lips are elsewhere after it; the sharpening does not chase that."""
+    ours, quiet = recording(0, count=400, noise=0.1, **{how: tuple(range(0, 400, 50))}), silence()
     model = prepared([ours])  # whose components do not know the jumps
     ours.displacement[torch.arange(400) // 50 % 2 == 1] += 0.04 * torch.rand(SIZE, generator=torch.Generator().manual_seed(0))
     path = KernelPath(model, [ours], quiet)
@@ -305,7 +324,7 @@ def test_the_tail_is_not_fitted_unless_asked() -> None:
     model, found = prepared([ours]), []
     for shift in (0.0, 0.05):
         moved = ours.displacement.clone()
-        moved[ours.held_from + 1 :] += shift  # the frame before it is an edge's neighbour
+        moved[ours.held_from :] += shift
         path = KernelPath(copy.deepcopy(model), [dataclasses.replace(ours, displacement=moved)], quiet)
         found.append([path.penalty, path.sharpening, path.model.wide.weight.detach().clone()])
         path.solve(tail=True)
@@ -327,6 +346,35 @@ def test_what_the_transformer_says_is_taken_from_the_targets() -> None:
     moved = model.expand(torch.from_numpy(expected).float())
     with torch.no_grad():
         torch.testing.assert_close(model(ours.features[None], torch.tensor([1]))[0], moved, atol=2e-5, rtol=0)
+
+
+def test_a_base_whose_transformer_hurts_is_silenced_and_one_that_helps_is_kept() -> None:
+    """Held-out folds decide; lips that do in part what a transformer says are a case for keeping it."""
+    ours, quiet = recording(0, count=400), silence()
+    hurts = prepared([ours])
+    torch.nn.init.normal_(hurts.head.weight, std=2.0, generator=torch.Generator().manual_seed(0))
+    alone = KernelPath(prepared([ours]), [ours], quiet)
+    path = solve_kernel_path(hurts, [ours], quiet)
+    assert not hurts.corrects and path.errors == alone.errors
+    torch.testing.assert_close(hurts.wide.weight, alone.model.wide.weight)
+
+    helps = prepared([ours])
+    torch.nn.init.normal_(helps.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    kept = helps.head.weight.detach().clone()
+    with torch.no_grad():
+        correct = torch.from_numpy(said(helps, ours)).float() @ helps.basis
+    led = dataclasses.replace(ours, displacement=ours.displacement + correct)
+    path = solve_kernel_path(helps, [led], quiet)
+    assert helps.corrects and torch.equal(helps.head.weight, kept)
+    again = KernelPath(copy.deepcopy(helps), [led], quiet)
+    assert path.errors == again.errors and torch.equal(helps.wide.weight, again.model.wide.weight)
+
+
+@pytest.mark.parametrize("centres", [SILENCE_CENTRES, 1])
+def test_too_few_centres(centres: int) -> None:
+    model = prepared([recording(0)], dataclasses.replace(CONFIG, centres=centres))
+    with pytest.raises(TalkheadError, match=f"centres should be more than {SILENCE_CENTRES}, found {centres}$"):
+        KernelPath(model, [recording(0)], silence())
 
 
 def test_the_head_of_a_base_is_turned_to_other_components() -> None:

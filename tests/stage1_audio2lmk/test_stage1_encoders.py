@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_encoders import KINDS, save_models
 
 from shared.errors import TalkheadError
 from stage1_audio2lmk.encoders import (
@@ -21,39 +22,13 @@ from stage1_audio2lmk.encoders import (
 
 transformers = pytest.importorskip("transformers", reason="speech encoders need the extra `encoders`")
 
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-WAVE = SMALL | {"conv_dim": [8] * 7, "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
-WHISPER = {"d_model": 16, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
-           "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "vocab_size": 20, "max_source_positions": 150, "pad_token_id": 0,
-           "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
-KINDS = {
-    "wav2vec2": ("Wav2Vec2", WAVE, "Wav2Vec2FeatureExtractor", {}),
-    "hubert": ("Hubert", WAVE | {"feat_extract_norm": "layer", "do_stable_layer_norm": True}, "Wav2Vec2FeatureExtractor", {}),
-    "wavlm": ("WavLM", WAVE, "Wav2Vec2FeatureExtractor", {"do_normalize": False}),
-    "whisper": ("Whisper", WHISPER, "WhisperFeatureExtractor", {"chunk_length": 3}),
-    "wav2vec2-bert": ("Wav2Vec2Bert", SMALL, "SeamlessM4TFeatureExtractor", {}),
-    "wav2vec2-conformer": ("Wav2Vec2Conformer", WAVE, "Wav2Vec2FeatureExtractor", {}),
-    "unispeech": ("UniSpeech", WAVE, "Wav2Vec2FeatureExtractor", {}),
-    "unispeech-sat": ("UniSpeechSat", WAVE, "Wav2Vec2FeatureExtractor", {}),
-    "data2vec-audio": ("Data2VecAudio", WAVE, "Wav2Vec2FeatureExtractor", {}),
-    "sew": ("SEW", WAVE | {"conv_dim": [8] * 13}, "Wav2Vec2FeatureExtractor", {}),
-}
 MAIN = ("wav2vec2", "hubert", "wavlm", "whisper")
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of tiny models with random weights, one of each kind, each saved as transformers saves it."""
-    root = tmp_path_factory.mktemp("models")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for kind, (name, settings, extractor, options) in KINDS.items():
-            model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**settings))
-            for parameter in model.parameters():  # as they start, layers hardly differ and biases are zero
-                parameter.data += 0.1 * torch.randn_like(parameter)
-            model.save_pretrained(root / kind)
-            getattr(transformers, extractor)(**options).save_pretrained(root / kind)
-    return root
+    """A folder of tiny models with random weights, one of each kind."""
+    return save_models(tmp_path_factory.mktemp("models"), *KINDS)
 
 
 @pytest.fixture
@@ -209,6 +184,38 @@ def test_a_card_knows_its_encoder_in_another_place_and_refuses_another(models: P
         load_encoder_of(wavlm.card(), "cpu", str(models / "hubert"))
     assert str(caught.value) == (f"{models / 'hubert'} is not the encoder that this model was trained with: its weights have the "
                                  f"fingerprint {other.weights}, expected {wavlm.weights} of {models / 'wavlm'}")
+
+
+def test_blocks_can_begin_anywhere(models: Path, speech: np.ndarray) -> None:
+    """Several sounds at once, blocks from the 13th frame on: as if that were where a block begins in a file."""
+    encoder = load_encoder(str(models / "wavlm"), "cpu", block=3, context=4, ahead=1)
+    batch = torch.from_numpy(speech[: 640 * 46].copy()).reshape(2, -1)
+    with torch.no_grad():
+        rows = encoder.forward_blocks(batch, 13)
+        assert rows.shape == (2, 10, 3, 16)
+        for sound, found in zip(batch, rows):
+            torch.testing.assert_close(found, torch.from_numpy(encoder.encode(sound[640:].numpy()))[12:], atol=1e-5, rtol=0)
+        early = encoder.forward_blocks(batch, 1)  # less sound before it than context: zeros
+        quiet = torch.nn.functional.pad(batch, (640 * 5, 0))
+        torch.testing.assert_close(early, encoder.forward_blocks(quiet, 6), atol=1e-5, rtol=0)
+
+
+def test_layer_mix_is_whitened_in_closed_form() -> None:
+    """Principal components of the layers' mean, of unit variance, the largest first; what there is no more of is 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        rows = torch.randn(200, 3, 16) @ torch.randn(16, 16) + 3
+        mix, few = LayerMix(3, 16, 5), LayerMix(3, 16, 20)
+    mix.whiten(rows)
+    found = mix(rows)
+    torch.testing.assert_close(found.mean(0), torch.zeros(5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(torch.cov(found.T), torch.eye(5), atol=1e-3, rtol=0)
+    plain = torch.nn.functional.layer_norm(rows.mean(1), (16,))
+    spread, vectors = torch.linalg.eigh(torch.cov(plain.T))
+    best = (plain - plain.mean(0)) @ vectors[:, -5:].flip(1) / spread[-5:].flip(0).sqrt()
+    torch.testing.assert_close(found.abs(), best.abs().detach(), atol=1e-3, rtol=1e-3)
+    few.whiten(rows[:4])
+    assert few(rows).isfinite().all() and (few(rows)[:, 3:] == 0).all() and few(rows[:4])[:, :3].std(0).min() > 0.9
 
 
 def test_layer_mix_is_a_weighted_mean_that_learns() -> None:

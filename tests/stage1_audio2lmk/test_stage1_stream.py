@@ -70,7 +70,7 @@ def test_rows_are_those_of_the_network_on_everything(speech: np.ndarray, changes
     with torch.no_grad():
         whole = model(torch.from_numpy(rows)[None], torch.tensor([1]))[0].numpy()
     for cuts in ([], [1, 2, 3, 4, 5, 40], [30, 31]):
-        stream = ModelStream(model, torch.tensor([1]))
+        stream = ModelStream(model, torch.tensor([1]), model.kernel.table())
         parts = [stream.push(part) for part in np.split(rows, cuts)]
         np.testing.assert_allclose(np.concatenate([*parts, stream.flush()]), whole, rtol=0, atol=1e-5)
 
@@ -107,6 +107,14 @@ def test_short_sound(predictor: Predictor, count: int, frames: int) -> None:
     assert len(stream.push(np.full(count, 0.1, np.float32))) == 0
     rows = stream.flush()
     assert rows.shape == (frames, 68, 3) and np.isfinite(rows).all()
+
+
+def test_streams_share_the_kernels_table(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = LandmarkStream(predictor, NEUTRAL)
+    monkeypatch.setattr(type(predictor.model.kernel), "table", lambda _: pytest.fail("made again"))
+    second = LandmarkStream(predictor, NEUTRAL)
+    second.reset()
+    assert first.network.table is second.network.table
 
 
 def test_reset_begins_anew(predictor: Predictor, speech: np.ndarray) -> None:
@@ -146,9 +154,9 @@ def test_a_long_chunk_goes_through_in_blocks(predictor: Predictor, monkeypatch: 
     seen: list[int] = []
     forward = ModelStream.push
 
-    def watched(self: ModelStream, rows: np.ndarray) -> np.ndarray:
+    def watched(self: ModelStream, rows: np.ndarray, heard: np.ndarray | None = None) -> np.ndarray:
         seen.append(len(rows))
-        return forward(self, rows)
+        return forward(self, rows, heard)
 
     monkeypatch.setattr(ModelStream, "push", watched)
     assert len(LandmarkStream(predictor, NEUTRAL).push(np.zeros(640 * 2000, np.float32))) == 1998
