@@ -179,7 +179,8 @@ class ClipWindows:
     def __init__(self, clips: list[ClipRows], config: Stage1Config, silence: Tensor, scale: Tensor, before: int) -> None:
         self.clips = [clip for clip in clips if clip.fit]
         self.config, self.silence, self.scale, self.before = config, silence, scale, before
-        self.places = torch.tensor([max(1.0, clip.fit - config.length + 1) for clip in self.clips], dtype=torch.float64)
+        # by the square root of their length: a long clip of one voice teaches less than several short ones
+        self.places = torch.tensor([max(1.0, clip.fit - config.length + 1) ** 0.5 for clip in self.clips], dtype=torch.float64)
 
     def draw(self, step: int, indices: range) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What `dataset.Windows.draw` gives, of these windows of the batch, each with a few moments of sound hidden."""

@@ -228,8 +228,8 @@ def test_what_is_tuned_hears_in_windows_what_it_hears_in_the_file(actor_clip: Cl
     encoder.tune(1)
     padded = tuning.heard_in(window, model, encoder)
     assert padded.shape[1] == model.before + 12 + config.look_ahead and padded.requires_grad
-    torch.testing.assert_close(model.outside(padded)[0].detach(), whole.features[start : start + 12, FEATURE_SIZE:].unflatten(1, (3, 16)),
-                               atol=1e-5, rtol=0)
+    expected = whole.features[start : start + 12, FEATURE_SIZE:].unflatten(1, (3, 16))
+    torch.testing.assert_close(model.outside(padded)[0].detach(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(padded[0, :, :FEATURE_SIZE].detach(),
                                sound.features[start - model.before : start + 12 + config.look_ahead, :FEATURE_SIZE])
 
@@ -237,17 +237,18 @@ def test_what_is_tuned_hears_in_windows_what_it_hears_in_the_file(actor_clip: Cl
 def test_tuned_layers_learn_are_stored_and_a_training_goes_on(actor_clip: Clip, config: Stage1Config, models: Path,
                                                               tmp_path: Path, speech: np.ndarray,
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"config": dataclasses.replace(config, encoder_tune=1, lr=1e-2), "device": CPU, "quiet": True}
+    settings = {"config": dataclasses.replace(config, encoder_tune=1, lr=0.1), "device": CPU, "quiet": True}
     train([actor_clip], tmp_path / "a", state_dir=tmp_path / "sa", **settings)
     tensors, meta = load_checkpoint(tmp_path / "a")
     tuned = {name.removeprefix("tuned.0."): value for name, value in tensors.items() if name.startswith("tuned.")}
     before = load_encoder(str(models / "wavlm"), CPU).model.encoder.layers[1].state_dict()
     assert meta["encoder"]["tuned"] == 1 and tuned.keys() == before.keys()
     moved = {name: (value.float() - before[name]).abs().max() for name, value in tuned.items()}
-    assert max(moved.values()) > 1e-3 and tensors["kernel_mix.weights"].shape == (2,) and tensors["mix.weights"].shape == (3,)
+    assert max(moved.values()) > 5e-4 and tensors["kernel_mix.weights"].shape == (2,) and tensors["mix.weights"].shape == (3,)
 
     loaded = load_predictor(tmp_path / "a", CPU)
-    plain = Predictor(copy.deepcopy(loaded.model), loaded.speakers, CPU, load_encoder(str(models / "wavlm"), CPU, block=3, context=4))
+    untouched = load_encoder(str(models / "wavlm"), CPU, block=3, context=4)
+    plain = Predictor(copy.deepcopy(loaded.model), loaded.speakers, CPU, untouched)
     ours, theirs = (predict(one, speech, NEUTRAL, blinks=False) for one in (loaded, plain))
     assert np.abs(ours - theirs).max() > 1e-6  # the transformer hears the difference
     loaded.model.head.weight.data.zero_()
