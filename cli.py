@@ -285,8 +285,8 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     state = source.training / "stage1"
     config = load_config(Stage1Config, config_file, overrides)
-    if encoder:
-        config = replace(config, encoder=encoder)
+    if encoder:  # a folder is found again from anywhere
+        config = replace(config, encoder=str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder)
     _ = source.info
     require_video(source)
     start_training(target.stage1, state, overwrite)

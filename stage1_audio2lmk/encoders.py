@@ -3,7 +3,7 @@
 These networks look both ways, so they hear the sound in blocks on the file's own clock. For the frames [k·block, (k + 1)·block)
 a window starts `context` frames before them and ends `ahead` frames after them, with zeros before the file's start and after
 its end, and only the outputs at the block's own frames are kept. Offline and in a stream the windows are the same, and so are
-the rows. A second of sound costs (context + block + ahead)/block seconds of encoding.
+the rows. A second of sound costs (context + block + ahead)/block seconds of encoding, eleven by default.
 
 Latency: a block's first row waits for the block's last frame and for those ahead, block − 1 + ahead frames after its own
 (`Encoder.look_ahead`): 160 ms for blocks of five frames, 80 ms for blocks of three.

@@ -1,0 +1,42 @@
+"""The base model that ships: decoder pretrained on all clips, then the kernel path solved on the tracked people among them.
+
+    talkhead process hdtf1.mp4 clips/people/hdtf1    # and the others
+    python tools/speech_corpora.py label … && python tools/speech_corpora.py faces …
+    python -m stage1_audio2lmk.train_speech corpora/librispeech corpora/synthetic -o encoder.safetensors
+    python tools/make_base.py --speech encoder.safetensors --made clips/read --tracked clips/people -o base.safetensors
+
+Rules teach the decoder what every sound looks like; the few seconds of real people correct how far lips really go. On those
+alone the decoder would learn nothing, and rules alone move nobody's lips as people do (EXPERIMENTS.md).
+"""
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from shared.clip import Clip
+from shared.training import pick_device
+from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.pretrain import PretrainConfig, pretrain
+from stage1_audio2lmk.train import train
+
+
+@click.command()
+@click.option("--speech", required=True, type=click.Path(path_type=Path), help="Encoder from train_speech.")
+@click.option("--made", required=True, type=click.Path(path_type=Path), help="Folder of clips of actors that follow rules.")
+@click.option("--tracked", required=True, type=click.Path(path_type=Path), help="Folder of clips of people.")
+@click.option("--steps", default=1200, show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
+def main(speech: Path, made: Path, tracked: Path, steps: int, device: str, output: Path) -> None:
+    """Make the base model from an encoder and clips."""
+    people, actors = ([Clip(path) for path in sorted(folder.iterdir())] for folder in (tracked, made))
+    where, settings = pick_device(device), PretrainConfig(steps=steps, voices=2, layers=2)
+    with tempfile.TemporaryDirectory() as scratch:
+        learned = Path(scratch) / "learned.safetensors"
+        print(pretrain([*people, *actors], learned, config=settings, device=where, state_dir=Path(scratch) / "pretrain", speech=speech))
+        print(train(people, output, config=Stage1Config(steps=0), device=where, state_dir=Path(scratch) / "solve", init=learned))
+
+
+if __name__ == "__main__":
+    main()
