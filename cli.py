@@ -257,7 +257,7 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
 @stage1.command()
 @click.argument("clip", type=PATH)
 @avatar_option
-@click.option("--base", type=PATH, help="Base model from `stage1 pretrain` to start from.")
+@click.option("--base", type=PATH, help="Base model to start from; `none` for nothing.  [default: the one that ships]")
 @click.option("--encoder", metavar="NAME|FOLDER", help="Speech encoder of the transformers library to hear with; with --base, "
               "where the base's lies now.")
 @overwrite_option
@@ -270,6 +270,7 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     \b
     talkhead stage1 finetune me
     talkhead stage1 finetune me --base base.safetensors --set steps=2000
+    talkhead stage1 finetune me --base none --set other_voices=false
     talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus
     talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus --set encoder_tune=2
     """
@@ -280,10 +281,14 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     from shared.config import load_config
     from shared.training import pick_device
     from stage1_audio2lmk.config import Stage1Config
-    from stage1_audio2lmk.train import train
+    from stage1_audio2lmk.train import SHIPPED_BASE, train
 
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     state = source.training / "stage1"
+    if base is None:
+        base = None if encoder else SHIPPED_BASE
+    elif str(base) == "none":
+        base = None
     config = load_config(Stage1Config, config_file, overrides)
     if encoder:  # a folder is found again from anywhere
         config = replace(config, encoder=str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder)

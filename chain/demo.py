@@ -44,7 +44,7 @@ def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[
     avatar = Avatar(out / "actor.avatar")
     create_from_clip(avatar, clip)
     timed("stage 1", lambda: stage1.train([clip], avatar.stage1, config=Stage1Config(), device=device,
-                                          state_dir=clip.training / "stage1"))
+                                          init=stage1.SHIPPED_BASE, state_dir=clip.training / "stage1"))
     timed("stage 2", lambda: stage2.train(clip, avatar.stage2, config=Stage2Config(), device=device,
                                           state_dir=clip.training / "stage2"))
     timed("torso", lambda: torso.train(clip, head_frames(avatar, clip, device), avatar.torso, config=TorsoConfig(),

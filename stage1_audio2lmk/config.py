@@ -16,6 +16,7 @@ class Stage1Config:
     look_ahead: int = 2  # frames of future sound, 80 ms
     wide_past: int = 4  # frames of past sound that the kernel path sees
     centres: int = 1500  # moments that the kernel path remembers at most
+    other_voices: bool = True  # does the kernel path learn from other voices made of the person's own?
     components: int = 16  # principal components of lip and jaw motion
     dropout: float = 0.2
     formants: bool = True

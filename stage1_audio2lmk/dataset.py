@@ -4,7 +4,7 @@ What sound becomes rows by is `hear`: samples (640·T,) -> (T, F), the features 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLES_PER_FRAME
+from stage1_audio2lmk.augment import shift_voice
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.encoders import Encoder, cached_rows
 from stage1_audio2lmk.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
@@ -24,7 +25,9 @@ from stage1_audio2lmk.sound_gate import SoundGate
 EDGE = 4  # frames on each side of a made silence whose lips are left open to the network
 QUIET_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in made silence, −80 to −30 dB
 SOFTENING = 0.9  # pole of the filter that makes every other noise a rumble, as rooms have
-SILENCE_WEIGHT = 0.1  # of a row of made silence beside a row of speech
+SILENCE_WEIGHT = 0.3  # of a row of made silence beside a row of speech
+VOICES = ((1.25, 1.15), (0.8, 0.87), (1.15, 0.87), (0.87, 1.15))  # factors on pitch and formants of the voices besides one's own
+VOICE_WEIGHT = 0.25  # of a row in one of them
 LEAST_FRAMES = 25
 
 Hear = Callable[[np.ndarray], np.ndarray]
@@ -56,20 +59,33 @@ def hearing(encoder: Encoder | None, folder: Path) -> Hear:
     return hear
 
 
+def clip_samples(clip: Clip) -> np.ndarray:
+    """A clip's sound, cut or filled with silence to exactly its frames: (640·T,)."""
+    size = clip.info.frames * SAMPLES_PER_FRAME
+    samples = clip.load_audio()[:size]
+    return np.pad(samples, (0, size - len(samples)))
+
+
 def load_recording(clip: Clip, speaker: int, config: Stage1Config, hear: Hear = features) -> Recording:
     """The train split of a clip; the last `held_out` share of its good frames is kept for choosing, not for fitting."""
     train = clip.split("train")
     if len(train) < LEAST_FRAMES:
         raise TalkheadError(f"{clip.root}: the train split holds {len(train)} good frames; at least {LEAST_FRAMES} are needed")
     count = clip.info.frames
-    samples = clip.load_audio()
-    samples = np.pad(samples, (0, max(0, count * SAMPLES_PER_FRAME - len(samples))))[: count * SAMPLES_PER_FRAME]
     moved = (clip.load_landmarks() - clip.load_neutral())[:, MOVING].reshape(count, -1)
     good = np.zeros(count, bool)
     good[train] = True
     held = int(train[int(len(train) * (1 - config.held_out))])
-    return Recording(clip.info.name, torch.from_numpy(hear(SoundGate().pass_through(samples))), torch.from_numpy(moved),
-                     torch.from_numpy(good), speaker, held, cuts=tuple(shot.start for shot in clip.info.shots))
+    cuts = tuple(shot.start for shot in clip.info.shots)
+    return Recording(clip.info.name, torch.from_numpy(hear(SoundGate().pass_through(clip_samples(clip)))),
+                     torch.from_numpy(moved), torch.from_numpy(good), speaker, held, cuts=cuts)
+
+
+def in_other_voices(clip: Clip, recording: Recording, hear: Hear = features) -> list[Recording]:
+    """The recording of a clip as other people would have said it, in each of VOICES: the same lips to other sound."""
+    sound = torch.from_numpy(SoundGate().pass_through(clip_samples(clip)))
+    return [replace(recording, features=torch.from_numpy(hear(shift_voice(sound, *voice).numpy())), weight=VOICE_WEIGHT)
+            for voice in VOICES]
 
 
 def made_silence(count: int, rng: np.random.Generator, hear: Hear = features) -> Recording:

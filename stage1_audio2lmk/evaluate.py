@@ -12,10 +12,11 @@ from shared.audio_io import load_audio
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import write_json
-from shared.landmarks import FPS, LIPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening
+from shared.landmarks import FPS, LIPS, SAMPLE_RATE, lip_opening
 from shared.metrics import correlation, lag_ms, landmark_distance, velocity_ratio
 from shared.report_page import ReportPage
 from stage1_audio2lmk.baselines import REACH, mean_face, ridge
+from stage1_audio2lmk.dataset import clip_samples
 from stage1_audio2lmk.features import levels
 from stage1_audio2lmk.predict import Predictor, load_predictor, predict
 
@@ -76,13 +77,6 @@ class Curves(NamedTuple):
     openings: dict[str, np.ndarray]
     level: np.ndarray
     frames: np.ndarray
-
-
-def clip_samples(clip: Clip) -> np.ndarray:
-    """A clip's sound, cut or filled with silence to exactly its frames: (640·T,)."""
-    size = clip.info.frames * SAMPLES_PER_FRAME
-    samples = clip.load_audio()[:size]
-    return np.pad(samples, (0, size - len(samples)))
 
 
 def evaluate(clip: Clip, checkpoint: Path, *, splits: Iterable[str], device: torch.device,

@@ -1,4 +1,4 @@
-"""Training of stage 1, one function for pretraining (many clips) and fine-tuning (one clip, `init`)."""
+"""Training of stage 1 on one person's clip, or a few people's, from a base model or from nothing."""
 
 import dataclasses
 import time
@@ -17,12 +17,13 @@ from shared.training import Scalars, cpu_threads, generator, progress
 from stage1_audio2lmk import tuning
 from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import Recording, Windows, hearing, load_recording, made_silence
+from stage1_audio2lmk.dataset import Recording, Windows, hearing, in_other_voices, load_recording, made_silence
 from stage1_audio2lmk.encoders import Encoder, load_encoder, load_encoder_of
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import MOVING, LandmarkModel
 from stage1_audio2lmk.validation import held_out_error
 
+SHIPPED_BASE = Path(__file__).parent / "data" / "base.safetensors"
 SILENT_ROWS = 600
 ENCODER_RATE = 0.05  # of the learning rate, for layers of an encoder
 INHERITED = ("dim", "layers", "heads", "window", "look_ahead", "wide_past", "components", "formants", "speech", "encoder",
@@ -34,8 +35,9 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
           init: Path | None = None, quiet: bool = False) -> dict[str, Any]:
     """Fit the model to the train splits of `clips` and write it to `out`; returns numbers about the held-out tail.
 
-    The wide path is solved in closed form, its penalty chosen by cross-validation. The transformer then learns what is
-    left; its best step on the held-out tail is kept if it is worthwhile there. With `init`, a base model, the sizes, the
+    The kernel path is solved in closed form, its penalty chosen by cross-validation, on the clips' own voices and on others
+    made of them. The transformer then learns what is left; its best step on the held-out tail is kept if it is worthwhile
+    there. With `init`, a base model, the sizes, the
     feature scales and the transformer are the base's. `config.encoder` names an encoder of the transformers library to hear
     with, or where the base's lies now; rows of a frozen one are kept on disk, each clip's in its training folder. Killed at
     any moment, the same call continues from `state_dir` and ends as if it had never stopped.
@@ -55,7 +57,10 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     recordings = [load_recording(clip, k + 1, config, hear) for k, (clip, hear) in enumerate(zip(clips, hears))]
     silence = made_silence(SILENT_ROWS, np.random.default_rng(config.seed), hears[0])
     with cpu_threads(1 if device.type == "cpu" and not config.encoder_tune else torch.get_num_threads()):
-        numbers = _train(clips, recordings, silence, out, config, device, state_dir, base, encoder, quiet)
+        voices: list[Recording] = []
+        if config.other_voices and encoder is None:
+            voices = [voice for clip, recording in zip(clips, recordings) for voice in in_other_voices(clip, recording)]
+        numbers = _train(clips, recordings, voices, silence, out, config, device, state_dir, base, encoder, quiet)
     return numbers | {"seconds": time.perf_counter() - started}
 
 
@@ -71,8 +76,8 @@ def _check_encoder(config: Stage1Config, encoder: Encoder | None) -> None:
         raise TalkheadError(f"{encoder.name} has {encoder.layers - 1} layers to tune, found {config.encoder_tune}")
 
 
-def _train(clips: list[Clip], recordings: list[Recording], silence: Recording, out: Path, config: Stage1Config,
-           device: torch.device, state_dir: Path, base: LandmarkModel | None, encoder: Encoder | None,
+def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recording], silence: Recording, out: Path,
+           config: Stage1Config, device: torch.device, state_dir: Path, base: LandmarkModel | None, encoder: Encoder | None,
            quiet: bool) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -82,8 +87,8 @@ def _train(clips: list[Clip], recordings: list[Recording], silence: Recording, o
         model.load_state_dict(taken, strict=False)
         model.card = base.card
     set_statistics(model, recordings, base)
-    wide = solve_kernel_path(model, recordings, silence)
-    drawn, quiet_rows, before, tuned = wide.misses(), silence.features, model.before, nn.ModuleList()
+    wide = solve_kernel_path(model, [*recordings, *voices], silence)
+    drawn, quiet_rows, before, tuned = wide.misses()[: len(recordings)], silence.features, model.before, nn.ModuleList()
     sounds: list[Recording] = []  # only for an encoder that is tuned
     if encoder is not None and config.encoder_tune:
         encoder.tune(config.encoder_tune)

@@ -34,7 +34,8 @@ def main(speech: Path, made: Path, tracked: Path, steps: int, device: str, outpu
     where, settings = pick_device(device), PretrainConfig(steps=steps, voices=2, layers=2)
     with tempfile.TemporaryDirectory() as scratch:
         learned = Path(scratch) / "learned.safetensors"
-        print(pretrain([*people, *actors], learned, config=settings, device=where, state_dir=Path(scratch) / "pretrain", speech=speech))
+        print(pretrain([*people, *actors], learned, config=settings, device=where, state_dir=Path(scratch) / "pretrain",
+                       speech=speech))
         print(train(people, output, config=Stage1Config(steps=0), device=where, state_dir=Path(scratch) / "solve", init=learned))
 
 

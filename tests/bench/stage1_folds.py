@@ -18,7 +18,8 @@ import torch
 from shared.clip import Clip
 from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.evaluate import clip_samples, compare
+from stage1_audio2lmk.dataset import clip_samples
+from stage1_audio2lmk.evaluate import compare
 from stage1_audio2lmk.folds import BLOCK, DRAWS, FOLDS, cross_validate, good_indices, openings, paired_block_bootstrap
 from stage1_audio2lmk.predict import load_predictor, predict
 from stage1_audio2lmk.train import train

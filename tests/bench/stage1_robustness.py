@@ -17,7 +17,8 @@ from shared.landmarks import SAMPLES_PER_FRAME, lip_opening
 from shared.metrics import correlation
 from stage1_audio2lmk.augment import add_noise, gain, shift_voice
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.evaluate import clip_samples, compare, quiet_openings
+from stage1_audio2lmk.dataset import clip_samples
+from stage1_audio2lmk.evaluate import compare, quiet_openings
 from stage1_audio2lmk.folds import contiguous_folds, fold_clip, good_indices
 from stage1_audio2lmk.predict import load_predictor, predict
 from stage1_audio2lmk.train import train
