@@ -14,7 +14,7 @@ from stage1_audio2lmk import train as training
 from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.closed_form import SILENCE_CENTRES, set_statistics
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import QUIET_LEVELS, Windows, load_recording, made_silence
+from stage1_audio2lmk.dataset import QUIET_LEVELS, SILENCE_WEIGHT, Windows, load_recording, made_silence
 from stage1_audio2lmk.evaluate import evaluate
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import load_predictor, predict
@@ -65,13 +65,13 @@ def test_silence_closes_the_mouth(trained: Path, actor_clip: Clip) -> None:
 
 
 def test_nothing_pops_where_a_quiet_file_begins_or_ends(trained: Path, actor_clip: Clip) -> None:
-    """Without sound every frame is the same; in faint noise the lips stay within a twelfth of what they do in speech."""
+    """Without sound every frame is the same; in faint noise the lips stay within a tenth of what they do in speech."""
     predictor, neutral = load_predictor(trained, CPU), actor_clip.load_neutral()
     spread = np.ptp(lip_opening(predict(predictor, actor_clip.load_audio(), neutral, blinks=False)))
     for level in (0.0, 1e-4, 1e-3):
         noise = level * np.random.default_rng(0).normal(size=3 * 16000)
         opening = lip_opening(predict(predictor, noise.astype(np.float32), neutral, blinks=False))
-        assert np.abs(opening - opening[10:-10].mean()).max() <= (0.08 if level else 1e-5) * spread
+        assert np.abs(opening - opening[10:-10].mean()).max() <= (0.1 if level else 1e-5) * spread
 
 
 def test_resumed_equals_uninterrupted(actor_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,7 +206,7 @@ def test_windows_hear_what_lies_before_and_after_them(actor_clip: Clip) -> None:
 def test_made_silence_is_at_rest() -> None:
     count = 20 * len(QUIET_LEVELS)
     silence = made_silence(count, np.random.default_rng(0))
-    assert silence.weight == 0.1 and silence.good.all() and silence.held_from == len(silence.features) == count
+    assert silence.weight == SILENCE_WEIGHT and silence.good.all() and silence.held_from == len(silence.features) == count
     assert not silence.displacement.any()
     level = silence.features[:, :320].mean(1).unflatten(0, (len(QUIET_LEVELS), 20))
     assert (level[0] == level[0, 0]).all() and (level[:, 2:].mean(1).diff() > 0.1).all()  # from digital silence upwards
