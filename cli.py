@@ -257,7 +257,8 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
 @stage1.command()
 @click.argument("clip", type=PATH)
 @avatar_option
-@click.option("--base", type=PATH, help="Base model to start from; `none` for nothing.  [default: the one that ships]")
+@click.option("--base", type=PATH, help="Base model to start from, whose sizes win over --set; "
+              "`none` for nothing.  [default: the one that ships]")
 @click.option("--encoder", metavar="NAME|FOLDER", help="Speech encoder of the transformers library to hear with; with --base, "
               "where the base's lies now.")
 @overwrite_option
