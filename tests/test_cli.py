@@ -222,3 +222,15 @@ def test_ranges_and_tables():
     with pytest.raises(TalkheadError, match="found 'train=5:5'"):
         parse_ranges(("train=5:5",))
     assert format_table({"a": {"x": 1.0}, "bb": {"y": 2.5}}).splitlines() == ["    x    y", "a   1    -", "bb  -  2.5"]
+
+
+def test_the_package_holds_the_base_model() -> None:
+    """setup.cfg names the folder in which it lies, so that an installed talkhead has it as a checkout does."""
+    from configparser import ConfigParser
+
+    from stage1_audio2lmk.train import SHIPPED_BASE
+
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    assert SHIPPED_BASE.is_file() and SHIPPED_BASE.stat().st_size < 10e6
+    assert setup["options.package_data"]["stage1_audio2lmk"] == "data/*" and SHIPPED_BASE.parent.name == "data"
