@@ -34,6 +34,11 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tup
         raise TalkheadError(f"{path} is not a talkhead checkpoint, or it is damaged: {error}") from error
 
 
+def saved_under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Of tensors that were saved as `name/…` and otherwise, those of that name, without it."""
+    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
+
+
 def pack_optimizer(optimizer: torch.optim.Optimizer, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Optimiser state -> (tensors named `prefix/…`, JSON-able rest); `unpack_optimizer` is the inverse."""
     state = optimizer.state_dict()
@@ -52,8 +57,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor
                      prefix: str) -> None:
     """Restore the state that `pack_optimizer` took with the same `prefix`."""
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in meta["scalars"].items()}
-    for name, value in tensors.items():
-        if name.startswith(prefix + "/"):
-            index, key = name[len(prefix) + 1 :].split("/", 1)
-            state.setdefault(int(index), {})[key] = value
+    for name, value in saved_under(tensors, prefix).items():
+        index, key = name.split("/", 1)
+        state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": meta["groups"]})

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from shared.errors import TalkheadError
@@ -52,6 +53,16 @@ class Scalars:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def follow(averaged: dict[str, Tensor], weights: dict[str, Tensor], step: int, slowness: float) -> None:
+    """Move averaged weights towards those after `step` (from 0), by 1 − `slowness` of the way and faster in the first steps.
+
+    What is no float is copied.
+    """
+    decay = min(slowness, (1 + step) / (10 + step))
+    for name, value in weights.items():
+        averaged[name].lerp_(value, 1 - decay) if value.is_floating_point() else averaged[name].copy_(value)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from shared.landmarks import SAMPLES_PER_FRAME, save_array
 from shared.training import generator
 from stage1_audio2lmk.augment import VoiceRanges, augment_voice, mask_features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import Recording, Windows, load_recording
+from stage1_audio2lmk.dataset import Recording, Windows, clip_samples, load_recording
 from stage1_audio2lmk.features import FEATURE_SIZE, HOPS, MELS, FeatureStream
 from stage1_audio2lmk.losses import point_weights
 from stage1_audio2lmk.model import MOVING, LandmarkModel
@@ -75,9 +75,7 @@ def prepare(clip: Clip, folder: Path, voices: int, config: Stage1Config) -> None
     if not missing and (folder / "good.npy").is_file():
         return
     recording = load_recording(clip, 0, config)
-    count = len(recording.good)
-    samples = clip.load_audio()[: count * SAMPLES_PER_FRAME]
-    samples = np.pad(samples, (0, count * SAMPLES_PER_FRAME - len(samples)))
+    samples = clip_samples(clip)
     for voice in missing:
         if voice == 0:
             save_array(folder / "voice0.npy", recording.features.numpy())

@@ -108,7 +108,8 @@ class KernelPath:
         tails = [r.held_from + torch.nonzero(r.good[r.held_from :])[:, 0] for r in recordings]
         self._set_centres(tails, silence)
         with torch.no_grad():
-            likeness = model.kernel(model.kernel.centres.float(), model.kernel.embedded.float()).double()
+            self.table = model.kernel.table()
+            likeness = model.kernel(model.kernel.centres.float(), model.kernel.embedded.float(), self.table).double()
         self.roughness = torch.zeros(len(likeness) + 1, len(likeness) + 1, dtype=torch.float64)
         self.roughness[:-1, :-1] = likeness + 1e-4 * torch.eye(len(likeness))
         self.said = [self._said(r) for r in [*recordings, silence]]
@@ -160,8 +161,8 @@ class KernelPath:
     @torch.no_grad()
     def likeness(self, recording: Recording, rows: Tensor) -> Tensor:
         """Likeness of the rows (n,) of a recording to the centres, and a column of ones: (n, m + 1) float64."""
-        heard, table = self.heard[id(recording)], self.model.kernel.table()
-        x = torch.cat([self.model.kernel(*(kind[part] for kind in heard), table=table) for part in rows.split(CHUNK)])
+        heard = self.heard[id(recording)]
+        x = torch.cat([self.model.kernel(*(kind[part] for kind in heard), table=self.table) for part in rows.split(CHUNK)])
         return torch.cat([x, torch.ones(len(x), 1)], 1).double()
 
     def _moments(self, recording: Recording, said: Tensor, rows: Tensor) -> Moments:

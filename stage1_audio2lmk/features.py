@@ -44,11 +44,21 @@ def constants(device: torch.device) -> tuple[Tensor, Tensor]:
         return torch.hann_window(WINDOW, device=device), mel_filters().to(device)
 
 
-def log_mel(samples: Tensor) -> Tensor:
-    """samples (352 + 160·n,) -> (n, 80) natural logarithm of mel power; window k is centred in samples 160·k + [0, 512)."""
-    window, filters = constants(samples.device)
-    power = torch.stft(samples, FFT, HOP, WINDOW, window, center=False, return_complex=True).abs().square().T
+def power_spectrum(samples: Tensor) -> Tensor:
+    """samples (..., 352 + 160·n) -> power (..., n, 257); window k is centred in samples 160·k + [0, 512)."""
+    window, _ = constants(samples.device)
+    return torch.stft(samples, FFT, HOP, WINDOW, window, center=False, return_complex=True).abs().square().transpose(-1, -2)
+
+
+def mel_of(power: Tensor) -> Tensor:
+    """Power spectrum (..., 257) -> (..., 80) natural logarithm of mel power."""
+    _, filters = constants(power.device)
     return torch.log(power @ filters + MEL_FLOOR)
+
+
+def log_mel(samples: Tensor) -> Tensor:
+    """samples (..., 352 + 160·n) -> (..., n, 80): `mel_of` the `power_spectrum`."""
+    return mel_of(power_spectrum(samples))
 
 
 class FeatureStream:

@@ -7,6 +7,7 @@ The encoder is part of the model (`speech_encoder`) or not (`encoders`). What on
 in columns after theirs, layer beside layer. Two maps make embeddings of it: the kernel's is solved before the kernel path and
 stays, over layers that are never tuned; the transformer's starts from the same and learns.
 """
+
 from dataclasses import dataclass, field
 from typing import Any
 

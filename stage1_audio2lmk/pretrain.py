@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
 from shared.files import sha256
 from shared.landmarks import lip_opening
 from shared.metrics import correlation
-from shared.training import Scalars, progress
+from shared.training import Scalars, follow, progress
 from stage1_audio2lmk import distributed
 from stage1_audio2lmk.clip_stream import (
     ClipRows,
@@ -145,9 +145,9 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     best = {name: value.clone() for name, value in averaged.items()}
     history: dict[str, Any] = {"step": 0, "best_step": 0, "best": float("inf"), "losses": []}
     if tensors:
-        learner.load_state_dict(_group(tensors, "learner"))
+        learner.load_state_dict(saved_under(tensors, "learner"))
         for kind, values in (("averaged", averaged), ("best", best)):
-            values |= {name: value.to(device) for name, value in _group(tensors, kind).items()}
+            values |= {name: value.to(device) for name, value in saved_under(tensors, kind).items()}
         unpack_optimizer(optimizer, tensors, meta["adam"], "adam")
         history = meta["history"]
     shared = distributed.share_gradients(learner, device)
@@ -168,9 +168,7 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
             optimizer.step()
-            decay = min(config.ema, (1 + step) / (10 + step))
-            for name, value in model.state_dict().items():
-                averaged[name].lerp_(value, 1 - decay) if value.is_floating_point() else averaged[name].copy_(value)
+            follow(averaged, model.state_dict(), step, config.ema)
             history["step"] = step + 1
             history["losses"].append(float(losses["loss"]))
             if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
@@ -235,10 +233,6 @@ def _optimizer(learner: Learner, config: PretrainConfig) -> torch.optim.Optimize
     groups = [{"params": group, "peak": rate * config.lr}
               for group, rate in ((encoder, ENCODER_RATE), (decoder, 1.0), (sync, 1.0)) if group]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def _group(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
 
 
 def _checked(config: PretrainConfig, encoder: SpeechEncoder | None) -> PretrainConfig:

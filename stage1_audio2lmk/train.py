@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_from_dict, config_to_dict
 from shared.errors import TalkheadError
-from shared.training import Scalars, cpu_threads, generator, progress
+from shared.training import Scalars, cpu_threads, follow, generator, progress
 from stage1_audio2lmk import tuning
 from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
@@ -137,9 +137,7 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
             optimizer.step()
-            decay = min(config.ema, (1 + step) / (10 + step))
-            for name, value in learner.state_dict().items():
-                averaged[name].lerp_(value, 1 - decay) if value.is_floating_point() else averaged[name].copy_(value)
+            follow(averaged, learner.state_dict(), step, config.ema)
             history["step"] = step + 1
             if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
                 current = {name: value.clone() for name, value in learner.state_dict().items()}
@@ -220,11 +218,10 @@ def _restore(path: Path, config: Stage1Config, model: nn.Module, optimizer: torc
     if config_from_dict(Stage1Config, meta["config"]) != config:
         raise TalkheadError(f"{path.parent} holds a training that was started with other settings; add --overwrite to "
                             "start anew, or use the old settings to continue")
-    group = lambda name: {key[len(name) + 1 :]: value for key, value in tensors.items() if key.startswith(name + "/")}
-    model.load_state_dict(group("model"))
-    for name, value in group("averaged").items():
+    model.load_state_dict(saved_under(tensors, "model"))
+    for name, value in saved_under(tensors, "averaged").items():
         averaged[name].copy_(value)
-    for name, value in group("best").items():
+    for name, value in saved_under(tensors, "best").items():
         best[name].copy_(value)
     unpack_optimizer(optimizer, tensors, meta["adam"], "adam")
     rng.set_state(tensors["rng"])

@@ -24,7 +24,7 @@ from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
 from shared.training import generator, pick_device, progress
 from stage1_audio2lmk.augment import mask_features
-from stage1_audio2lmk.features import FFT, HOP, HOPS, MEL_FLOOR, WINDOW, mel_filters
+from stage1_audio2lmk.features import FFT, HOP, HOPS, WINDOW, mel_of, power_spectrum
 from stage1_audio2lmk.speech_encoder import PAST, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
 
 UNKNOWN = -1
@@ -137,8 +137,7 @@ def overhear(sound: Tensor, around: Surroundings, generator: torch.Generator) ->
         heard = uniform() < around.noise_share
         sound = sound + hiss * (loud * 10 ** (-between(around.snr_db) / 10)).sqrt() * heard
     sound = sound * 10 ** (between(around.gain_db) / 20)
-    window = torch.hann_window(WINDOW, device=device)
-    power = torch.stft(sound, FFT, HOP, WINDOW, window, center=False, return_complex=True).abs().square().transpose(1, 2)
+    power = power_spectrum(sound)
     low, high = (math.log(end) for end in around.tract)
     stretch = torch.where(uniform() < around.voice_share, torch.exp(between((low, high))), 1.0)
     bins = torch.arange(power.shape[-1], device=device)
@@ -150,7 +149,7 @@ def overhear(sound: Tensor, around: Surroundings, generator: torch.Generator) ->
     hertz = bins * SAMPLE_RATE / FFT
     passes = (hertz > between(around.low_hz)) & (hertz < between(around.high_hz)) | (uniform() >= around.band_share)
     power = power * (passes & (place < len(bins)))[:, None]
-    return torch.log(power @ mel_filters().to(device) + MEL_FLOOR).unflatten(1, (-1, HOPS))
+    return mel_of(power).unflatten(1, (-1, HOPS))
 
 
 def _on(device: torch.device, rng: torch.Generator) -> torch.Generator:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
@@ -132,17 +132,13 @@ class Trainer:
         if meta.get("fingerprint") != fingerprint:
             raise TalkheadError(f"{path} was left by an interrupted training with another clip or configuration; "
                                 "delete it to start again, or train as before to finish it")
-        self.torso.load_state_dict(_under("torso/", tensors))
+        self.torso.load_state_dict(saved_under(tensors, "torso"))
         unpack_optimizer(self.optimizer, tensors, meta["optimizer"], "optimizer")
         if self.discriminator is not None:
-            self.discriminator.load_state_dict(_under("discriminator/", tensors))
+            self.discriminator.load_state_dict(saved_under(tensors, "discriminator"))
             unpack_optimizer(self.judge, tensors, meta["judge"], "judge")
         self.step = meta["step"]
         return float(meta["seconds"])
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix):]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _fingerprint(clip: Clip, indices: np.ndarray, config: TorsoConfig) -> str:
