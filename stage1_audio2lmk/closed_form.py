@@ -17,9 +17,10 @@ from stage1_audio2lmk.model import LandmarkModel, pooled
 PENALTIES = (0.35, 0.7, 1.4, 2.8, 5.6)
 FOLDS = 4
 GAP = 25  # frames beside a fold that are too much like it to help predict it
-CHUNK = 2048  # rows whose likenesses are held at once
+CHUNK = 256  # rows whose likenesses are held at once
 SILENCE_CENTRES = 96
 SHARPENINGS = tuple(0.25 * k for k in range(13))
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a base's transformer that may be kept
 LIVELY = 0.8  # ratio of lip velocities, predicted over true, on held-out folds
 
 
@@ -77,12 +78,19 @@ def edges(recording: Recording) -> Tensor:
 
 
 class Moments(NamedTuple):
-    """Sums over rows: XᵀX (m + 1, m + 1), XᵀY and XᵀE (m + 1, K), Y² (K,); X ends in ones, E are the edges of targets Y."""
+    """Sums over rows of X (m + 1 columns, the last ones), targets T, what the transformer says of them S and T's edges E (K)."""
 
-    xx: Tensor
-    xy: Tensor
+    xx: Tensor  # (m + 1, m + 1)
+    xt: Tensor  # (m + 1, K)
+    xs: Tensor
     xe: Tensor
-    yy: Tensor
+    tt: Tensor  # (K,)
+    ts: Tensor
+    ss: Tensor
+
+    def left(self, share: float) -> tuple[Tensor, Tensor]:
+        """XᵀY (m + 1, K) and Y² (K,) of what a share of S leaves of the targets."""
+        return self.xt - share * self.xs, self.tt - 2 * share * self.ts + share**2 * self.ss
 
 
 def total(parts: Iterable[Moments]) -> Moments:
@@ -96,7 +104,7 @@ class KernelPath:
     Kernel ridge regression on a subset of regressors (Rasmussen and Williams 2006, 8.3.1): the least |XW − Y|² +
     penalty·WᵀKW, X the likeness of rows to centres, K that of centres to each other. With every row a centre it is kernel
     ridge regression. Squared error flattens motion, so the targets are sharpened, Y + sharpening·edges(Y), just as much as
-    makes held-out lips LIVELY. What the model's transformer says already is taken from the targets.
+    makes held-out lips LIVELY. What the model's transformer says already, or a share of it, is taken from the targets.
 
     Making one leaves the model with the solution on all folds and silence.
     """
@@ -123,7 +131,12 @@ class KernelPath:
         self.fit = total([*self.folds, self.silence])
         self.fits = [Moments(*(all_ - fold - near for all_, fold, near in zip(self.fit, *pair)))
                      for pair in zip(self.folds, beside)]
-        self.errors = self._held_out_errors()
+        self.choose(1.0)
+
+    def choose(self, share: float) -> None:
+        """Choose penalty and sharpening beside a share of what the transformer says, and solve."""
+        self.share = share
+        self.errors = self.held_out_errors(share)
         self.penalty = min(self.errors, key=lambda penalty: self.errors[penalty])
         self.sharpening = self._choose_sharpening()
         self.solve()
@@ -170,28 +183,30 @@ class KernelPath:
         size, components = len(self.roughness), self.model.config.components
         if not len(rows):
             return Moments(*(torch.zeros(shape, dtype=torch.float64) for shape in (
-                (size, size), (size, components), (size, components), (components,))))
-        y = targets(self.model, (recording.displacement - said)[rows])
-        e = targets(self.model, self.model.rest + edges(recording)[rows])
+                (size, size), *[(size, components)] * 3, *[(components,)] * 3)))
+        t = targets(self.model, recording.displacement[rows])
+        s, e = (targets(self.model, self.model.rest + kind[rows]) for kind in (said, edges(recording)))
         x = self.likeness(recording, rows)
-        return Moments(*(recording.weight * kind for kind in (x.T @ x, x.T @ y, x.T @ e, y.square().sum(0))))
+        sums = x.T @ x, x.T @ t, x.T @ s, x.T @ e, t.square().sum(0), (t * s).sum(0), s.square().sum(0)
+        return Moments(*(recording.weight * kind for kind in sums))
 
-    def solution(self, moments: Moments, penalty: float) -> tuple[Tensor, Tensor]:
-        """Weights (m + 1, K) for the targets and for their edges."""
+    def solution(self, moments: Moments, penalty: float, share: float) -> tuple[Tensor, Tensor]:
+        """Weights (m + 1, K) for what a share of the transformer leaves of the targets, and for the targets' edges."""
         pull = penalty * self.roughness
         pull[-1, -1] = 1e-6
-        both = torch.cholesky_solve(torch.cat([moments.xy, moments.xe], 1), torch.linalg.cholesky(moments.xx + pull))
+        both = torch.cholesky_solve(torch.cat([moments.left(share)[0], moments.xe], 1), torch.linalg.cholesky(moments.xx + pull))
         return both[:, : both.shape[1] // 2], both[:, both.shape[1] // 2 :]
 
-    def _held_out_errors(self) -> dict[float, float]:
-        """Squared error, in weighted metres, of each penalty, each fold predicted from the others."""
+    def held_out_errors(self, share: float) -> dict[float, float]:
+        """Squared error, in weighted metres, of each penalty beside a share of the transformer, folds from the others."""
         weights = point_weights(self.model.config).repeat_interleave(3)
         metric = ((self.model.basis**2) @ weights).double()
         errors = dict.fromkeys(PENALTIES, 0.0)
         for penalty in PENALTIES:
             for fit, fold in zip(self.fits, self.folds):
-                w, _ = self.solution(fit, penalty)
-                errors[penalty] += float(((w * (fold.xx @ w - 2 * fold.xy)).sum(0) + fold.yy) @ metric)
+                w, _ = self.solution(fit, penalty, share)
+                xy, yy = fold.left(share)
+                errors[penalty] += float(((w * (fold.xx @ w - 2 * xy)).sum(0) + yy) @ metric)
         return errors
 
     def _choose_sharpening(self) -> float:
@@ -199,13 +214,13 @@ class KernelPath:
         basis = self.model.basis.double()
         speeds, true = torch.zeros(len(SHARPENINGS)), 0.0
         for k, fit in enumerate(self.fits):
-            w, sharper = self.solution(fit, self.penalty)
+            w, sharper = self.solution(fit, self.penalty, self.share)
             for r, said, parts in zip(self.recordings, self.said, self.parts):
                 if r.weight < 1 or len(parts[k]) < 2:
                     continue
                 together = (parts[k].diff() == 1) & joined(r)[parts[k][:-1]]
                 x = self.likeness(r, parts[k])
-                plain, edge = said[parts[k]] + x @ w @ basis, x @ sharper @ basis
+                plain, edge = self.share * said[parts[k]] + x @ w @ basis, x @ sharper @ basis
                 true += _path(r.displacement[parts[k]], together)
                 speeds += torch.tensor([_path(plain + amount * edge, together) for amount in SHARPENINGS])
         lively = [amount for amount, speed in zip(SHARPENINGS, speeds) if speed >= LIVELY * true]
@@ -213,12 +228,12 @@ class KernelPath:
 
     @torch.no_grad()
     def _set(self, weights: Tensor) -> None:
-        self.model.wide.weight.copy_(weights[:-1].T)
-        self.model.wide.bias.copy_(weights[-1])
+        self.model.kernel_head.weight.copy_(weights[:-1].T)
+        self.model.kernel_head.bias.copy_(weights[-1])
 
     def solve(self, tail: bool = False) -> None:
         """Give the model the solution on all folds and silence, with or without the tail."""
-        w, sharper = self.solution(total([self.fit, self.tail]) if tail else self.fit, self.penalty)
+        w, sharper = self.solution(total([self.fit, self.tail]) if tail else self.fit, self.penalty, self.share)
         self._set(w + self.sharpening * sharper)
 
     @torch.no_grad()
@@ -230,7 +245,7 @@ class KernelPath:
         """
         rest = [r.displacement.clone() for r in self.recordings]
         for k, fit in enumerate(self.fits):
-            w, _ = self.solution(fit, self.penalty)
+            w, _ = self.solution(fit, self.penalty, self.share)
             for miss, r, parts in zip(rest, self.recordings, self.parts):
                 guess = (self.likeness(r, parts[k]) @ w).float()
                 miss[parts[k]] -= self.model.rest + guess @ self.model.basis
@@ -238,20 +253,14 @@ class KernelPath:
 
 
 def solve_kernel_path(model: LandmarkModel, recordings: list[Recording], silence: Recording) -> KernelPath:
-    """The kernel path of a model; what a base's transformer says is unlearned where held-out folds are better without it."""
+    """The kernel path of a model; of what a base's transformer says that share is kept with which held-out folds are best."""
     path = KernelPath(model, recordings, silence)
-    if not model.corrects:
-        return path
-    said = [value.detach().clone() for value in model.head.parameters()]
-    for value in model.head.parameters():
-        torch.nn.init.zeros_(value)
-    alone = KernelPath(model, recordings, silence)
-    if min(alone.errors.values()) <= min(path.errors.values()):
-        return alone
-    with torch.no_grad():
-        for value, before in zip(model.head.parameters(), said):
-            value.copy_(before)
-    path.solve()
+    if model.corrects:
+        best = min(SHARES, key=lambda share: min(path.held_out_errors(share).values()))
+        path.choose(best)
+        with torch.no_grad():
+            for value in model.head.parameters():
+                value.mul_(best)
     return path
 
 

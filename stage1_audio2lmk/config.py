@@ -14,7 +14,7 @@ class Stage1Config:
     heads: int = 4
     window: int = 40  # frames that attention looks back, a layer
     look_ahead: int = 2  # frames of future sound, 80 ms
-    wide_past: int = 4  # frames of past sound that the kernel path sees
+    kernel_past: int = 4  # frames of past sound that the kernel path sees
     centres: int = 1500  # moments that the kernel path remembers at most
     other_voices: bool = True  # does the kernel path learn from other voices made of the person's own?
     components: int = 16  # principal components of lip and jaw motion

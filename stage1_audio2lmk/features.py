@@ -62,10 +62,13 @@ def log_mel(samples: Tensor) -> Tensor:
 
 
 class FeatureStream:
-    """Features of sound that comes in pieces: the same numbers as of the whole. A new one has heard endless silence."""
+    """Features of sound that comes in pieces: the same numbers as of the whole. A new one has heard endless silence.
 
-    def __init__(self) -> None:
-        self.history, self.voice = np.zeros(HISTORY, np.float32), formants.FormantStream()
+    `voice` False leaves the columns of the formants at 0, for a model that does not hear them.
+    """
+
+    def __init__(self, voice: bool = True) -> None:
+        self.history, self.voice = np.zeros(HISTORY, np.float32), formants.FormantStream() if voice else None
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """samples (640·n,) at 16 kHz -> (n, FEATURE_SIZE) float32: 4·80 log-mels, then 2·9 scaled formant values.
@@ -83,6 +86,8 @@ class FeatureStream:
         offset = HISTORY - (FFT - HOP) + (FFT - WINDOW) // 2
         tail = np.zeros((FFT - WINDOW) // 2, np.float32)  # zeros under the window's padding, never heard
         mel = log_mel(torch.from_numpy(np.concatenate([padded[offset:], tail])))[: count * HOPS].numpy()
+        if self.voice is None:
+            return np.concatenate([mel.reshape(count, -1), np.zeros((count, FORMANT_SIZE), np.float32)], axis=1)
         step = SAMPLES_PER_FRAME // FORMANTS_A_FRAME
         windows = np.lib.stride_tricks.sliding_window_view(padded, formants.PITCH_WINDOW)[: count * SAMPLES_PER_FRAME : step]
         voice = scale_formants(self.voice.push(windows))

@@ -9,7 +9,7 @@ stays, over layers that are never tuned; the transformer's starts from the same 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,13 @@ class Memory:
                       None if self.heard is None else self.heard.clone())
 
 
+class Prepared(NamedTuple):
+    """What depends on the kernel path's centres and weights alone, for many calls."""
+
+    table: Table
+    linear: Tensor  # (taps·80, K), what the kernel's linear part says
+
+
 class LandmarkModel(nn.Module):
     """Features (B, T, FEATURE_SIZE) -> displacement (B, T, 68, 3) metres from the speaker's neutral.
 
@@ -76,8 +83,8 @@ class LandmarkModel(nn.Module):
         size = config.speech.size if config.speech else config.encoder_size if heard else 0
         self.kernel_mix = LayerMix(heard[0] - config.encoder_tune, heard[1], size).requires_grad_(False) if heard else None
         self.mix = LayerMix(*heard, size) if heard else None
-        self.kernel = SoundKernel(centres, config.wide_past, config.look_ahead, size, ENCODER_SHARE)
-        self.wide = nn.Linear(1, config.components)
+        self.kernel = SoundKernel(centres, config.kernel_past, config.look_ahead, size, ENCODER_SHARE)
+        self.kernel_head = nn.Linear(1, config.components)
         # an embedding has heard the look-ahead already
         inputs, ahead = (size + FORMANT_SIZE, 0) if size else (FEATURE_SIZE, config.look_ahead)
         self.stem = nn.Conv1d(inputs, dim, STEM_PAST + 1 + ahead)
@@ -85,7 +92,7 @@ class LandmarkModel(nn.Module):
         self.blocks = Stack(config.layers, dim, config.heads, config.window, config.dropout)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.components)
-        self._clear_wide(centres)
+        self._clear_kernel_head(centres)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         nn.init.zeros_(self.speaker.weight)
@@ -99,17 +106,22 @@ class LandmarkModel(nn.Module):
         encoder = PAST + speech.layers * (speech.window - 1) if speech else 0
         if self.heard:
             encoder = config.encoder_context + config.encoder_block  # and less than a frame that convolutions hear
-        return max(config.wide_past, decoder + encoder)
+        return max(config.kernel_past, decoder + encoder)
 
     @property
     def before(self) -> int:
         """Rows before the first one that `rows` needs."""
-        return max(STEM_PAST, PAST, self.config.wide_past)
+        return max(STEM_PAST, PAST, self.config.kernel_past)
 
     @property
     def corrects(self) -> bool:
         """Has the transformer anything to say? One that training did not keep has a head of zeros."""
         return bool(self.head.weight.any() or self.head.bias.any())
+
+    @property
+    def hears_formants(self) -> bool:
+        """Only the transformer does."""
+        return self.config.formants and self.corrects
 
     def pad(self, rows: Tensor) -> Tensor:
         """(B, T, F) -> (B, before + T + look_ahead, F), silence on both sides; no row hears an encoder's columns there."""
@@ -125,7 +137,7 @@ class LandmarkModel(nn.Module):
 
     def windows(self, padded: Tensor) -> Tensor:
         """Padded features (B, before + T + look_ahead, F) -> windows of log-mel that the kernel compares (B, T, taps, 80)."""
-        return pooled(padded[:, self.before - self.config.wide_past :]).unfold(1, self.kernel.taps, 1).transpose(2, 3)
+        return pooled(padded[:, self.before - self.config.kernel_past :]).unfold(1, self.kernel.taps, 1).transpose(2, 3)
 
     def embed(self, padded: Tensor, memory: Memory | None = None) -> tuple[Tensor | None, Memory]:
         """Padded features -> embedding (B, T, size), or None without an encoder, and the memory with the encoder's part."""
@@ -152,12 +164,12 @@ class LandmarkModel(nn.Module):
     def set_centres(self, windows: Tensor, embedding: Tensor | None = None) -> None:
         """Make windows (m, taps, 80) and embeddings (m, size) the centres of the kernel path, whose weights become 0."""
         self.kernel.set_centres(windows, embedding)
-        self._clear_wide(len(windows))
+        self._clear_kernel_head(len(windows))
 
-    def _clear_wide(self, centres: int) -> None:
-        self.wide.in_features = centres
-        self.wide.weight = nn.Parameter(self.mean.new_zeros(self.config.components, centres))
-        nn.init.zeros_(self.wide.bias)
+    def _clear_kernel_head(self, centres: int) -> None:
+        self.kernel_head.in_features = centres
+        self.kernel_head.weight = nn.Parameter(self.mean.new_zeros(self.config.components, centres))
+        nn.init.zeros_(self.kernel_head.bias)
 
     def correction(self, padded: Tensor, embedding: Tensor | None, speaker: Tensor,
                    memory: Memory | None = None) -> tuple[Tensor, Memory]:
@@ -180,15 +192,22 @@ class LandmarkModel(nn.Module):
         hidden, kept = self.blocks(hidden, memory.decoder)
         return self.head(self.norm(hidden)), Memory(memory.encoder, kept, None if embedding is None else heard[:, -STEM_PAST:])
 
-    def rows(self, padded: Tensor, speaker: Tensor, memory: Memory | None = None, table: Table | None = None,
+    def rows(self, padded: Tensor, speaker: Tensor, memory: Memory | None = None, prepared: Prepared | None = None,
              correct: bool = True) -> tuple[Tensor, Memory]:
         """`forward` for padded features, which are a piece of something longer if `memory` comes from the piece before."""
         embedding, memory = self.embed(padded, memory)
-        components = self.wide(self.kernel(self.windows(padded), embedding, table))
+        prepared = self.prepare() if prepared is None else prepared
+        near = self.kernel.weighted(self.windows(padded), embedding, self.kernel_head.weight, *prepared)
+        components = near + self.kernel_head.bias
         if correct:
             added, memory = self.correction(padded, embedding, speaker, memory)
             components = components + added
         return self.expand(components), memory
+
+    def prepare(self) -> Prepared:
+        """What `rows` needs of the centres in every call."""
+        table = self.kernel.table()
+        return Prepared(table, table.mel @ self.kernel_head.weight.T)
 
     def expand(self, components: Tensor) -> Tensor:
         """(..., K) -> displacement (..., 68, 3) metres; points that sound does not tell about stay at 0."""

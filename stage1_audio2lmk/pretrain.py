@@ -217,7 +217,7 @@ def _learner(config: PretrainConfig, encoder: SpeechEncoder | None, rows: list[C
         torch.manual_seed(config.seed)
         model = LandmarkModel(plain, max(clip.speaker for clip in rows))
         sync = Sync(encoder.config.size if encoder else MELS) if config.sync_weight else None
-    model.wide.requires_grad_(False)  # a base has no kernel path
+    model.kernel_head.requires_grad_(False)  # a base has no kernel path
     if model.encoder is not None and encoder is not None:
         model.encoder.load_state_dict(encoder.state_dict())
         model.encoder.requires_grad_(config.tune_encoder)

@@ -18,9 +18,8 @@ from shared.errors import TalkheadError
 from shared.landmarks import N_LANDMARKS, SAMPLES_PER_FRAME
 from stage1_audio2lmk.encoders import Encoder, EncoderStream
 from stage1_audio2lmk.features import FeatureStream, frames_of, levels
-from stage1_audio2lmk.kernel import Table
 from stage1_audio2lmk.liveliness import Liveliness
-from stage1_audio2lmk.model import LandmarkModel, Memory
+from stage1_audio2lmk.model import LandmarkModel, Memory, Prepared
 from stage1_audio2lmk.sound_gate import SoundGate
 from stage1_audio2lmk.train import load_model
 
@@ -37,10 +36,10 @@ class Predictor:
     encoder: Encoder | None = None
 
     @functools.cached_property
-    def table(self) -> Table:
-        """The kernel's, shared by all streams."""
+    def prepared(self) -> Prepared:
+        """Shared by all streams."""
         with torch.inference_mode():
-            return self.model.kernel.table()
+            return self.model.prepare()
 
     @property
     def look_ahead(self) -> int:
@@ -64,8 +63,8 @@ def speaker_index(predictor: Predictor, speaker: str | None) -> int:
 class ModelStream:
     """The network for rows that come in pieces: what `LandmarkModel.forward` of all of them at once gives, to rounding."""
 
-    def __init__(self, model: LandmarkModel, speaker: Tensor, table: Table) -> None:
-        self.model, self.speaker, self.table = model, speaker, table
+    def __init__(self, model: LandmarkModel, speaker: Tensor, prepared: Prepared) -> None:
+        self.model, self.speaker, self.prepared = model, speaker, prepared
         self.before, self.ahead = model.before, model.config.look_ahead
         self.quiet = model.silence[None].cpu().numpy()
         self.rows = np.repeat(self.quiet, self.before, axis=0)
@@ -91,7 +90,7 @@ class ModelStream:
             self.heard = self.heard[count:].copy()
         with torch.inference_mode():
             sound = torch.from_numpy(padded)[None].to(self.model.mean.device)
-            moved, memory = self.model.rows(sound, self.speaker, self.memory, self.table, self.corrects)
+            moved, memory = self.model.rows(sound, self.speaker, self.memory, self.prepared, self.corrects)
             self.memory = memory.detached()
         self.rows = self.rows[count:].copy()
         return moved[0].cpu().numpy()
@@ -116,11 +115,11 @@ class LandmarkStream:
 
     def reset(self) -> None:
         """Forget all sound and begin anew: the same sound gives the same rows again."""
-        self.gate, self.network = SoundGate(), ModelStream(self.predictor.model, self.speaker, self.predictor.table)
+        self.gate, self.network = SoundGate(), ModelStream(self.predictor.model, self.speaker, self.predictor.prepared)
         self.encoder = EncoderStream(self.predictor.encoder) if self.predictor.encoder else None
         self.extras = Liveliness(self.seed, self.liveliness) if self.blinks else None
         self.samples = np.zeros(0, np.float32)  # less than a frame
-        self.features = FeatureStream()
+        self.features = FeatureStream(self.predictor.model.hears_formants)
         self.levels = np.zeros(0)  # dB of the frames whose rows are still to come
         self.heard = self.ended = False
 

@@ -26,9 +26,9 @@ from stage1_audio2lmk.validation import held_out_error
 SHIPPED_BASE = Path(__file__).parent / "data" / "base.safetensors"
 SILENT_ROWS = 600
 ENCODER_RATE = 0.05  # of the learning rate, for layers of an encoder
-INHERITED = ("dim", "layers", "heads", "window", "look_ahead", "wide_past", "components", "formants", "speech", "encoder",
+INHERITED = ("dim", "layers", "heads", "window", "look_ahead", "kernel_past", "components", "formants", "speech", "encoder",
              "encoder_block", "encoder_context", "encoder_ahead", "encoder_size", "encoder_tune")
-OWN = ("speaker", "wide", "kernel", "basis", "rest")  # what a fine-tuned model does not take from its base
+OWN = ("speaker", "kernel", "basis", "rest")  # what a fine-tuned model does not take from its base
 
 
 def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.device, state_dir: Path,
@@ -87,8 +87,8 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
         model.load_state_dict(taken, strict=False)
         model.card = base.card
     set_statistics(model, recordings, base)
-    wide = solve_kernel_path(model, [*recordings, *voices], silence)
-    drawn, quiet_rows, before, tuned = wide.misses()[: len(recordings)], silence.features, model.before, nn.ModuleList()
+    path = solve_kernel_path(model, [*recordings, *voices], silence)
+    drawn, quiet_rows, before, tuned = path.misses()[: len(recordings)], silence.features, model.before, nn.ModuleList()
     sounds: list[Recording] = []  # only for an encoder that is tuned
     if encoder is not None and config.encoder_tune:
         encoder.tune(config.encoder_tune)
@@ -103,7 +103,7 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
 
     windows = Windows(drawn, config, quiet_rows, model.scale, before)
     model.to(device)
-    for parameter in [*model.wide.parameters(), *(model.encoder.parameters() if model.encoder else ())]:
+    for parameter in [*model.kernel_head.parameters(), *(model.encoder.parameters() if model.encoder else ())]:
         parameter.requires_grad_(False)
     learner = nn.ModuleDict({"model": model, "tuned": tuned})
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -111,8 +111,8 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     averaged = {name: value.detach().clone() for name, value in learner.state_dict().items()}
     best = {name: value.clone() for name, value in averaged.items()}
-    wide_only = judged()["lip mm"]
-    history: dict[str, Any] = {"step": 0, "best_step": 0, "best": (1 - config.worthwhile) * wide_only}
+    kernel_only = judged()["lip mm"]
+    history: dict[str, Any] = {"step": 0, "best_step": 0, "best": (1 - config.worthwhile) * kernel_only}
     rng = generator(config.seed)
     state = state_dir / "state.safetensors"
     if state.is_file():
@@ -160,11 +160,11 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
     learner.load_state_dict(best)
     held = judged()
     model.cpu()
-    wide.solve(tail=True)
+    path.solve(tail=True)
     save_model(out, model, [recording.name for recording in recordings], encoder)
     state.unlink(missing_ok=True)
-    return {"held-out lip mm": held["lip mm"], "wide path alone mm": wide_only, "held-out opening r": held["opening r"],
-            "best step": history["best_step"], "ridge penalty": wide.penalty, "sharpening": wide.sharpening}
+    return {"held-out lip mm": held["lip mm"], "kernel path alone mm": kernel_only, "held-out opening r": held["opening r"],
+            "best step": history["best_step"], "ridge penalty": path.penalty, "sharpening": path.sharpening}
 
 
 def save_model(path: Path, model: LandmarkModel, speakers: list[str], encoder: Encoder | None = None) -> None:

@@ -24,7 +24,7 @@ from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
 from shared.training import generator, pick_device, progress
 from stage1_audio2lmk.augment import mask_features
-from stage1_audio2lmk.features import FFT, HOP, HOPS, WINDOW, mel_of, power_spectrum
+from stage1_audio2lmk.features import FFT, HOP, HOPS, MELS, WINDOW, mel_of, power_spectrum
 from stage1_audio2lmk.speech_encoder import PAST, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
 
 UNKNOWN = -1
@@ -208,11 +208,14 @@ def _laid_out(pieces: list[np.ndarray], nothing: np.ndarray, device: torch.devic
 
 def cluster(corpus: Corpus, count: int, rounds: int = 20) -> None:
     """Give every frame the nearest of `count` centres of its sound (k-means on 3 frames of whitened log-mel)."""
-    device, rows = corpus.device, []
-    for k in range(len(corpus.utterances)):
-        mel = corpus.whole(k, PLAIN, generator(0))[0].mean(1)
-        rows.append(torch.cat([mel[PAST - 1 : -AHEAD - 1], mel[PAST:-AHEAD], mel[PAST + 1 : len(mel) - AHEAD + 1]], 1))
-    every = torch.cat(rows)
+    device, every = corpus.device, torch.zeros(int(corpus.frames.sum()), 3 * MELS, device=corpus.device)
+    for some in np.array_split(np.argsort(corpus.frames), max(1, len(corpus.frames) // 64)):  # of about one length
+        longest = int(corpus.frames[some].max())
+        mel = corpus.hear(some, np.zeros(len(some), int), longest, PLAIN, generator(0)).mean(2)
+        near = torch.cat([mel[:, PAST + shift : PAST + shift + longest] for shift in (-1, 0, 1)], 2)
+        step, of, at = (torch.from_numpy(x).to(device) for x in (np.arange(longest), corpus.frames[some], corpus.at[some]))
+        real = step < of[:, None]
+        every[(at[:, None] - 1 + step)[real]] = near[real]
     every = every - every.mean(0)
     _, singular, vt = torch.linalg.svd(every[:: max(1, len(every) // 50000)], full_matrices=False)
     every = every @ vt[:40].T / singular[:40].sqrt()

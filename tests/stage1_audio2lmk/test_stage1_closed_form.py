@@ -76,7 +76,7 @@ def silence(count: int = SILENCE_CENTRES) -> Recording:
 def said(model: LandmarkModel, recording: Recording) -> np.ndarray:
     """Components (T, K) of what a model says whose kernel path is silent."""
     model = copy.deepcopy(model)
-    for value in model.wide.parameters():
+    for value in model.kernel_head.parameters():
         value.zero_()
     moved = model(recording.features[None], torch.tensor([recording.speaker]))[0, :, MOVING].flatten(1)
     return closed_form.targets(model, moved).numpy()
@@ -88,7 +88,7 @@ class Slow:
     def __init__(self, model: LandmarkModel, recordings: list[Recording], quiet: Recording) -> None:
         self.model, config = model, model.config
         everything = [*recordings, quiet]
-        self.heard = np.concatenate([windows(r.features.numpy(), model.silence.numpy(), config.wide_past, config.look_ahead)
+        self.heard = np.concatenate([windows(r.features.numpy(), model.silence.numpy(), config.kernel_past, config.look_ahead)
                                      for r in everything])
         rows = torch.cat([r.features[: r.held_from][r.good[: r.held_from]] for r in recordings])
         self.statistics = pooled(rows).numpy()
@@ -115,7 +115,7 @@ class Slow:
                 part[rows] = True
 
     def likeness(self, heard: np.ndarray) -> np.ndarray:
-        return likeness(heard, self.heard, self.statistics, self.model.config.wide_past)
+        return likeness(heard, self.heard, self.statistics, self.model.config.kernel_past)
 
     def solve(self, rows: np.ndarray, penalty: float, sharpening: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Weights (n, K) of all rows, 0 of those that are not in `rows` (n,) bool, and the constant."""
@@ -221,7 +221,7 @@ def test_with_fewer_centres_it_solves_its_least_squares() -> None:
     assert len(centres) == SILENCE_CENTRES + 70
     x = np.concatenate([likeness(slow.heard, centres, slow.statistics, 4), np.ones((len(slow.y), 1))], 1)[slow.fit]
     y = (slow.y + path.sharpening * slow.edges)[slow.fit] * slow.weight[slow.fit][:, None]
-    w = torch.cat([model.wide.weight.T, model.wide.bias[None]]).detach().double().numpy()
+    w = torch.cat([model.kernel_head.weight.T, model.kernel_head.bias[None]]).detach().double().numpy()
     gradient = x.T @ ((x @ w) * slow.weight[slow.fit][:, None] - y)
     gradient[:-1] += path.penalty * (likeness(centres, centres, slow.statistics, 4) + 1e-4 * np.eye(len(centres))) @ w[:-1]
     assert np.abs(gradient).max() < 1e-3 * np.abs(x.T @ y).max()
@@ -295,7 +295,7 @@ def test_a_weight_is_a_number_of_repeats() -> None:
         ours = copy.deepcopy(model)
         path = KernelPath(ours, [first, *others], quiet)
         assert len(ours.kernel.centres) == len(first.features) + SILENCE_CENTRES
-        found.append((ours.wide.weight.detach().clone(), path.penalty, path.sharpening))
+        found.append((ours.kernel_head.weight.detach().clone(), path.penalty, path.sharpening))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-4)
     assert found[0][1:] == found[1][1:]
     assert (found[0][0] - found[2][0]).abs().max() > 1e-3
@@ -307,13 +307,13 @@ def test_nothing_but_the_kernel_path_changes() -> None:
     before = copy.deepcopy(model.state_dict())
     path = KernelPath(model, [ours], quiet)
     solved = copy.deepcopy(model.state_dict())
-    own = ("wide.", "kernel.centres", "kernel.embedded")
+    own = ("kernel_head.", "kernel.centres", "kernel.embedded")
     assert all(torch.equal(value, solved[name]) for name, value in before.items() if not name.startswith(own))
     path.misses()
     assert all(torch.equal(value, solved[name]) for name, value in model.state_dict().items())
     path.solve(tail=True)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, solved[name]) != name.startswith("wide."), name
+        assert torch.equal(value, solved[name]) != name.startswith("kernel_head."), name
     path.solve()
     assert all(torch.equal(value, solved[name]) for name, value in model.state_dict().items())
 
@@ -326,9 +326,9 @@ def test_the_tail_is_not_fitted_unless_asked() -> None:
         moved = ours.displacement.clone()
         moved[ours.held_from :] += shift
         path = KernelPath(copy.deepcopy(model), [dataclasses.replace(ours, displacement=moved)], quiet)
-        found.append([path.penalty, path.sharpening, path.model.wide.weight.detach().clone()])
+        found.append([path.penalty, path.sharpening, path.model.kernel_head.weight.detach().clone()])
         path.solve(tail=True)
-        found[-1].append(path.model.wide.weight.detach().clone())
+        found[-1].append(path.model.kernel_head.weight.detach().clone())
     assert found[0][:2] == found[1][:2] and torch.equal(found[0][2], found[1][2])
     assert (found[0][3] - found[1][3]).abs().max() > 1e-2
 
@@ -356,7 +356,7 @@ def test_a_base_whose_transformer_hurts_is_silenced_and_one_that_helps_is_kept()
     alone = KernelPath(prepared([ours]), [ours], quiet)
     path = solve_kernel_path(hurts, [ours], quiet)
     assert not hurts.corrects and path.errors == alone.errors
-    torch.testing.assert_close(hurts.wide.weight, alone.model.wide.weight)
+    torch.testing.assert_close(hurts.kernel_head.weight, alone.model.kernel_head.weight)
 
     helps = prepared([ours])
     torch.nn.init.normal_(helps.head.weight, std=0.5, generator=torch.Generator().manual_seed(1))
@@ -367,7 +367,7 @@ def test_a_base_whose_transformer_hurts_is_silenced_and_one_that_helps_is_kept()
     path = solve_kernel_path(helps, [led], quiet)
     assert helps.corrects and torch.equal(helps.head.weight, kept)
     again = KernelPath(copy.deepcopy(helps), [led], quiet)
-    assert path.errors == again.errors and torch.equal(helps.wide.weight, again.model.wide.weight)
+    assert path.errors == again.errors and torch.equal(helps.kernel_head.weight, again.model.kernel_head.weight)
 
 
 @pytest.mark.parametrize("centres", [SILENCE_CENTRES, 1])
@@ -383,7 +383,7 @@ def test_the_head_of_a_base_is_turned_to_other_components() -> None:
     torch.nn.init.normal_(base.head.weight, std=0.2, generator=torch.Generator().manual_seed(0))
     base.rest += 0.001
     model.load_state_dict({name: value for name, value in base.state_dict().items()
-                           if not name.startswith(("basis", "rest", "kernel", "wide", "mean", "scale"))}, strict=False)
+                           if not name.startswith(("basis", "rest", "kernel", "kernel_head", "mean", "scale"))}, strict=False)
     other = recording(1)
     other.displacement[:] = other.displacement.flip(1) + 0.1 * recording(0).displacement
     model.mean.copy_(base.mean)

@@ -58,7 +58,7 @@ def test_around_a_recording_there_is_silence(predictor: Predictor) -> None:
         torch.testing.assert_close(model(whole, SPEAKER)[:, :30], model(x, SPEAKER), atol=1e-6, rtol=0)
     config = model.config  # attention does see whether silence was there before, the kernel path does not
     torch.nn.init.zeros_(model.head.weight)
-    later = model(torch.cat([quiet[:, : config.wide_past + 3], x], 1), SPEAKER)[:, config.wide_past + 3 :]
+    later = model(torch.cat([quiet[:, : config.kernel_past + 3], x], 1), SPEAKER)[:, config.kernel_past + 3 :]
     torch.testing.assert_close(later, model(x, SPEAKER), atol=1e-6, rtol=0)
 
 

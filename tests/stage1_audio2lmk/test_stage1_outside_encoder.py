@@ -68,7 +68,7 @@ def made(config: Stage1Config, encoder: Encoder, rows: np.ndarray) -> LandmarkMo
         embedding = model.embed(padded)[0]
         assert embedding is not None
         model.set_centres(model.windows(padded)[0, ::3], embedding[0, ::3])
-        torch.nn.init.normal_(model.wide.weight, std=0.3)
+        torch.nn.init.normal_(model.kernel_head.weight, std=0.3)
     return model
 
 

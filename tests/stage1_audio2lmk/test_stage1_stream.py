@@ -55,7 +55,7 @@ def test_single_samples_and_random_chunks_equal_the_whole(predictor: Predictor, 
         np.testing.assert_allclose(run(LandmarkStream(predictor, NEUTRAL), sound, sizes), whole, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, {"wide_past": 7}, {"look_ahead": 0, "wide_past": 0}, {"look_ahead": 3},
+@pytest.mark.parametrize("changes", [{}, {"kernel_past": 7}, {"look_ahead": 0, "kernel_past": 0}, {"look_ahead": 3},
                                      {"layers": 0}, {"window": 1}, {"formants": False}])
 def test_rows_are_those_of_the_network_on_everything(speech: np.ndarray, changes: dict) -> None:
     """The reference is one pass of `LandmarkModel.forward`, which knows neither caches nor pieces."""
@@ -70,7 +70,7 @@ def test_rows_are_those_of_the_network_on_everything(speech: np.ndarray, changes
     with torch.no_grad():
         whole = model(torch.from_numpy(rows)[None], torch.tensor([1]))[0].numpy()
     for cuts in ([], [1, 2, 3, 4, 5, 40], [30, 31]):
-        stream = ModelStream(model, torch.tensor([1]), model.kernel.table())
+        stream = ModelStream(model, torch.tensor([1]), model.prepare())
         parts = [stream.push(part) for part in np.split(rows, cuts)]
         np.testing.assert_allclose(np.concatenate([*parts, stream.flush()]), whole, rtol=0, atol=1e-5)
 
@@ -83,6 +83,7 @@ def test_a_transformer_that_was_not_kept_is_not_run(predictor: Predictor, speech
     for block in model.blocks:
         block.register_forward_hook(lambda *_: pytest.fail("a block ran"))
     stream = LandmarkStream(silent, NEUTRAL, blinks=False)
+    assert stream.features.voice is None  # formants would be heard by nobody
     rows = run(stream, speech, [3000]) - NEUTRAL
     for block in model.blocks:
         block._forward_hooks.clear()
@@ -114,7 +115,7 @@ def test_streams_share_the_kernels_table(predictor: Predictor, monkeypatch: pyte
     monkeypatch.setattr(type(predictor.model.kernel), "table", lambda _: pytest.fail("made again"))
     second = LandmarkStream(predictor, NEUTRAL)
     second.reset()
-    assert first.network.table is second.network.table
+    assert first.network.prepared is second.network.prepared
 
 
 def test_reset_begins_anew(predictor: Predictor, speech: np.ndarray) -> None:
@@ -138,7 +139,7 @@ def test_state_does_not_grow_over_minutes(predictor: Predictor, speech: np.ndarr
         for start in range(0, len(speech), 16000):
             stream.push(speech[start : start + 16000])
         sizes.append(state_bytes(stream))
-    assert len(set(sizes[2:])) == 1 and sizes[-1] - state_bytes(predictor.model.kernel.table()) < 100_000
+    assert len(set(sizes[2:])) == 1 and sizes[-1] - state_bytes(predictor.model.prepare()) < 100_000
 
 
 def test_a_long_chunk_leaves_no_larger_state_than_short_ones(predictor: Predictor, speech: np.ndarray) -> None:

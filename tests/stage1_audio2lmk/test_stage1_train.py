@@ -39,7 +39,7 @@ def trained(actor_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     numbers = train([actor_clip], folder / "m.safetensors", config=Stage1Config(steps=60), device=CPU,
                     state_dir=folder / "state", quiet=True)
-    assert numbers["seconds"] > 0 and numbers["held-out lip mm"] <= numbers["wide path alone mm"]
+    assert numbers["seconds"] > 0 and numbers["held-out lip mm"] <= numbers["kernel path alone mm"]
     assert list(folder.glob("*partial*")) == []
     return folder / "m.safetensors"
 
