@@ -165,7 +165,8 @@ class Corpus:
         self.sound, self.sound_at = _laid_out([u.samples.astype(np.float16) for u in utterances], np.zeros(1, np.float16), device)
         self.phones, self.at = _laid_out([u.phones.reshape(-1, HOPS) for u in utterances], np.full((1, HOPS), UNKNOWN), device)
         every = np.concatenate([u.mouth for u in utterances])
-        self.mouth, _ = _laid_out([(u.mouth - every.mean(0)) / every.std(0) for u in utterances],
+        mean, spread = every.mean(0), every.std(0)
+        self.mouth, _ = _laid_out([(u.mouth - mean) / spread for u in utterances],
                                   np.full((1, SHAPE), np.nan, np.float32), device)
         self.units: Tensor | None = None
         self.frames = np.array([len(u.phones) // HOPS for u in utterances])
