@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 @functools.lru_cache(maxsize=64)
 def _turns(count: int, half: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and ±sin (count, 2·half) of each position's angles."""
     with torch.inference_mode(False):
         frequency = 10000 ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
         angle = torch.arange(count, device=device, dtype=torch.float32)[:, None] * frequency
-        return angle.cos(), angle.sin()
+        return torch.cat([angle.cos()] * 2, 1), torch.cat([-angle.sin(), angle.sin()], 1)
 
 
 def rotate(x: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021) for x (B, H, T, D)."""
     half = x.shape[-1] // 2
     cos, sin = (turn.to(x.dtype) for turn in _turns(x.shape[-2], half, x.device))
-    a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+    return torch.addcmul(x * cos, x.roll(half, -1), sin)
 
 
 class Block(nn.Module):

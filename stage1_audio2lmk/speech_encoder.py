@@ -24,8 +24,8 @@ PAST = 4  # frames of the past in the convolution
 class SpeechEncoderConfig:
     """Sizes; times in video frames of 40 ms."""
 
-    dim: int = 256
-    layers: int = 4
+    dim: int = 192
+    layers: int = 3
     heads: int = 4
     window: int = 25  # frames that attention looks back, a layer
     look_ahead: int = 2

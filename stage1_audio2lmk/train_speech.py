@@ -30,7 +30,6 @@ from stage1_audio2lmk.speech_encoder import PAST, SpeechEncoder, SpeechEncoderCo
 UNKNOWN = -1
 NEIGHBOURS = (-1, 0, 1, 2)  # frames whose phones are told
 NEIGHBOUR_WEIGHT = 0.4  # of their loss beside the frame's own
-UNIT_WEIGHT = 0.2  # of the self-supervised task beside the others
 SHAPE = 5  # numbers that describe a mouth: jaw, gap, width, protrusion, lower lip under the teeth
 RAREST = 300  # hops of a phone that gets a class of its own
 AHEAD = 2  # frames of look-ahead
@@ -43,11 +42,13 @@ class SpeechTraining:
     """How the encoder is trained."""
 
     steps: int = 6000
-    batch: int = 128
+    seconds: float = 1e9  # after which it ends, its learning rate gone down by then
+    batch: int = 96
     length: int = 100  # frames of a window
     lr: float = 1e-3
     weight_decay: float = 0.02
     units: int = 256  # clusters of the self-supervised task, 0 for none
+    unit_weight: float = 0.2  # of that task beside the others
     unit_steps: int = 0  # steps of that task alone, before phones are taught
     seed: int = 0
 
@@ -293,10 +294,14 @@ def train_encoder(corpus: Corpus, kinds: dict[str, list[str]], config: SpeechEnc
     rows = {kind: np.array([k for k in learn if utterances[k].kind == kind]) for kind in kinds}
     share = max(2, training.batch // len(kinds))
     last: dict[str, Tensor] = {}
-    warm = min(300, training.steps // 10 + 1)
+    done = 0
+    warm, started = min(300, training.steps // 10 + 1), time.perf_counter()
     with progress(training.steps, "speech encoder", quiet=quiet) as bar:
         for step in range(training.steps):
-            rate = min(1, (step + 1) / warm) * 0.5 * (1 + np.cos(np.pi * step / training.steps))
+            gone = max(step / training.steps, (time.perf_counter() - started) / training.seconds)
+            if gone >= 1:
+                break
+            rate = min(1, (step + 1) / warm) * 0.5 * (1 + np.cos(np.pi * gone))
             for group in optimizer.param_groups:
                 group["lr"] = training.lr * rate
             encoder.train()
@@ -308,7 +313,7 @@ def train_encoder(corpus: Corpus, kinds: dict[str, list[str]], config: SpeechEnc
                 if "units" in told:
                     guess = heads["units"](embedding).float().flatten(0, 1)
                     loss = loss + F.cross_entropy(guess, told["units"].flatten(), ignore_index=UNKNOWN) * (
-                        1.0 if step < training.unit_steps else UNIT_WEIGHT)
+                        1.0 if step < training.unit_steps else training.unit_weight)
                 if step >= training.unit_steps:
                     loss = loss + heads.mouths(embedding, told["mouth"])
                     for kind, part, phones in zip(kinds, embedding.split(share), told["phones"].split(share)):
@@ -322,7 +327,8 @@ def train_encoder(corpus: Corpus, kinds: dict[str, list[str]], config: SpeechEnc
             if step % 50 == 0:
                 bar.set_postfix_str(", ".join(f"{kind} {value:.2f}" for kind, value in last.items()))
             bar.update()
-    return encoder, heads, _finish(encoder.eval(), heads.eval(), corpus, kinds)
+            done += 1
+    return encoder, heads, {"steps": done} | _finish(encoder.eval(), heads.eval(), corpus, kinds)
 
 
 @torch.no_grad()
@@ -352,10 +358,11 @@ def _finish(encoder: SpeechEncoder, heads: Heads, corpus: Corpus, kinds: dict[st
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @click.option("--steps", default=SpeechTraining.steps, show_default=True)
+@click.option("--minutes", default=SpeechTraining.seconds / 60, help="Ends then, however few the steps.")
 @click.option("--device", default="auto", show_default=True)
-def main(folders: tuple[Path, ...], output: Path, steps: int, device: str) -> None:
+def main(folders: tuple[Path, ...], output: Path, steps: int, minutes: float, device: str) -> None:
     """Train the default speech encoder on folders of recordings with a phones.json each."""
-    started, training, where = time.perf_counter(), SpeechTraining(steps=steps), pick_device(device)
+    started, training, where = time.perf_counter(), SpeechTraining(steps=steps, seconds=60 * minutes), pick_device(device)
     utterances, kinds = read_corpora(list(folders))
     encoder, _, numbers = train_encoder(Corpus(utterances, training, where), kinds, SpeechEncoderConfig(), training, where)
     save_speech_encoder(output, encoder.cpu(), {"trained on": [folder.name for folder in folders], **vars(training), **numbers})

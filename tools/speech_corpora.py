@@ -4,13 +4,17 @@ Needs more than talkhead does: `pip install pocketsphinx espeakng-loader`. Made 
 A corpus is a folder of recordings with phones.json and mouth.npz (see `read_corpus`).
 
     python tools/speech_corpora.py label LibriSpeech/*.flac -o corpora/librispeech --test 8
-    python tools/speech_corpora.py synthesise --minutes 240 -o corpora/synthetic
+    python tools/speech_corpora.py synthesise --minutes 600 -o corpora/synthetic
     python tools/speech_corpora.py faces corpora/librispeech -o clips/read    # for `stage1 pretrain`
 """
 
 import ctypes
 import json
+import multiprocessing
+import os
+import pickle
 import random
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -200,22 +204,49 @@ def label(recordings: tuple[Path, ...], output: Path, test: tuple[str, ...]) -> 
     write_corpus(output, "arpabet", test, found())
 
 
+def say_part(seed: int, seconds: float, out: Path) -> None:
+    """Pickle recordings of `seconds` in all, drawn by `seed`."""
+    espeak, rng, said, recordings = Espeak(), random.Random(seed), 0.0, []
+    while said < seconds:
+        recordings.append(synthesise(espeak, rng))
+        said += len(recordings[-1][0]) / SAMPLE_RATE
+    out.write_bytes(pickle.dumps(recordings))
+
+
+def in_processes(parts: list[tuple[int, float, Path]], workers: int) -> Iterator[Path]:
+    """`say_part` of each, in a process of its own, since espeak-ng 1.52 crashes on a sentence in some 25,000."""
+    waiting, running = list(parts), []
+    while waiting or running:
+        while waiting and len(running) < workers:
+            part = waiting.pop(0)
+            running.append((part, multiprocessing.Process(target=say_part, args=part)))
+            running[-1][1].start()
+        part, process = running.pop(0)
+        process.join()
+        if process.exitcode:
+            click.echo(f"part {part[0]} crashed ({process.exitcode}) and is left out", err=True)
+        else:
+            yield part[2]
+
+
 @main.command("synthesise")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
-@click.option("--minutes", default=240, show_default=True)
-@click.option("--seed", default=0, show_default=True)
-def synthesise_corpus(output: Path, minutes: int, seed: int) -> None:
+@click.option("--minutes", default=600, show_default=True)
+@click.option("--parts", default=48, show_default=True, help="Each with its number as seed.")
+@click.option("--workers", default=os.cpu_count(), show_default="all cores")
+def synthesise_corpus(output: Path, minutes: int, parts: int, workers: int) -> None:
     """Invent sentences and let espeak-ng say them; every fiftieth is for tests."""
-    def found() -> Iterator[tuple[str, np.ndarray, Marks]]:
-        espeak, rng, seconds, k = Espeak(), random.Random(seed), 0.0, 0
-        with progress(minutes * 60, "speech", unit="s") as bar:
-            while seconds < minutes * 60:
-                samples, marks = synthesise(espeak, rng)
-                yield f"{'test' if k % 50 == 0 else 'train'}{k:05d}.wav", samples, marks
-                seconds, k = seconds + len(samples) / SAMPLE_RATE, k + 1
-                bar.update(len(samples) / SAMPLE_RATE)
+    with tempfile.TemporaryDirectory() as scratch:
+        def found() -> Iterator[tuple[str, np.ndarray, Marks]]:
+            jobs = [(seed, minutes * 60 / parts, Path(scratch) / f"{seed}.pickle") for seed in range(parts)]
+            with progress(parts, "speech") as bar:
+                for file in in_processes(jobs, workers):
+                    for k, (samples, marks) in enumerate(pickle.loads(file.read_bytes())):
+                        yield f"{'test' if k % 50 == 0 else 'train'}{file.stem}_{k:05d}.wav", samples, marks
+                    file.unlink()
+                    bar.update()
 
-    write_corpus(output, "espeak", ("test",), found())
+        write_corpus(output, "espeak", ("test",), found())
 
 
 @main.command()

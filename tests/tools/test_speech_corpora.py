@@ -1,5 +1,8 @@
 import importlib.util
+import multiprocessing
+import os
 import random
+import signal
 from pathlib import Path
 from types import ModuleType
 
@@ -85,3 +88,13 @@ def test_corpus_to_clips(tool: ModuleType, tmp_path: Path) -> None:
     opening = lip_opening(clips[0].load_landmarks())
     assert opening[12] > opening[0] + 0.005 and opening[42] > opening[0] + 0.005
     assert len(load_recording(clips[0], 1, Stage1Config()).features) == 60
+
+
+def test_a_part_that_crashes_is_left_out(tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                         capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(tool.multiprocessing, "Process", multiprocessing.get_context("fork").Process)
+    monkeypatch.setattr(tool, "say_part", lambda seed, seconds, out: os.kill(os.getpid(), signal.SIGKILL) if seed == 1
+                        else out.write_text(f"{seed} {seconds}"))
+    parts = [(seed, 2.0, tmp_path / str(seed)) for seed in range(4)]
+    assert [file.read_text() for file in tool.in_processes(parts, 2)] == ["0 2.0", "2 2.0", "3 2.0"]
+    assert capsys.readouterr().err == "part 1 crashed (-9) and is left out\n"
