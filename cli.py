@@ -1,6 +1,8 @@
 """The `talkhead` command: parses, calls, prints. Heavy imports stay inside the command bodies."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +95,23 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise TalkheadError(f"{path} exists already; add --overwrite to replace it")
 
 
-def start_training(out: Path, state: Path, overwrite: bool) -> None:
-    """Nothing is trained over a finished part unasked; with --overwrite the old one and its state go first."""
+@contextmanager
+def training_of(out: Path, state: Path, overwrite: bool) -> Iterator[None]:
+    """Nothing is trained over a finished part unasked; with --overwrite the old one stays until the new one is done.
+
+    A replacement that was broken off is finished without asking again.
+    """
     import shutil
 
-    refuse_existing(out, overwrite)
+    replaces = state / "replaces"
     if overwrite:
-        out.unlink(missing_ok=True)
         shutil.rmtree(state, ignore_errors=True)
+    refuse_existing(out, overwrite or replaces.exists())
+    if out.exists():
+        state.mkdir(parents=True, exist_ok=True)
+        replaces.touch()
+    yield
+    replaces.unlink(missing_ok=True)
 
 
 def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | None:
@@ -244,13 +255,12 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
     for clip in opened:
         _ = clip.info
     state = output.with_name(output.stem + ".training")
-    refuse_existing(output, overwrite)
     with distributed.processes(pick_device(device)) as own:
-        if distributed.rank() == 0:
-            start_training(output, state, overwrite)
-        distributed.wait()
-        numbers = run(opened, output, config=config, device=own, state_dir=state, speech=speech)
-        if distributed.rank() == 0:
+        first = distributed.rank() == 0
+        with training_of(output, state, overwrite) if first else nullcontext():
+            distributed.wait()
+            numbers = run(opened, output, config=config, device=own, state_dir=state, speech=speech)
+        if first:
             report(numbers, output)
 
 
@@ -295,8 +305,9 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
         config = replace(config, encoder=str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder)
     _ = source.info
     require_video(source)
-    start_training(target.stage1, state, overwrite)
-    report(train([source], target.stage1, config=config, device=pick_device(device), state_dir=state, init=base), target.stage1)
+    with training_of(target.stage1, state, overwrite):
+        numbers = train([source], target.stage1, config=config, device=pick_device(device), state_dir=state, init=base)
+    report(numbers, target.stage1)
     create_from_clip(target, source)
 
 
@@ -407,10 +418,10 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     config = load_config(Stage2Config, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     require_video(source)
-    start_training(target.stage2, source.training / "stage2", overwrite)
-    create_from_clip(target, source)
-    numbers = train(source, target.stage2, config=config, device=pick_device(device),
-                    state_dir=source.training / "stage2")
+    state = source.training / "stage2"
+    with training_of(target.stage2, state, overwrite):
+        create_from_clip(target, source)
+        numbers = train(source, target.stage2, config=config, device=pick_device(device), state_dir=state)
     create_from_clip(target, source)  # again, now with the fitted poses
     report(numbers, target.stage2)
 
@@ -583,10 +594,10 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
     config = load_config(TorsoConfig, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     target.require("stage2")
-    start_training(target.torso, source.training / "torso", overwrite)
-    picked = pick_device(device)
-    numbers = train(source, head_frames(target, source, picked), target.torso, config=config, device=picked,
-                    state_dir=source.training / "torso")
+    state, picked = source.training / "torso", pick_device(device)
+    with training_of(target.torso, state, overwrite):
+        frames = head_frames(target, source, picked)
+        numbers = train(source, frames, target.torso, config=config, device=picked, state_dir=state)
     report(numbers, target.torso)
 
 

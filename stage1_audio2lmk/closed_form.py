@@ -20,7 +20,7 @@ GAP = 25  # frames beside a fold that are too much like it to help predict it
 CHUNK = 256  # rows whose likenesses are held at once
 SILENCE_CENTRES = 96
 SHARPENINGS = tuple(0.25 * k for k in range(13))
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a base's transformer that may be kept
+SHARES = (0.0, 0.2, 0.35, 0.5, 0.75, 1.0)  # of a base's transformer that may be kept
 LIVELY = 0.8  # ratio of lip velocities, predicted over true, on held-out folds
 
 

@@ -355,5 +355,10 @@ def test_the_command(people: list[Clip], speech: Path, tmp_path: Path) -> None:
     assert "held-out lip mm" in result.output and load_predictor(out, CPU).speakers == ["a", "b"]
     again = CliRunner().invoke(cli.cli, arguments)
     assert again.exit_code == 2 and "exists already" in again.output
-    assert CliRunner().invoke(cli.cli, [*arguments, "--overwrite"]).exit_code == 0
+    before = out.read_bytes()
+    absent = CliRunner().invoke(cli.cli, [*arguments, "--overwrite", "--speech", str(tmp_path / "absent")])
+    assert absent.exit_code == 2 and "does not exist" in absent.output and out.read_bytes() == before
+    done = CliRunner().invoke(cli.cli, arguments)  # a replacement that was asked for goes on
+    assert done.exit_code == 0 and out.read_bytes() == before, done.output
+    assert "exists already" in CliRunner().invoke(cli.cli, arguments).output
     assert "torchrun" in CliRunner().invoke(cli.cli, ["stage1", "pretrain", "--help"]).output
