@@ -57,6 +57,12 @@ def test_formants_are_of_order_one(speech: np.ndarray) -> None:
     assert np.abs(table).max() < 10 and np.abs(table).mean(0).min() > 0.1
 
 
+def test_without_formants_the_spectra_stay(speech: np.ndarray) -> None:
+    rows = FeatureStream(voice=False).push(speech)
+    np.testing.assert_array_equal(rows[:, : HOPS * MELS], features(speech)[:, : HOPS * MELS])
+    assert rows.shape == (len(speech) // 640, FEATURE_SIZE) and not rows[:, HOPS * MELS :].any()
+
+
 def test_a_part_of_a_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="^expected a multiple of 640 samples, found 641$"):
         FeatureStream().push(np.zeros(641, np.float32))

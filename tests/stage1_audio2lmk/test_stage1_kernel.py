@@ -72,6 +72,17 @@ def test_batches_and_a_table_made_before_change_nothing() -> None:
     torch.testing.assert_close(kernel(new), one, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [0, 16])
+def test_weighted_sums_take_a_short_cut(size: int) -> None:
+    kernel, centres, _ = made(4, 2, size, 1.0)
+    rng = np.random.default_rng(3)
+    ours, theirs = (torch.from_numpy(rng.normal(size=(count, size))).float() for count in (20, 30))
+    kernel.set_centres(torch.from_numpy(centres), theirs if size else None)
+    new, weights, table = torch.from_numpy(sound(20, 7, 2)), torch.from_numpy(rng.normal(size=(5, 30))).float(), kernel.table()
+    found = kernel.weighted(new, ours if size else None, weights, table, table.mel @ weights.T)
+    torch.testing.assert_close(found, kernel(new, ours if size else None) @ weights.T, atol=2e-5, rtol=1e-5)
+
+
 def test_it_is_a_kernel() -> None:
     """Symmetric without negative eigenvalues beyond rounding; the same sound is 1.2 like itself beside the linear part."""
     kernel, centres, rows = made(4, 2)

@@ -127,10 +127,28 @@ def test_noise_has_the_level_that_was_asked_for() -> None:
     assert float(powers[0] / powers[1]) == pytest.approx(10, rel=0.1)
 
 
+def test_units_tell_sounds_apart(folder: Path) -> None:
+    """Inside a low tone, a high one or a pause, the unit of a frame nearly always says which of them it is."""
+    heard, kinds = corpus(folder)
+    train_speech.cluster(heard, 8)
+    assert heard.units is not None and heard.units[0] == UNKNOWN and len(heard.units) == 1 + heard.frames.sum()
+    own = heard.phones[1:-1, 0]
+    inside = torch.cat([heard.phones[:-2], heard.phones[1:-1], heard.phones[2:]], 1).eq(own[:, None]).all(1)
+    inside &= own != UNKNOWN
+    table = torch.bincount(heard.units[1:-1][inside] * 3 + own[inside], minlength=24).view(8, 3)
+    assert inside.sum() > 200 and table.max(1).values.sum() / table.sum() > 0.95 and len(set(table.argmax(1).tolist())) == 3
+
+
+def test_training_ends_by_the_clock(folder: Path) -> None:
+    heard, kinds = corpus(folder)
+    _, _, numbers = train_encoder(heard, kinds, SMALL, replace(TRAINING, seconds=0.5, steps=10**6), CPU, quiet=True)
+    assert 0 < numbers["steps"] < 2000
+
+
 def test_learns_to_tell_phones_and_is_saved(folder: Path, tmp_path: Path) -> None:
     heard, kinds = corpus(folder)
     encoder, heads, numbers = train_encoder(heard, kinds, SMALL, replace(TRAINING, units=8), CPU, quiet=True)
-    assert numbers["tones accuracy, clean"] > 0.8 and numbers["tones accuracy, elsewhere"] > 0.5
+    assert numbers["steps"] == 150 and numbers["tones accuracy, clean"] > 0.8 and numbers["tones accuracy, elsewhere"] > 0.5
     assert set(heads) == {"tones", "mouth", "units"}
     save_speech_encoder(tmp_path / "e.safetensors", encoder, {"note": 1})
     again = load_speech_encoder(tmp_path / "e.safetensors")
