@@ -29,7 +29,7 @@ class Stage1Config:
     encoder_tune: int = 0  # of its last layers that learn too
 
     steps: int = 300
-    worthwhile: float = 0.03  # the transformer is kept only if it lowers the held-out lip error by this share
+    worthwhile: float = 0.03  # a transformer, trained or a base's, is kept only if it lowers the held-out error by this share
     patience: int = 100  # steps without a better held-out error after which training ends
     batch: int = 8
     length: int = 75  # frames of a training window

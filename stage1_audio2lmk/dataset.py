@@ -27,7 +27,7 @@ QUIET_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in
 SOFTENING = 0.9  # pole of the filter that makes every other noise a rumble, as rooms have
 SILENCE_WEIGHT = 0.3  # of a row of made silence beside a row of speech
 VOICES = ((1.25, 1.15), (0.8, 0.87), (1.15, 0.87), (0.87, 1.15))  # factors on pitch and formants of the voices besides one's own
-VOICE_WEIGHT = 0.25  # of a row in one of them
+VOICE_WEIGHT = 0.7  # of a row in one of them
 LEAST_FRAMES = 25
 
 Hear = Callable[[np.ndarray], np.ndarray]

@@ -113,7 +113,7 @@ class SoundKernel(nn.Module):
         shape, loud = shape.reshape(-1, taps, MELS), loud.reshape(-1, taps)
         inner = self.shape_weights @ (shape.transpose(0, 1) @ table.shape).flatten(1)
         loud_too = loud * self.loud_weights[:, None], table.loud.expand(len(SCALES), -1, -1)
-        inner = torch.baddbmm(inner.unflatten(1, (len(shape), -1)), *loud_too)
+        inner = torch.baddbmm(inner.unflatten(1, (len(shape), table.lengths.shape[1])), *loud_too)
         distance = self._lengths(shape, loud).T[..., None] + table.lengths[:, None] - 2 * inner
         near = SHARE * torch.exp(-distance.clamp_min_(0)).sum(0)
         if self.share:
