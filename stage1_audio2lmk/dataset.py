@@ -28,6 +28,7 @@ SOFTENING = 0.9  # pole of the filter that makes every other noise a rumble, as 
 SILENCE_WEIGHT = 0.3  # of a row of made silence beside a row of speech
 VOICES = ((1.25, 1.15), (0.8, 0.87), (1.15, 0.87), (0.87, 1.15))  # factors on pitch and formants of the voices besides one's own
 VOICE_WEIGHT = 0.7  # of a row in one of them
+BARE_VOICE_WEIGHT = 0.25  # the same without an encoder, where others cost more of the own voice
 LEAST_FRAMES = 25
 
 Hear = Callable[[np.ndarray], np.ndarray]
@@ -81,10 +82,10 @@ def load_recording(clip: Clip, speaker: int, config: Stage1Config, hear: Hear = 
                      torch.from_numpy(moved), torch.from_numpy(good), speaker, held, cuts=cuts)
 
 
-def in_other_voices(clip: Clip, recording: Recording, hear: Hear = features) -> list[Recording]:
+def in_other_voices(clip: Clip, recording: Recording, weight: float, hear: Hear = features) -> list[Recording]:
     """The recording of a clip as other people would have said it, in each of VOICES: the same lips to other sound."""
     sound = torch.from_numpy(SoundGate().pass_through(clip_samples(clip)))
-    return [replace(recording, features=torch.from_numpy(hear(shift_voice(sound, *voice).numpy())), weight=VOICE_WEIGHT)
+    return [replace(recording, features=torch.from_numpy(hear(shift_voice(sound, *voice).numpy())), weight=weight)
             for voice in VOICES]
 
 

@@ -17,7 +17,16 @@ from shared.training import Scalars, cpu_threads, follow, generator, progress
 from stage1_audio2lmk import tuning
 from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import Recording, Windows, hearing, in_other_voices, load_recording, made_silence
+from stage1_audio2lmk.dataset import (
+    BARE_VOICE_WEIGHT,
+    VOICE_WEIGHT,
+    Recording,
+    Windows,
+    hearing,
+    in_other_voices,
+    load_recording,
+    made_silence,
+)
 from stage1_audio2lmk.encoders import Encoder, load_encoder, load_encoder_of
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import MOVING, LandmarkModel
@@ -59,7 +68,8 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     with cpu_threads(1 if device.type == "cpu" and not config.encoder_tune else torch.get_num_threads()):
         voices: list[Recording] = []
         if config.other_voices and encoder is None:
-            voices = [voice for clip, recording in zip(clips, recordings) for voice in in_other_voices(clip, recording)]
+            weight = VOICE_WEIGHT if config.speech else BARE_VOICE_WEIGHT
+            voices = [voice for pair in zip(clips, recordings) for voice in in_other_voices(*pair, weight)]
         numbers = _train(clips, recordings, voices, silence, out, config, device, state_dir, base, encoder, quiet)
     return numbers | {"seconds": time.perf_counter() - started}
 

@@ -11,10 +11,20 @@ from shared.errors import TalkheadError
 from shared.landmarks import LIPS, lip_opening
 from shared.metrics import correlation
 from stage1_audio2lmk import train as training
+from stage1_audio2lmk.augment import shift_voice
 from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.closed_form import SILENCE_CENTRES, set_statistics
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import QUIET_LEVELS, SILENCE_WEIGHT, Windows, load_recording, made_silence
+from stage1_audio2lmk.dataset import (
+    QUIET_LEVELS,
+    SILENCE_WEIGHT,
+    VOICES,
+    Windows,
+    clip_samples,
+    in_other_voices,
+    load_recording,
+    made_silence,
+)
 from stage1_audio2lmk.evaluate import evaluate
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import load_predictor, predict
@@ -210,6 +220,30 @@ def test_made_silence_is_at_rest() -> None:
     assert not silence.displacement.any()
     level = silence.features[:, :320].mean(1).unflatten(0, (len(QUIET_LEVELS), 20))
     assert (level[0] == level[0, 0]).all() and (level[:, 2:].mean(1).diff() > 0.1).all()  # from digital silence upwards
+
+
+def test_the_same_lips_in_other_voices(actor_clip: Clip) -> None:
+    own = load_recording(actor_clip, 1, SMALL)
+    voices = in_other_voices(actor_clip, own, 0.3)
+    assert len(voices) == len(VOICES)
+    for voice in voices:
+        assert voice.weight == 0.3 and voice.speaker == own.speaker and voice.held_from == own.held_from
+        assert voice.displacement is own.displacement and voice.good is own.good
+        assert voice.features.shape == own.features.shape and (voice.features - own.features)[:, :320].abs().mean() > 0.2
+
+
+def test_other_voices_are_understood_better(actor_clip: Clip, tmp_path: Path) -> None:
+    """The held-out words in a voice that no training heard, with pitch and formants a fifth higher."""
+    test, neutral = actor_clip.split("test"), actor_clip.load_neutral()
+    sound = shift_voice(torch.from_numpy(clip_samples(actor_clip)), 1.2, 1.2).clamp(-1, 1).numpy()
+    found = {}
+    for told in (True, False):
+        out = tmp_path / f"{told}.safetensors"
+        config = Stage1Config(steps=0, other_voices=told)
+        train([actor_clip], out, config=config, device=CPU, state_dir=tmp_path / "s", quiet=True)
+        spoken = predict(load_predictor(out, CPU), sound, neutral, blinks=False)
+        found[told] = correlation(lip_opening(spoken)[test], lip_opening(actor_clip.load_landmarks())[test])
+    assert found[True] > found[False] + 0.02
 
 
 def test_baselines(actor_clip: Clip) -> None:
