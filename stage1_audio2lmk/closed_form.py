@@ -1,7 +1,7 @@
 """What of the model has a closed form: feature scales, principal components and the weights of the kernel path."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -88,9 +88,10 @@ class Moments(NamedTuple):
     ts: Tensor
     ss: Tensor
 
-    def left(self, share: float) -> tuple[Tensor, Tensor]:
-        """XᵀY (m + 1, K) and Y² (K,) of what a share of S leaves of the targets."""
-        return self.xt - share * self.xs, self.tt - 2 * share * self.ts + share**2 * self.ss
+    def error(self, share: float, weights: Tensor) -> Tensor:
+        """Squared error (K,) of X @ weights (m + 1, K) as a guess at what a share of S leaves of the targets."""
+        xy, yy = self.xt - share * self.xs, self.tt - 2 * share * self.ts + share**2 * self.ss
+        return (weights * (self.xx @ weights - 2 * xy)).sum(0) + yy
 
 
 def total(parts: Iterable[Moments]) -> Moments:
@@ -106,10 +107,12 @@ class KernelPath:
     ridge regression. Squared error flattens motion, so the targets are sharpened, Y + sharpening·edges(Y), just as much as
     makes held-out lips LIVELY. What the model's transformer says already, or a share of it, is taken from the targets.
 
-    Making one leaves the model with the solution on all folds and silence.
+    Making one leaves the model with the solution on all folds and silence, beside that of the `shares` of its transformer
+    with which held-out folds are best; the first of them unless another is `config.worthwhile`.
     """
 
-    def __init__(self, model: LandmarkModel, recordings: list[Recording], silence: Recording) -> None:
+    def __init__(self, model: LandmarkModel, recordings: list[Recording], silence: Recording,
+                 shares: Sequence[float] = (1.0,)) -> None:
         self.model, self.recordings = model, recordings
         self.heard = {id(r): self._listen(r) for r in [*recordings, silence]}
         self.parts = [torch.nonzero(r.good[: r.held_from])[:, 0].tensor_split(FOLDS) for r in recordings]
@@ -131,13 +134,12 @@ class KernelPath:
         self.fit = total([*self.folds, self.silence])
         self.fits = [Moments(*(all_ - fold - near for all_, fold, near in zip(self.fit, *pair)))
                      for pair in zip(self.folds, beside)]
-        self.choose(1.0)
-
-    def choose(self, share: float) -> None:
-        """Choose penalty and sharpening beside a share of what the transformer says, and solve."""
-        self.share = share
-        self.errors = self.held_out_errors(share)
-        self.penalty = min(self.errors, key=lambda penalty: self.errors[penalty])
+        tried = self._held_out_errors(shares)
+        least = {share: min(errors.values()) for share, errors in tried.items()}
+        best = min(shares, key=least.__getitem__)
+        self.share = best if least[best] <= (1 - model.config.worthwhile) * least[shares[0]] else shares[0]
+        self.errors = tried[self.share]
+        self.penalty = min(self.errors, key=self.errors.__getitem__)
         self.sharpening = self._choose_sharpening()
         self.solve()
 
@@ -190,23 +192,29 @@ class KernelPath:
         sums = x.T @ x, x.T @ t, x.T @ s, x.T @ e, t.square().sum(0), (t * s).sum(0), s.square().sum(0)
         return Moments(*(recording.weight * kind for kind in sums))
 
-    def solution(self, moments: Moments, penalty: float, share: float) -> tuple[Tensor, Tensor]:
-        """Weights (m + 1, K) for what a share of the transformer leaves of the targets, and for the targets' edges."""
+    def _solution(self, moments: Moments, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (m + 1, K) for the targets, for what the transformer says of them and for their edges."""
         pull = penalty * self.roughness
         pull[-1, -1] = 1e-6
-        both = torch.cholesky_solve(torch.cat([moments.left(share)[0], moments.xe], 1), torch.linalg.cholesky(moments.xx + pull))
-        return both[:, : both.shape[1] // 2], both[:, both.shape[1] // 2 :]
+        every = torch.cat([moments.xt, moments.xs, moments.xe], 1)
+        t, s, e = torch.cholesky_solve(every, torch.linalg.cholesky(moments.xx + pull)).chunk(3, 1)
+        return t, s, e
 
-    def held_out_errors(self, share: float) -> dict[float, float]:
-        """Squared error, in weighted metres, of each penalty beside a share of the transformer, folds from the others."""
+    def _weights(self, moments: Moments) -> tuple[Tensor, Tensor]:
+        """Weights (m + 1, K) for what is left of the targets and for their edges, as chosen."""
+        t, s, e = self._solution(moments, self.penalty)
+        return t - self.share * s, e
+
+    def _held_out_errors(self, shares: Sequence[float]) -> dict[float, dict[float, float]]:
+        """Squared error, in weighted metres, by share and penalty, each fold predicted from the others."""
         weights = point_weights(self.model.config).repeat_interleave(3)
         metric = ((self.model.basis**2) @ weights).double()
-        errors = dict.fromkeys(PENALTIES, 0.0)
+        errors = {share: dict.fromkeys(PENALTIES, 0.0) for share in shares}
         for penalty in PENALTIES:
             for fit, fold in zip(self.fits, self.folds):
-                w, _ = self.solution(fit, penalty, share)
-                xy, yy = fold.left(share)
-                errors[penalty] += float(((w * (fold.xx @ w - 2 * xy)).sum(0) + yy) @ metric)
+                t, s, _ = self._solution(fit, penalty)
+                for share in shares:
+                    errors[share][penalty] += float(fold.error(share, t - share * s) @ metric)
         return errors
 
     def _choose_sharpening(self) -> float:
@@ -214,7 +222,7 @@ class KernelPath:
         basis = self.model.basis.double()
         speeds, true = torch.zeros(len(SHARPENINGS)), 0.0
         for k, fit in enumerate(self.fits):
-            w, sharper = self.solution(fit, self.penalty, self.share)
+            w, sharper = self._weights(fit)
             for r, said, parts in zip(self.recordings, self.said, self.parts):
                 if r.weight < 1 or len(parts[k]) < 2:
                     continue
@@ -233,7 +241,7 @@ class KernelPath:
 
     def solve(self, tail: bool = False) -> None:
         """Give the model the solution on all folds and silence, with or without the tail."""
-        w, sharper = self.solution(total([self.fit, self.tail]) if tail else self.fit, self.penalty, self.share)
+        w, sharper = self._weights(total([self.fit, self.tail]) if tail else self.fit)
         self._set(w + self.sharpening * sharper)
 
     @torch.no_grad()
@@ -245,7 +253,7 @@ class KernelPath:
         """
         rest = [r.displacement.clone() for r in self.recordings]
         for k, fit in enumerate(self.fits):
-            w, _ = self.solution(fit, self.penalty, self.share)
+            w, _ = self._weights(fit)
             for miss, r, parts in zip(rest, self.recordings, self.parts):
                 guess = (self.likeness(r, parts[k]) @ w).float()
                 miss[parts[k]] -= self.model.rest + guess @ self.model.basis
@@ -253,20 +261,13 @@ class KernelPath:
 
 
 def solve_kernel_path(model: LandmarkModel, recordings: list[Recording], silence: Recording) -> KernelPath:
-    """The kernel path of a model; of what a base's transformer says that share is kept with which held-out folds are best.
-
-    Nothing is kept, and nothing is computed for it in a stream, where that is not `config.worthwhile`.
-    """
-    path = KernelPath(model, recordings, silence)
-    if model.corrects:
-        errors = {share: min(path.held_out_errors(share).values()) for share in SHARES}
-        best = min(SHARES, key=errors.__getitem__)
-        if errors[best] > (1 - model.config.worthwhile) * errors[0.0]:
-            best = 0.0
-        path.choose(best)
-        with torch.no_grad():
-            for value in model.head.parameters():
-                value.mul_(best)
+    """The kernel path of a model, whose head is brought down to the share of its transformer that is kept, often nothing."""
+    if not model.corrects:
+        return KernelPath(model, recordings, silence)
+    path = KernelPath(model, recordings, silence, SHARES)
+    with torch.no_grad():
+        for value in model.head.parameters():
+            value.mul_(path.share)
     return path
 
 

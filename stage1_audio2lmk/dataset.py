@@ -82,10 +82,10 @@ def load_recording(clip: Clip, speaker: int, config: Stage1Config, hear: Hear = 
                      torch.from_numpy(moved), torch.from_numpy(good), speaker, held, cuts=cuts)
 
 
-def in_other_voices(clip: Clip, recording: Recording, weight: float, hear: Hear = features) -> list[Recording]:
+def in_other_voices(clip: Clip, recording: Recording, weight: float) -> list[Recording]:
     """The recording of a clip as other people would have said it, in each of VOICES: the same lips to other sound."""
     sound = torch.from_numpy(SoundGate().pass_through(clip_samples(clip)))
-    return [replace(recording, features=torch.from_numpy(hear(shift_voice(sound, *voice).numpy())), weight=weight)
+    return [replace(recording, features=torch.from_numpy(features(shift_voice(sound, *voice).numpy())), weight=weight)
             for voice in VOICES]
 
 

@@ -361,4 +361,5 @@ def test_the_command(people: list[Clip], speech: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.cli, arguments)  # a replacement that was asked for goes on
     assert done.exit_code == 0 and out.read_bytes() == before, done.output
     assert "exists already" in CliRunner().invoke(cli.cli, arguments).output
+    assert CliRunner().invoke(cli.cli, [*arguments, "--overwrite"]).exit_code == 0
     assert "torchrun" in CliRunner().invoke(cli.cli, ["stage1", "pretrain", "--help"]).output

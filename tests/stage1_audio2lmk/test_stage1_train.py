@@ -17,7 +17,6 @@ from stage1_audio2lmk.closed_form import SILENCE_CENTRES, set_statistics
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import (
     QUIET_LEVELS,
-    SILENCE_WEIGHT,
     VOICES,
     Windows,
     clip_samples,
@@ -216,7 +215,7 @@ def test_windows_hear_what_lies_before_and_after_them(actor_clip: Clip) -> None:
 def test_made_silence_is_at_rest() -> None:
     count = 20 * len(QUIET_LEVELS)
     silence = made_silence(count, np.random.default_rng(0))
-    assert silence.weight == SILENCE_WEIGHT and silence.good.all() and silence.held_from == len(silence.features) == count
+    assert silence.weight == 0.3 and silence.good.all() and silence.held_from == len(silence.features) == count
     assert not silence.displacement.any()
     level = silence.features[:, :320].mean(1).unflatten(0, (len(QUIET_LEVELS), 20))
     assert (level[0] == level[0, 0]).all() and (level[:, 2:].mean(1).diff() > 0.1).all()  # from digital silence upwards
