@@ -153,7 +153,7 @@ class Slow:
         return PENALTIES[int(np.argmin(errors))]
 
     def best_sharpening(self, penalty: float) -> float:
-        """The least whose lips go 0.8 of the true way, over steps between neighbouring frames of one fold."""
+        """The least whose lips go LIVELY of the true way, over steps between neighbouring frames of one fold."""
         basis = self.model.basis.double().numpy()
         for amount in SHARPENINGS:
             found, way, true = (self.said + self.folds(penalty, amount)) @ basis, 0.0, 0.0
@@ -402,7 +402,7 @@ def test_the_head_of_a_base_is_turned_to_other_components() -> None:
 
 
 def test_sharpening_makes_the_lips_livelier() -> None:
-    """Held-out lips that squared error makes lazy come to 0.8 of the true speed."""
+    """Held-out lips that squared error makes lazy come to LIVELY of the true speed."""
     ours, quiet = recording(2, count=400, noise=0.2), silence()
     path = KernelPath(prepared([ours]), [ours], quiet)
     tail = slice(ours.held_from, None)
