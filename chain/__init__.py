@@ -1,1 +1,5 @@
-"""The stages put together. Only arrays pass between them; `cli` calls what is here."""
+"""The stages of talkhead put together. Only arrays pass between them; `cli` calls what is here."""
+
+import talkhead_guard
+
+talkhead_guard.check(*talkhead_guard.PACKAGES[:-1])

@@ -1,8 +1,9 @@
 """A full-resolution alpha from coarse person mattes: what the static plate can tell, and a guided filter elsewhere."""
 
 import cv2
-import numba
 import numpy as np
+
+from shared.compiled import cached_njit
 
 INNER, OUTER = 3, 5  # reach, in pixels of the coarse matte, inside and outside its outline where it may be wrong
 CERTAIN = 12  # grey levels from 0 or 255 at which the coarse matte is believed
@@ -59,7 +60,7 @@ def plate_noise(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return np.where(seen, np.float32(NOISE), noise).astype(np.float32)
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def _cell_colours(frame, plate, seen, low, high, certain, cells):
     """Sums per cell: (colour, count) of the foreground, and (change, count) of the background against its plate."""
     height, width = low.shape
@@ -82,7 +83,7 @@ def _cell_colours(frame, plate, seen, low, high, certain, cells):
     return sums
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def _light_changes(sums, reach, limit):
     """Mean change (cells,cells,3) around each cell; none where something else than the light has changed."""
     cells = sums.shape[0]
@@ -100,7 +101,7 @@ def _light_changes(sums, reach, limit):
     return change
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@cached_njit(fastmath=True, error_model="numpy")
 def _mix(colours, row, column, reach, fit, r, g, b, dr, dg, db):
     """The share of the nearby foreground colours, the better they explain the pixel the more they count, in a pixel that
     differs by (dr,dg,db) from its background (r,g,b): share, squared contrast, squared error; a negative contrast where
@@ -131,7 +132,7 @@ def _mix(colours, row, column, reach, fit, r, g, b, dr, dg, db):
     return mixed / total, contrast / total, off / total
 
 
-@numba.njit(cache=True, fastmath=True, error_model="numpy")
+@cached_njit(fastmath=True, error_model="numpy")
 def _solve(frame, plate, seen, noise, coarse, soft, low, high, colours, changes, certain, reach, fit, bare, foreign,
            foreign_sure, inside_doubt,
            outside_doubt, stretch):

@@ -3,10 +3,12 @@
 import numba
 import numpy as np
 
+from shared.compiled import cached_njit
+
 BANDS = 8  # horizontal strips that threads fill independently
 
 
-@numba.njit(cache=True, fastmath=False)
+@cached_njit(fastmath=False)
 def _fill_band(points, depth, triangles, top, bottom, ids, zbuffer):
     width = ids.shape[1]
     for f in range(triangles.shape[0]):
@@ -38,7 +40,7 @@ def _fill_band(points, depth, triangles, top, bottom, ids, zbuffer):
                     ids[row, col] = f
 
 
-@numba.njit(cache=True, parallel=True)
+@cached_njit(parallel=True)
 def _fill(points, depth, triangles, ids, zbuffer):
     height = ids.shape[0]
     for band in numba.prange(BANDS):
@@ -60,7 +62,7 @@ def visible_triangles(points: np.ndarray, depth: np.ndarray, triangles: np.ndarr
     return ids, zbuffer
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def perspective_weights(points, depth, a, b, c, x, y):
     """Perspective-correct weights of the corners a, b, c at the screen place (x, y), summing to 1."""
     ax, ay, bx, by, cx, cy = points[a, 0], points[a, 1], points[b, 0], points[b, 1], points[c, 0], points[c, 1]
@@ -72,7 +74,7 @@ def perspective_weights(points, depth, a, b, c, x, y):
     return wa / total, wb / total, wc / total
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def vertex_normals(vertices, triangles):
     """Unit normals (V, 3), the area-weighted mean over the triangles at each vertex; vertices (V, 3)."""
     normals = np.zeros_like(vertices)

@@ -3,8 +3,10 @@
 import numba
 import numpy as np
 
+from shared.compiled import cached_njit
 
-@numba.njit(cache=True, parallel=True)
+
+@cached_njit(parallel=True)
 def signed_distance(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     """points (N, 2), polygon (K, 2) closed of itself -> (N,) distance to its edge, positive inside (even-odd rule)."""
     n, k = points.shape[0], polygon.shape[0]

@@ -7,6 +7,7 @@ from process_data.mesh_raster import perspective_weights
 from process_data.synthetic_face import EYE, MOUTH, NECK
 from process_data.synthetic_scene import FILL_LIGHT, KEY_LIGHT, PLATE_MARGIN, PLATE_SCALE
 from process_data.synthetic_texture import linear_to_srgb, srgb_to_linear
+from shared.compiled import cached_njit
 
 _KEY = KEY_LIGHT / np.linalg.norm(KEY_LIGHT)
 _FILL = FILL_LIGHT / np.linalg.norm(FILL_LIGHT)
@@ -17,7 +18,7 @@ _WRAP = np.array([0.42, 0.26, 0.20])  # light creeps round skin, red furthest
 _EYE, _MOUTH, _NECK = EYE, MOUTH, NECK
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def _bilinear(image, x, y, out):
     """image (H, W, C) at x, y (pixel centres at integer + 0.5), edges extended."""
     height, width = image.shape[0], image.shape[1]
@@ -30,7 +31,7 @@ def _bilinear(image, x, y, out):
         out[k] = top * (1 - fy) + bottom * fy
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material, atlas, colour):
     """Linear colour of one surface point: wrapped diffuse key and fill light, ambient from above, soft highlight."""
     nx = wa * normals[a, 0] + wb * normals[b, 0] + wc * normals[c, 0]
@@ -63,7 +64,7 @@ def _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material, atlas, 
         colour[k] = colour[k] * ambient * (0.86 * light + 0.24 * fill + sky + rim) + glint
 
 
-@numba.njit(cache=True, parallel=True)
+@cached_njit(parallel=True)
 def compose(ids, screen, depth, triangles, normals, uv, occlusion, gloss, material, label_of_material, atlas,
             plate, torso, background, samples, picture, labels):
     """Fill picture (H, W, 3) uint8 sRGB and labels (H, W) uint8 from samples² visibility samples a pixel.

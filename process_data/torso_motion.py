@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
-import numba
 import numpy as np
 from scipy.signal import savgol_filter
 
 from shared.camera import rotvec_from_rotation, umeyama
 from shared.clip import BACKGROUND, TORSO
+from shared.compiled import cached_njit
 
 IDENTITY = np.array([0.0, 0.0, 0.0, 1.0])
 STEADY = [27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45]  # landmarks that speech hardly moves: nose and corners of the eyes
@@ -138,7 +138,7 @@ def _template(gray: np.ndarray, labels: np.ndarray, number: int) -> _Level:
     return _Level(number, np.ascontiguousarray(points, np.float32))
 
 
-@numba.njit(cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _normal_equations(points, picture, labels, matrix, centre, radius, gain, offset, robust, normal, right):
     """Sums of one Gauss–Newton step over the points; returns how many points look strange (each
     counting by how strange), and how many are in the picture and not behind the head.

@@ -5,8 +5,9 @@ on no grid). Every step extends each hypothesis by every rising choice of resona
 keeps the cheapest few. The cheapest one is the answer at once: nothing waits for the future.
 """
 
-import numba
 import numpy as np
+
+from shared.compiled import cached_njit
 
 NEUTRAL = np.log([500.0, 1500.0, 2500.0])  # a tube of 17 cm closed at one end; frequencies here are logarithms of Hz
 NEUTRAL_BANDWIDTH = 200.0
@@ -44,7 +45,7 @@ class FormantTracker:
         return out
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def step(frequency, bandwidth, trust, tracks, costs, known):
     """One analysis: resonances (k,) in Hz -> the cheapest track (6,); `tracks` (BEAM, 6), `costs`, `known` are updated."""
     count = 0
@@ -91,7 +92,7 @@ def step(frequency, bandwidth, trust, tracks, costs, known):
     return new_tracks[best]
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def extend(track, value, bandwidth, choice, trust):
     """The track (6,) after this choice: a held formant decays, another goes as far to its resonance as it is trusted."""
     count, new = value.shape[1] - 1, np.empty(6)
@@ -104,7 +105,7 @@ def extend(track, value, bandwidth, choice, trust):
     return new
 
 
-@numba.njit(cache=True)
+@cached_njit()
 def keep(tracks, costs, track, cost, worst):
     """Put a track into the beam in place of its twin, if that is dearer, or else of the dearest; returns who is dearest now."""
     place = worst

@@ -8,9 +8,9 @@ analysis depends on its window alone; only the choice which resonance is which f
 
 import functools
 
-import numba
 import numpy as np
 
+from shared.compiled import cached_njit
 from shared.landmarks import SAMPLE_RATE
 from stage1_audio2lmk.formant_track import DECAY, FormantTracker
 
@@ -94,7 +94,7 @@ def predict_weighted(frames: np.ndarray) -> np.ndarray:
     return np.concatenate([np.ones((len(found), 1)), found], 1)
 
 
-@numba.njit(cache=True, fastmath=True)
+@cached_njit(fastmath=True)
 def weighted_covariance(samples: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """samples (n, ORDER + m), weight (n, m) -> (n, ORDER + 1, ORDER + 1): Σ_t w_t·x_(t−i)·x_(t−j), t from ORDER on."""
     count, size = weight.shape

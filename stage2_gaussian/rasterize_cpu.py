@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from numba import njit, prange
 from torch import Tensor
 
+from shared.compiled import cached_njit
 from stage2_gaussian.rasterize_cpu_lanes import (
     LANES,
     any_lane,
@@ -65,11 +66,11 @@ GRID = np.array([  # pixel centres within a block: x, y; and the first of each o
     [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5],
 ], np.float32)
 
-_fast: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "cache": True, "error_model": "numpy"}
+_fast: Any = {"fastmath": {"reassoc", "contract", "arcp", "nsz", "nnan"}, "error_model": "numpy"}
 _sees_nan: Any = {**_fast, "fastmath": _fast["fastmath"] - {"nnan"}}
 
 
-@njit(parallel=True, **_sees_nan)
+@cached_njit(parallel=True, **_sees_nan)
 def _project(means, quats, scales, opacities, colors, fx, fy, cx, cy, width, height, records, boxes, keys):
     """Camera-space Gaussians (M, ·) -> records (M, RECORD), tile boxes (M, 4) and depth keys (M,), 0 where not in view."""
     limit_left, limit_right = cx / fx + np.float32(0.15) * width / fx, (width - cx) / fx + np.float32(0.15) * width / fx
@@ -138,7 +139,7 @@ def _rotation(w, x, y, z):
     )
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _sort_and_count(keys, boxes, tiles_x, order, visible, counts):
     """keys (B, N) and boxes (B, N, 4) -> order (B, N) with visible (B,) as in `_sort`, counts (B, tiles) as in `_count`."""
     for b in range(len(keys)):
@@ -146,7 +147,7 @@ def _sort_and_count(keys, boxes, tiles_x, order, visible, counts):
         _count(boxes[b], tiles_x, counts[b])
 
 
-@njit(parallel=True, **_fast)
+@cached_njit(parallel=True, **_fast)
 def _deal(order, visible, boxes, tiles_x, tiles, cursor, splat):
     """Write the places of splats in (B·N,) into splat (I,), tile by tile, nearest first.
 
@@ -165,7 +166,7 @@ def _deal(order, visible, boxes, tiles_x, tiles, cursor, splat):
                     cursor[b, t] += 1
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _count(boxes, tiles_x, counts):
     """counts (tiles,) = how many boxes (N, 4) cover each tile: the sums, along x and y, of signs at their corners."""
     columns, rows = tiles_x + 1, len(counts) // tiles_x + 1
@@ -186,7 +187,7 @@ def _count(boxes, tiles_x, counts):
             counts[y * tiles_x + x] = above[x]
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _sort(keys, order):
     """Stable radix sort: order[:n] = the n places of keys (N,) uint32 that are not zero, by key. Returns n."""
     low, high = np.uint32(0xFFFFFFFF), np.uint32(0)
@@ -220,7 +221,7 @@ def _sort(keys, order):
     return n
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _touch(records, splat, begin, count, x0, y0, words):
     """Which of a tile's blocks each of the splats splat[begin : begin + count] reaches.
 
@@ -270,7 +271,7 @@ def _alpha(records, p, px, py):
     return where(e >= LEAST, root * root, 0.0), dx, dy
 
 
-@njit(parallel=True, **_fast)
+@cached_njit(parallel=True, **_fast)
 def _forward(start, splat, records, tiles_x, tiles, counter, scratch, scratch_words, rgb, alpha):
     """Blend every tile. rgb (B, H, W, 3) and alpha (B, H, W, 1) enter as zeros; counter (1,) zero; scratch one row a thread.
 
@@ -301,7 +302,7 @@ def _forward(start, splat, records, tiles_x, tiles, counter, scratch, scratch_wo
             _write(planes, rgb, alpha, b, y0, x0)
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _write(planes, rgb, alpha, b, y0, x0):
     """Copy the colours and alpha of the tile at (x0, y0) to image b of rgb (B, H, W, 3) and alpha (B, H, W, 1)."""
     for y in range(y0, min(y0 + TILE, rgb.shape[1])):
@@ -312,7 +313,7 @@ def _write(planes, rgb, alpha, b, y0, x0):
             alpha[b, y, x, 0] = planes[4 * PLANE + at]
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _blend(records, splat, begin, bits, px, py, planes, at):
     """Put the splats begin + k, for each set bit k, on the block at `at` of the planes transmittance, red, green, blue, alpha.
 
@@ -349,7 +350,7 @@ def _at(x, y):
     return (x & ~3) * 2 * LANES + (y & ~1) * 4 + (y & 1) * 4 + (x & 3)
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _open(planes, count, x0, y0, width, height):
     """Set a tile's transmittances, the first of `count` planes, to 1 in the image and to 0, closed, outside; the rest to 0."""
     for block in range(BLOCKS):
@@ -365,7 +366,7 @@ def _pixels(block, x0, y0):
     return load(GRID, 0) + (x0 + block // 8 * 4), load(GRID, LANES) + (y0 + block % 8 * 2)
 
 
-@njit(parallel=True, **_fast)
+@cached_njit(parallel=True, **_fast)
 def _backward(start, splat, pair, records, tiles_x, tiles, counter, scratch, scratch_words, rgb, alpha, grad_rgb,
               grad_alpha, pair_grad):
     """Gradients of each (tile, splat) pair -> pair_grad (I, SUMS), zeros on entry. Other arguments as in `_forward`.
@@ -403,7 +404,7 @@ def _backward(start, splat, pair, records, tiles_x, tiles, counter, scratch, scr
                     break
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _read(planes, rgb, alpha, grad_rgb, grad_alpha, b, y0, x0):
     """Fill the planes after the first of a tile: see `_backward`; then the gradients of alpha, red, green and blue."""
     for y in range(y0, min(y0 + TILE, rgb.shape[1])):
@@ -417,7 +418,7 @@ def _read(planes, rgb, alpha, grad_rgb, grad_alpha, b, y0, x0):
             planes[PLANE + at] = rest
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _blend_backward(records, splat, begin, bits, px, py, planes, at, sums):
     """As `_blend`, adding each splat's gradients to sums (CHUNK · SUMS · LANES,), lane by lane."""
     through, rest = load(planes, at), load(planes, PLANE + at)
@@ -456,7 +457,7 @@ def _blend_backward(records, splat, begin, bits, px, py, planes, at, sums):
     return any_lane(through > 0.0)
 
 
-@njit(**_fast)
+@cached_njit(**_fast)
 def _pairs_of_splats(boxes, splat):
     """pair (I,) of each place in tile order, and first (M + 1,): splat m has the pairs first[m] : first[m + 1]."""
     first = np.zeros(len(boxes) + 1, np.int64)
@@ -470,7 +471,7 @@ def _pairs_of_splats(boxes, splat):
     return pair, first
 
 
-@njit(parallel=True, **_fast)
+@cached_njit(parallel=True, **_fast)
 def _project_backward(means, quats, scales, opacities, fx, fy, cx, cy, width, height, records, first, pair_grad,
                       grad_means, grad_quats, grad_scales, grad_opacities, grad_colors):
     """Sum the pairs of each splat and carry the sums through the projection. All outputs enter as zeros."""

@@ -1,0 +1,77 @@
+"""numba's compiler with a cache on disk that never stands in the way of the work."""
+
+import os
+import pickle
+import stat
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache
+
+DAMAGED = (EOFError, pickle.UnpicklingError)
+
+
+class _Cache(FunctionCache):
+    """A full, damaged or unreadable disk costs the time to compile again, nothing else."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:
+            return None
+        except DAMAGED:
+            with suppress(OSError):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(OSError, *DAMAGED):
+            super().save_overload(sig, data)
+
+
+def cached_njit(**options: Any) -> Callable[[Callable], Any]:
+    """`numba.njit(cache=True, **options)` for any machine.
+
+    numba keeps compiled code beside the source, or else in the user's cache folder. Where neither can be written, it is
+    kept in the temporary folder, and where that is not possible either, every process compiles for itself.
+    """
+    def compiled(function: Callable) -> Any:
+        dispatcher = numba.njit(**options)(function)
+        cache = _open_cache(function)
+        if cache is not None:
+            dispatcher._cache = cache
+        return dispatcher
+
+    return compiled
+
+
+def _open_cache(function: Callable) -> _Cache | None:
+    with suppress(RuntimeError):  # numba found no folder that can be written
+        return _Cache(function)
+    folder = temporary_cache()
+    if folder is None:
+        return None
+    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+    try:
+        return _Cache(function)
+    except RuntimeError:
+        return None
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+def temporary_cache() -> Path | None:
+    """A folder for compiled code below the temporary one, None if there is none that only this user can write into."""
+    try:
+        user = os.getuid() if hasattr(os, "getuid") else None  # elsewhere each user has a temporary folder of his own
+        folder = Path(tempfile.gettempdir()) / ("talkhead-numba" if user is None else f"talkhead-numba-{user}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    mine = user is None or found.st_uid == user and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if mine and stat.S_ISDIR(found.st_mode) else None

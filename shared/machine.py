@@ -1,0 +1,99 @@
+"""What this process may use of the machine: processors and memory, container limits included."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+UNLIMITED = 1 << 60  # bytes; version 1 of control groups writes a number beyond for "no limit"
+
+
+def cpus() -> float:
+    """Processors that this process may use: those it is bound to, or the quota of its control group, such as 1.5."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(bound, cpu_quota() or bound)
+
+
+def memory() -> int | None:
+    """Bytes of memory that this process may use: all there are, or the limit of its control group; None if unknown."""
+    known = [limit for limit in (_physical_memory(), memory_limit()) if limit]
+    return min(known, default=None)
+
+
+def threads() -> int:
+    """Threads that can run at once."""
+    return max(1, math.ceil(cpus()))
+
+
+def workers(each: float, count: int | None = None) -> int:
+    """How many processes that take `each` bytes of memory to start, unless the user named a `count`."""
+    if count is None:
+        have = memory()
+        count = threads() if have is None else min(threads(), int(have / each))
+    return max(1, min(count, 61) if os.name == "nt" else count)  # Windows cannot wait for more
+
+
+def limit_threads() -> None:
+    """Tell the libraries that count all processors of the machine, where the container may use fewer.
+
+    Read when they load, and by the processes that this one starts. What the user has set stays.
+    """
+    quota = cpu_quota()
+    if quota is not None:
+        for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+            os.environ.setdefault(name, str(threads()))
+
+
+def cpu_quota(root: Path = ROOT) -> float | None:
+    """Processors that the control group may use on average; None without a limit."""
+    found = []
+    for folder in _groups("cpu", root):
+        quota = _words(folder / "cpu.max") or _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
+        if len(quota) == 2 and quota[0].isdigit() and int(quota[1]) > 0:
+            found.append(int(quota[0]) / int(quota[1]))
+    return min(found, default=None)
+
+
+def memory_limit(root: Path = ROOT) -> int | None:
+    """Bytes that the control group may use; None without a limit."""
+    found = []
+    for folder in _groups("memory", root):
+        words = _words(folder / "memory.max") or _words(folder / "memory.limit_in_bytes")
+        if words and words[0].isdigit() and int(words[0]) < UNLIMITED:
+            found.append(int(words[0]))
+    return min(found, default=None)
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """Folders that may hold limits of this process: its control group of either version, and all above it.
+
+    In a container the group's name may be that of the host, where only the topmost of them is to be seen.
+    """
+    mounted = root / "sys/fs/cgroup"
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, names, path = (line.split(":", 2) + ["", ""])[:3]
+        if names and controller not in names.split(","):
+            continue
+        tops = [mounted / controller, mounted / names] if names else [mounted, mounted / "unified"]
+        for top in tops:
+            group = top / path.strip("/")
+            yield from (place for place in (group, *group.parents) if place == top or top in place.parents)
+
+
+def _physical_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _words(file: Path) -> list[str]:
+    return _text(file).split()
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

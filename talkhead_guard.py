@@ -1,0 +1,55 @@
+"""Where the `talkhead` command starts. Its packages have common names: others of these names must not be taken for them.
+
+A module with a name of its own, which imports nothing of the project before it has looked.
+"""
+
+import sys
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+PACKAGES = ("shared", "process_data", "stage1_audio2lmk", "stage2_gaussian", "torso_styleunet", "chain")
+
+
+def check(*names: str) -> None:
+    """Raise ImportError, with a sentence for the user, unless importing each of `names` gives what belongs to this file.
+
+    Nothing is imported. The first line of each of our packages, and of cli.py, has the word talkhead in it.
+    """
+    for name in names:
+        own = HERE / name / "__init__.py" if name in PACKAGES else HERE / f"{name}.py"
+        try:
+            spec = find_spec(name)
+        except (ImportError, ValueError):  # what already stands under this name is no importable module
+            spec = None
+        places = [spec.origin] if spec and spec.origin else [*(spec.submodule_search_locations or ())] if spec else []
+        found = Path(places[0]).resolve() if places else None
+        if found is None or found == own.parent:
+            raise ImportError(f"talkhead is incomplete: {own} is missing; install it again with "
+                              "`pip install --force-reinstall --no-deps talkhead`", name=name)
+        if found != own:
+            raise ImportError(f"another package named {name!r} is in the way: {found}; talkhead needs {own}; rename that one, "
+                              "take its folder off PYTHONPATH, or start talkhead in another folder", name=name)
+        with own.open(encoding="utf-8", errors="replace") as file:
+            if "talkhead" not in file.readline():
+                others = sorted(set(packages_distributions().get(name, ())) - {"talkhead"})
+                raise ImportError(f"{' and '.join(others) or 'another package'} has written over {own}, which belongs to "
+                                  "talkhead; install talkhead in a virtual environment of its own", name=name)
+
+
+def check_or_exit(*names: str) -> None:
+    """As `check`, but for a command: prints the sentence and ends the process with exit code 2."""
+    try:
+        check(*names)
+    except ImportError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def main() -> None:
+    """Entry point of the `talkhead` command."""
+    check_or_exit("cli", *PACKAGES)
+    from cli import main as run
+
+    run()
