@@ -1,42 +1,89 @@
 """The `talkhead` command: parses, calls, prints. Heavy imports stay inside the command bodies."""
 
+import errno
+import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from shared.errors import TalkheadError
+import talkhead_guard
+
+talkhead_guard.check_or_exit(*talkhead_guard.PACKAGES)
+
+from shared import machine  # noqa: E402  only now is it certain to be ours
+from shared.errors import TalkheadError  # noqa: E402
+
+STARTS_ANEW = "Stopped; nothing was written. The same command starts anew."
+CONTINUES = "Stopped. The same command continues where it was."
+CONTINUES_UNASKED = "Stopped. The same command without --overwrite continues where it was."
+STOPPED = "talkhead.stopped"
 
 
-def check_own_shared() -> None:
-    """Raise TalkheadError if another package named `shared` stands in the way of this project's."""
-    import shared
+class Stopped(KeyboardInterrupt):
+    """The system asks the process to end, as `docker stop`, `kill` and a closed terminal do."""
 
-    own = Path(__file__).resolve().parent / "shared"
-    found = Path(next(iter(shared.__path__))).resolve()
-    if found != own:
-        raise TalkheadError(f"another package named 'shared' is in the way: {found}; talkhead needs {own}; "
-                            "use a virtual environment of its own")
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Main(click.Group):
-    """Prints a TalkheadError as one sentence and exits with 2; a traceback only with --debug."""
+    """Prints what a user can mend as one sentence and exits with 2; a traceback only with --debug."""
+
+    def main(self, *arguments: Any, **options: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        return super().main(*arguments, **options)
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            check_own_shared()
             return super().invoke(context)
-        except TalkheadError as error:
-            if context.params.get("debug"):
-                raise
-            click.echo(f"Error: {error}", err=True)
+        except KeyboardInterrupt as stop:
+            print_error("\n" + context.meta.get(STOPPED, STARTS_ANEW))
+            context.exit(128 + getattr(stop, "number", signal.SIGINT))
+        except (TalkheadError, OSError, MemoryError, ImportError) as error:
+            if context.params.get("debug") or getattr(error, "errno", None) == errno.EPIPE:
+                raise  # click ends quietly where nobody reads what is printed
+            print_error(f"Error: {one_line(sentence(error))}")
             context.exit(2)
-        except KeyboardInterrupt:
-            click.echo("\nStopped. The same command continues where it was.", err=True)
-            context.exit(130)
+
+
+def sentence(error: Exception) -> str:
+    """What is said of an error that the user or the machine causes."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, ImportError):
+        return f"{error}; `talkhead doctor` tells what is missing"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'the output'} cannot be read or written: {error.strerror or error}"
+    return str(error)
+
+
+def one_line(text: str) -> str:
+    """`text` with what a terminal does not print as it is (in file names: line ends, control characters) as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_error(text: str) -> None:
+    """One line on stderr. Where stdout or stderr cannot be written, nothing more is tried."""
+    with suppress(OSError):
+        click.echo(text, err=True)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def when_stopped(text: str) -> None:
+    """Print `text` if the running command is stopped by Ctrl-C or by the system."""
+    click.get_current_context().meta[STOPPED] = text
 
 
 PATH = click.Path(path_type=Path)
@@ -80,13 +127,44 @@ def cli(debug: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the `talkhead` command."""
-    cli(prog_name="talkhead")
+    """Run the command in this process, which ends with it."""
+    open_missing_streams()
+    machine.limit_threads()
+    stops = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))
+             and signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
+    for number in stops:
+        signal.signal(number, stop)
+    try:
+        cli(prog_name="talkhead")
+    finally:
+        for number in (signal.SIGINT, *stops):
+            signal.signal(number, signal.SIG_IGN)  # ending, and not twice
+
+
+def stop(number: int, _: Any) -> None:
+    """Signal handler: end as after Ctrl-C."""
+    raise Stopped(number)
+
+
+def open_missing_streams() -> None:
+    """Where the command was started without stdin, stdout or stderr, no file may get their numbers: libraries print there."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")
 
 
 def avatar_of(clip_folder: Path, avatar: Path | None) -> Path:
-    """The avatar folder that belongs to a clip, unless one is named."""
-    return avatar or clip_folder.with_name(clip_folder.name + ".avatar")
+    """The avatar folder that belongs to a clip, unless one is named. Raises TalkheadError."""
+    if avatar is not None:
+        return avatar
+    named = clip_folder if clip_folder.name not in ("", "..") else clip_folder.resolve()  # `.` and `..`
+    if not named.name:
+        raise TalkheadError(f"{clip_folder} has no name to name an avatar after; add --avatar FOLDER")
+    return named.with_name(named.name + ".avatar")
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -136,7 +214,7 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
 @click.option("--landmarker", type=PATH, help="face_landmarker.task, for mediapipe releases without models of their own.")
 @click.option("--models", type=PATH, help="Folder with model files of mediapipe or fan.")
 @click.option("--fix-sync", is_flag=True, help="Shift the sound so that it goes with the lips.")
-@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: all cores]")
+@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: as many as processors and memory allow]")
 @click.option("--resume/--restart", default=True, help="Continue an interrupted run.  [default: --resume]")
 @overwrite_option
 @config_options
@@ -155,6 +233,7 @@ def process(video: Path, clip: Path, splits: tuple[str, ...], detector: str, lan
     from process_data.pipeline import process as run
     from shared.config import load_config
 
+    when_stopped(CONTINUES if resume else "Stopped. The same command with --resume continues where it was.")
     if fix_sync:
         overrides = (*overrides, "fix_sync=true")
     config = load_config(ProcessConfig, config_file, overrides)
@@ -184,6 +263,7 @@ def process_voca(root: Path, out: Path, embedding: Path | None, fps: float, over
     """
     from process_data.import_voca import import_voca
 
+    when_stopped(CONTINUES)
     done = import_voca(root, out, embedding=embedding, fps=fps, overwrite=overwrite)
     for warning in done.warnings:
         click.echo(f"  warning: {warning}")
@@ -193,7 +273,7 @@ def process_voca(root: Path, out: Path, embedding: Path | None, fps: float, over
 @cli.command("import-adnerf")
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.argument("clip", type=PATH)
-@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: all cores]")
+@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: as many as processors and memory allow]")
 @overwrite_option
 @config_options
 def import_adnerf(folder: Path, clip: Path, workers: int | None, overwrite: bool, config_file: Path | None,
@@ -211,6 +291,7 @@ def import_adnerf(folder: Path, clip: Path, workers: int | None, overwrite: bool
     from process_data.import_adnerf import import_adnerf as run
     from shared.config import load_config
 
+    when_stopped(CONTINUES)
     made = run(folder, clip, config=load_config(ProcessConfig, config_file, overrides), workers=workers, overwrite=overwrite)
     info = made.info
     click.echo(f"{clip}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
@@ -250,6 +331,7 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
     from stage1_audio2lmk.pretrain import PretrainConfig
     from stage1_audio2lmk.pretrain import pretrain as run
 
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     config = load_config(PretrainConfig, config_file, overrides)
     opened = [Clip(folder) for folder in clips]
     for clip in opened:
@@ -294,6 +376,7 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.train import SHIPPED_BASE, train
 
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     state = source.training / "stage1"
     if base is None:
@@ -415,6 +498,7 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     from stage2_gaussian.config import Stage2Config
     from stage2_gaussian.train import train
 
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     config = load_config(Stage2Config, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     require_video(source)
@@ -591,6 +675,7 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
     from torso_styleunet.config import TorsoConfig
     from torso_styleunet.train import train
 
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     config = load_config(TorsoConfig, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     target.require("stage2")
@@ -771,6 +856,7 @@ def demo(output: Path, size: int, seed: int, overwrite: bool, device: str) -> No
     from chain.demo import run_demo
     from shared.training import pick_device
 
+    when_stopped("Stopped. The same command with --overwrite starts anew.")
     if output.exists() and any(output.iterdir()):
         refuse_existing(output, overwrite)
         if not (output / "actor.mp4").is_file():

@@ -2,16 +2,24 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from threading import Thread
 from typing import Any
 
+from shared import machine
 from shared.errors import TalkheadError
+from shared.files import remove_unfinished
 from shared.training import progress
 
 CHUNK = 250  # frames; fixed, so that results do not depend on the number of workers
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+WORKER_BYTES = 0.6e9  # of memory that a worker takes
 _done: Any = None
 
 
@@ -27,47 +35,86 @@ def tick(frames: int = 1) -> None:
             _done.value += frames
 
 
-def _start_worker(counter: Any) -> None:
+def _start_worker(counter: Any, parent: Connection) -> None:
     global _done
     import cv2
 
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     _done = counter
     cv2.setNumThreads(1)
+
+
+def _end_with(parent: Connection) -> None:
+    """Wait for the other end of this pipe to be closed, as it is when the parent ends, whatever ends it; then end too."""
+    wait_for([parent])
+    remove_unfinished()
+    os._exit(1)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that are started here never see Ctrl-C, which a terminal sends to all; in this one it waits for the end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers:
     """A pool of processes that stays up for several passes over the video. Use as a context manager.
 
-    Each works on one thread: the small matrices of one frame only make several wait for each other.
+    Each works on one thread: the small matrices of one frame only make several wait for each other. There are as many as
+    there are processors and memory for, or `count`. They end with this process, also if it is killed.
     """
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = count or os.cpu_count() or 1
+        self.count = machine.workers(WORKER_BYTES, count)
 
     def __enter__(self) -> "Workers":
         # read when a library loads, so it must stand in the environment that the processes start with
         self._environment = {name: os.environ.get(name) for name in THREADS}
         os.environ.update(dict.fromkeys(THREADS, "1"))
         context = multiprocessing.get_context("spawn")
-        self._counter = context.Value("q", 0)
-        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker, initargs=(self._counter,))
+        held, self._alive = context.Pipe(duplex=False)
+        try:
+            with _without_interrupts():
+                self._counter = context.Value("q", 0)
+        except OSError as error:  # no shared memory
+            raise TalkheadError(f"worker processes cannot be started: {error.strerror}; can /dev/shm be written?") from error
+        self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker,
+                                         initargs=(self._counter, held))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if kind is not None:
+            self._alive.close()  # ends them in the midst of their work
+        self._pool.shutdown(cancel_futures=True)
+        self._alive.close()
         for name, value in self._environment.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
+    def _submit(self, work: Callable[..., Any], jobs: Sequence[tuple]) -> set[Future]:
+        try:
+            with _without_interrupts():
+                return {self._pool.submit(work, *job) for job in jobs}
+        except OSError as error:  # no more processes, memory or open files for this user
+            raise TalkheadError(f"worker processes cannot be started: {error.strerror}; try --workers 1") from error
+
     def run(self, work: Callable[..., Any], jobs: Sequence[tuple], frames: int, done: int, title: str, *,
             quiet: bool = False, unit: str = "frame") -> None:
         """Call work(*job) for every job in the pool; `done` of the `frames` were finished before. Raises what work raises."""
         self._counter.value = done
         with progress(frames, title, initial=done, quiet=quiet, unit=unit) as bar:
-            waiting = {self._pool.submit(work, *job) for job in jobs}
+            waiting: set[Future] = set()
             try:
+                waiting = self._submit(work, jobs)
                 while waiting:
                     finished, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
                     for job in finished:

@@ -13,7 +13,7 @@ from process_data.observe import read_mattes
 from process_data.segment import Segmenter
 from process_data.torso_motion import TorsoTracker, choose_references, finish
 from shared.clip import Clip, Shot, seen_file
-from shared.files import atomic_path
+from shared.files import write_arrays, write_rows
 from shared.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
 
 PERSON_MATTE = 13  # of 255: what the coarse matte gives more is no background
@@ -68,8 +68,7 @@ def plate_job(video: Path, plate_file: Path, wanted: np.ndarray, pixels: np.ndar
     write_png(plate_file, plate)
     write_png(seen_file(plate_file), seen * np.uint8(255))
     kept = np.unique(np.linspace(0, len(frames) - 1, min(learn, len(frames))).astype(int))
-    with atomic_path(_sample_file(work, key)) as partial, partial.open("wb") as file:
-        np.savez(file, frames=np.stack(frames)[kept], mattes=np.stack(mattes)[kept], numbers=wanted[kept])
+    write_arrays(_sample_file(work, key), frames=np.stack(frames)[kept], mattes=np.stack(mattes)[kept], numbers=wanted[kept])
 
 
 def _frames_at(video: Path, wanted: np.ndarray):
@@ -135,8 +134,7 @@ def label_chunk(clip: Clip, shots: list[Shot], face: Face, colours: PersonColour
             labels_video.write(labels)
             alpha_video.write(alpha)
             tick()
-    with atomic_path(_torso_file(work, start)) as partial, partial.open("wb") as file:
-        np.save(file, motion)
+    write_rows(_torso_file(work, start), "<f8", motion.shape, [motion])
 
 
 def _around(work: Path, shot: Shot, t: int) -> np.ndarray:

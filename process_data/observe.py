@@ -10,7 +10,7 @@ import numpy as np
 
 from process_data.chunks import CHUNK, Workers, chunks, tick
 from process_data.detector import MATTE_SIZE, Detector, Scheme, open_detector
-from shared.files import atomic_path
+from shared.files import write_arrays
 from shared.video_io import GrayVideoWriter, read_gray_video, read_video
 
 WARM_UP = 6  # frames before a chunk that let the tracker settle
@@ -90,8 +90,7 @@ def observe_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, wo
                 writer.write(detector.person(frame))
                 tick()
             before = small
-    with atomic_path(_seen(work, start)) as partial:
-        np.savez(partial, points=points, change=change, faces=np.array(faces, np.float32).reshape(-1, 5),
+    write_arrays(_seen(work, start), points=points, change=change, faces=np.array(faces, np.float32).reshape(-1, 5),
                  hands=np.array(hands, np.float32).reshape(-1, 5))
 
 

@@ -21,7 +21,7 @@ from process_data.report_charts import (
 )
 from shared.camera import euler_degrees, project
 from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip, ClipInfo, good_frames
-from shared.files import atomic_path
+from shared.files import write_text
 from shared.landmarks import FPS, NOSE, SAMPLES_PER_FRAME, lip_opening
 from shared.video_io import read_png
 
@@ -247,5 +247,4 @@ take the seconds as a guide. An avatar speaks badly what it has hardly seen.</p>
 </main><script type="application/json" id="curves">{curves_json(info.frames, curves, UNITS)}</script>
 <script>{SCRIPT}</script></body></html>
 """
-    with atomic_path(clip.report) as partial:
-        partial.write_text(page, encoding="utf-8")
+    write_text(clip.report, page)

@@ -12,7 +12,7 @@ from process_data.chunks import Workers, chunks, tick
 from process_data.config import ProcessConfig
 from process_data.detector import Scheme
 from shared.camera import pose_matrix, project
-from shared.files import atomic_path
+from shared.files import write_arrays
 from shared.landmarks import EYE_CORNER_DISTANCE, JAW, LIPS, eye_opening, lip_opening
 from shared.video_io import read_video
 
@@ -110,8 +110,7 @@ def follow_chunk(video: Path, start: int, stop: int, references: list[flow.Refer
             row[: len(found)] = found
         lips[k] = snap.lip_evidence(frame, pixels[k])
         tick()
-    with atomic_path(_flow_file(work, start)) as partial, partial.open("wb") as file:
-        np.savez(file, corners=corners.reshape(len(corners), -1, 2), lips=lips)
+    write_arrays(_flow_file(work, start), corners=corners.reshape(len(corners), -1, 2), lips=lips)
 
 
 def _flow_file(work: Path, start: int) -> Path:

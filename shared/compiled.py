@@ -55,13 +55,14 @@ def _open_cache(function: Callable) -> _Cache | None:
     folder = temporary_cache()
     if folder is None:
         return None
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+    config: Any = numba.config
+    before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
         return _Cache(function)
     except RuntimeError:
         return None
     finally:
-        numba.config.CACHE_DIR = before
+        config.CACHE_DIR = before
 
 
 def temporary_cache() -> Path | None:

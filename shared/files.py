@@ -2,18 +2,24 @@
 
 import errno
 import hashlib
+import io
 import json
+import math
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shared.errors import TalkheadError
 
-# what the disk or its rights refuse; any other error is somebody else's
-CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR)
+NAME_BYTES = 143  # of a temporary name: eCryptfs takes no longer ones, other file systems 255
+OS_ERROR = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")  # in the texts of shutil.copytree and of safetensors
+_unfinished: set[Path] = set()
 
 
 def make_folder(path: Path) -> None:
@@ -26,28 +32,100 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary name beside `path` (same suffix); move it there on success, remove it on any error."""
+    """Yield a temporary name beside `path` (same suffix); move it there on success, remove it on any error.
+
+    Raises TalkheadError where the system refuses to write. The temporary name stands in no sentence, since what has it is
+    gone when the user reads it.
+    """
     path = Path(path)
-    make_folder(path.parent)
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    final = path if path.name not in ("", "..") else path.resolve()  # `.` and the like have no name beside which to write
+    if not final.name:
+        raise TalkheadError(f"cannot write {path}: {os.strerror(errno.EISDIR)}")
+    make_folder(final.parent)
+    partial = final.with_name(_partial_name(final))
+    _unfinished.add(partial)
     try:
         yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno not in CANNOT_WRITE:
+        os.replace(partial, final)
+    except TalkheadError as error:
+        if str(partial) not in str(error):
             raise
-        raise TalkheadError(f"cannot write {path}: {error.strerror}") from error
+        raise TalkheadError(str(error).replace(str(partial), str(path))) from error
+    except Exception as error:
+        refused = _refusal(error, partial)
+        if refused is None:
+            raise
+        raise TalkheadError(f"cannot write {path}: {os.strerror(refused)}") from error
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        _unfinished.discard(partial)
+        remove(partial)
+
+
+def _partial_name(path: Path) -> str:
+    """A hidden name with the ending of `path`, short enough wherever `path` itself is."""
+    ending = path.suffix if len(path.suffix) <= 16 else ""  # longer, it names no format
+    stem, tail = path.stem, f".partial-{os.getpid()}{ending}"
+    while len(os.fsencode(f".{stem}{tail}")) > NAME_BYTES:
+        stem = stem[:-1]
+    return f".{stem}{tail}"
+
+
+def _refusal(error: Exception, partial: Path) -> int | None:
+    """The number of the system's error if it is about writing `partial`, not about another file that was read meanwhile."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+        return error.errno if not named or any(partial in (name, *name.parents) for name in named) else None
+    found = OS_ERROR.search(str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there and the system lets it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def remove_unfinished() -> None:
+    """Remove whatever `atomic_path` is writing in this process, which is about to end in the midst of it."""
+    for partial in tuple(_unfinished):
+        remove(partial)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` in UTF-8, atomically; of a file name in another encoding, the bytes are written as escapes."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_arrays(path: Path | str, **arrays: np.ndarray) -> None:
+    """Write named arrays as `.npz`, atomically."""
+    archive = io.BytesIO()  # written straight to a full disk, it complains once more when it is thrown away
+    np.savez(archive, **arrays)
+    with atomic_path(path) as partial:
+        partial.write_bytes(archive.getbuffer())
+
+
+def write_rows(path: Path | str, dtype: str, shape: tuple[int, ...], pieces: Iterable[np.ndarray]) -> None:
+    """Write `pieces`, which together have this `shape` and are cast to `dtype`, as one `.npy`, atomically.
+
+    Neither `numpy.save`, which does not say why a disk refuses, nor a mapped file, with which a full disk kills the process.
+    """
+    with atomic_path(path) as partial, open(partial, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+        count = 0
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece, dtype).data)
+            count += piece.size
+        if count != math.prod(shape):
+            raise ValueError(f"{path}: {count} numbers do not make an array of shape {shape}")
 
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    with atomic_path(path) as partial:
-        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path | str) -> dict[str, Any]:

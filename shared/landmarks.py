@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import TalkheadError
-from shared.files import atomic_path
+from shared.files import write_rows
 
 FPS = 25
 SAMPLE_RATE = 16000
@@ -86,9 +86,7 @@ def load_array(path: Path | str, tail: tuple[int, ...]) -> np.ndarray:
 def save_array(path: Path | str, array: np.ndarray) -> None:
     """Write float32 (T, ...) as `.npy`, atomically, after the same check as on loading."""
     checked = check_array(np.asarray(array), np.asarray(array).shape[1:], str(path))
-    with atomic_path(path) as partial:
-        with open(partial, "wb") as file:
-            np.save(file, checked, allow_pickle=False)
+    write_rows(path, "<f4", checked.shape, [checked])
 
 
 def check_landmarks(array: np.ndarray, name: str) -> np.ndarray:

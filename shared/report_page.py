@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shared.files import atomic_path
+from shared.files import write_text
 
 JPEG_QUALITY = 88
 PAGE_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
@@ -59,8 +59,7 @@ class ReportPage:
 
     def write(self, path: Path) -> None:
         """Make the file, atomically. Raises TalkheadError where it cannot be written."""
-        with atomic_path(path) as partial:
-            partial.write_text("".join(self._parts) + "</body></html>\n", encoding="utf-8")
+        write_text(path, "".join(self._parts) + "</body></html>\n")
 
 
 def _embedded(image: np.ndarray) -> str:

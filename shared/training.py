@@ -1,8 +1,12 @@
 """What every training loop needs: a device, a seeded generator, a progress bar, TensorBoard scalars."""
 
+import os
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,18 +14,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shared.errors import TalkheadError
+from shared.files import make_folder
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" takes CUDA where there is one; any torch device name is taken as it is. Raises TalkheadError."""
+    """The device called auto, cpu, cuda or cuda:N; auto is CUDA where there is one. Raises TalkheadError for any other."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise TalkheadError(f"--device {name!r} is no device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise TalkheadError(f"--device {name!r}: this machine has no usable CUDA GPU; use --device cpu")
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", name):
+        raise TalkheadError(f"--device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise TalkheadError(f"--device {name!r}: this machine has no usable CUDA GPU; use --device cpu")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise TalkheadError(f"--device {name!r}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered from 0")
     return device
 
 
@@ -36,23 +43,49 @@ def progress(total: int, desc: str, initial: int = 0, quiet: bool = False, unit:
 
 
 class Scalars:
-    """TensorBoard curves and pictures under `folder`."""
+    """TensorBoard curves and pictures under `folder`. Raises TalkheadError where they cannot be written.
+
+    torch's SummaryWriter writes from a thread of its own, which prints a traceback when the disk is full.
+    """
 
     def __init__(self, folder: Path | str) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._path = Path(folder) / f"events.out.tfevents.{time.time_ns()}.{os.getpid()}"
+        make_folder(self._path.parent)
+        with self._told():
+            self._writer = RecordWriter(open(self._path, "wb"))
+        self._write(file_version="brain.Event:2")
 
     def add(self, tag: str, value: float, step: int) -> None:
         """One point of the curve `tag`."""
-        self._writer.add_scalar(tag, float(value), step)
+        from torch.utils.tensorboard.summary import scalar
+
+        self._write(summary=scalar(tag, float(value)), step=step)
 
     def image(self, tag: str, rgb: np.ndarray, step: int) -> None:
         """One uint8 (H, W, 3) picture."""
-        self._writer.add_image(tag, rgb, step, dataformats="HWC")
+        from torch.utils.tensorboard.summary import image
+
+        self._write(summary=image(tag, rgb, dataformats="HWC"), step=step)
 
     def close(self) -> None:
-        self._writer.close()
+        with self._told():
+            self._writer.close()
+
+    def _write(self, **event: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        with self._told():
+            self._writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+            self._writer.flush()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TalkheadError(f"cannot write {self._path}: {error.strerror}") from error
 
 
 def follow(averaged: dict[str, Tensor], weights: dict[str, Tensor], step: int, slowness: float) -> None:

@@ -301,7 +301,12 @@ class GrayVideoWriter:
 
     def __enter__(self) -> "GrayVideoWriter":
         self._atomic = atomic_path(self.path)
-        self._container = av.open(str(self._atomic.__enter__()), "w", format="matroska")
+        partial = self._atomic.__enter__()
+        try:
+            self._container = av.open(str(partial), "w", format="matroska")
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, error.__traceback__)
+            raise
         self._stream = self._container.add_stream("ffv1", rate=Fraction(FPS))
         self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "gray"
         self._stream.options = {"level": "3", "g": "1"}

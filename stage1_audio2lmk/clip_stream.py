@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.files import atomic_path, sha256
+from shared.files import sha256, write_rows
 from shared.landmarks import SAMPLES_PER_FRAME, save_array
 from shared.training import generator
 from stage1_audio2lmk.augment import VoiceRanges, augment_voice, mask_features
@@ -90,12 +90,10 @@ def _speak(samples: np.ndarray, path: Path, rng: torch.Generator) -> None:
     count = len(samples) // SAMPLES_PER_FRAME
     stream, gate = FeatureStream(), SoundGate()
     cuts = np.linspace(0, count, max(1, count // PIECE) + 1).round().astype(int)
-    with atomic_path(path) as partial:
-        rows = np.lib.format.open_memmap(partial, "w+", np.float32, (count, FEATURE_SIZE))
-        for start, stop in zip(cuts, cuts[1:]):
-            sound = torch.from_numpy(samples[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME])
-            rows[start:stop] = stream.push(gate.pass_through(augment_voice(sound, RANGES, rng).numpy()))
-        rows.flush()
+    sounds = (torch.from_numpy(samples[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME])
+              for start, stop in zip(cuts, cuts[1:]))
+    write_rows(path, "<f4", (count, FEATURE_SIZE),
+               (stream.push(gate.pass_through(augment_voice(sound, RANGES, rng).numpy())) for sound in sounds))
 
 
 def open_rows(clips: list[Clip], folders: list[Path], voices: int, config: Stage1Config) -> list[ClipRows]:

@@ -1,6 +1,6 @@
 """What a training step reads: frames, labels, rendered heads, background plates, poses and torso motion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.files import atomic_path
+from shared.files import write_rows
 from shared.training import progress
 
 HeadFrames = Callable[[np.ndarray], Tensor]
@@ -49,13 +49,14 @@ def cache_heads(head_frames: HeadFrames, indices: np.ndarray, height: int, width
             change = np.abs(cached[:1].astype(int) - render(np.arange(1))).mean()
             if change < 0.5:
                 return cached
-    with atomic_path(path) as partial, progress(len(indices), "rendering heads", quiet=quiet, unit="frame") as bar:
-        heads = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(len(indices), height, width, 4))
-        for start in range(0, len(indices), batch):
-            rows = np.arange(start, min(start + batch, len(indices)))
-            heads[rows] = render(rows)
-            bar.update(len(rows))
-        heads.flush()
+    def all_heads() -> Iterator[np.ndarray]:
+        with progress(len(indices), "rendering heads", quiet=quiet, unit="frame") as bar:
+            for start in range(0, len(indices), batch):
+                rows = np.arange(start, min(start + batch, len(indices)))
+                yield render(rows)
+                bar.update(len(rows))
+
+    write_rows(path, "|u1", (len(indices), height, width, 4), all_heads())
     return np.load(path, mmap_mode="r")
 
 
