@@ -228,12 +228,12 @@ def process(video: Path, clip: Path, splits: tuple[str, ...], detector: str, lan
     talkhead process news.mp4 anchor --split train=0:1286 --split test=1286:1429
     talkhead process phone.mov me --fix-sync
     """
+    when_stopped(CONTINUES if resume else "Stopped. The same command with --resume continues where it was.")
     from process_data.config import ProcessConfig
     from process_data.observe import DetectorChoice
     from process_data.pipeline import process as run
     from shared.config import load_config
 
-    when_stopped(CONTINUES if resume else "Stopped. The same command with --resume continues where it was.")
     if fix_sync:
         overrides = (*overrides, "fix_sync=true")
     config = load_config(ProcessConfig, config_file, overrides)
@@ -261,9 +261,9 @@ def process_voca(root: Path, out: Path, embedding: Path | None, fps: float, over
     talkhead process-voca VOCASET clips/voca
     talkhead stage1 pretrain clips/voca/* -o base.safetensors
     """
+    when_stopped(CONTINUES)
     from process_data.import_voca import import_voca
 
-    when_stopped(CONTINUES)
     done = import_voca(root, out, embedding=embedding, fps=fps, overwrite=overwrite)
     for warning in done.warnings:
         click.echo(f"  warning: {warning}")
@@ -287,11 +287,11 @@ def import_adnerf(folder: Path, clip: Path, workers: int | None, overwrite: bool
     talkhead import-adnerf data/obama obama
     talkhead stage1 finetune obama
     """
+    when_stopped(CONTINUES)
     from process_data.config import ProcessConfig
     from process_data.import_adnerf import import_adnerf as run
     from shared.config import load_config
 
-    when_stopped(CONTINUES)
     made = run(folder, clip, config=load_config(ProcessConfig, config_file, overrides), workers=workers, overwrite=overwrite)
     info = made.info
     click.echo(f"{clip}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
@@ -324,6 +324,7 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
     talkhead stage1 pretrain clips/* -o base.safetensors --speech encoder.safetensors --set tune_encoder=true
     torchrun --nproc-per-node 2 --no-python talkhead stage1 pretrain clips/* -o base.safetensors
     """
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
@@ -331,7 +332,6 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
     from stage1_audio2lmk.pretrain import PretrainConfig
     from stage1_audio2lmk.pretrain import pretrain as run
 
-    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     config = load_config(PretrainConfig, config_file, overrides)
     opened = [Clip(folder) for folder in clips]
     for clip in opened:
@@ -367,6 +367,7 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus
     talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus --set encoder_tune=2
     """
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     from dataclasses import replace
 
     from shared.avatar import Avatar, create_from_clip, require_video
@@ -376,7 +377,6 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.train import SHIPPED_BASE, train
 
-    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     state = source.training / "stage1"
     if base is None:
@@ -491,6 +491,7 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     talkhead stage2 train me
     talkhead stage2 train me --set steps=3000
     """
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     from shared.avatar import Avatar, create_from_clip, require_video
     from shared.clip import Clip
     from shared.config import load_config
@@ -498,7 +499,6 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     from stage2_gaussian.config import Stage2Config
     from stage2_gaussian.train import train
 
-    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     config = load_config(Stage2Config, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     require_video(source)
@@ -667,6 +667,7 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
     \b
     talkhead torso train me
     """
+    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     from chain.synthesize import head_frames
     from shared.avatar import Avatar
     from shared.clip import Clip
@@ -675,7 +676,6 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
     from torso_styleunet.config import TorsoConfig
     from torso_styleunet.train import train
 
-    when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     config = load_config(TorsoConfig, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     target.require("stage2")
@@ -851,12 +851,12 @@ def demo(output: Path, size: int, seed: int, overwrite: bool, device: str) -> No
     talkhead demo
     talkhead demo elsewhere --seed 2
     """
+    when_stopped("Stopped. The same command with --overwrite starts anew.")
     import shutil
 
     from chain.demo import run_demo
     from shared.training import pick_device
 
-    when_stopped("Stopped. The same command with --overwrite starts anew.")
     if output.exists() and any(output.iterdir()):
         refuse_existing(output, overwrite)
         if not (output / "actor.mp4").is_file():

@@ -19,7 +19,6 @@ from shared.training import progress
 
 CHUNK = 250  # frames; fixed, so that results do not depend on the number of workers
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-WORKER_BYTES = 0.6e9  # of memory that a worker takes
 _done: Any = None
 
 
@@ -72,7 +71,7 @@ class Workers:
     """
 
     def __init__(self, count: int | None = None) -> None:
-        self.count = machine.workers(WORKER_BYTES, count)
+        self.count = machine.workers(count)
 
     def __enter__(self) -> "Workers":
         # read when a library loads, so it must stand in the environment that the processes start with

@@ -65,6 +65,12 @@ def _open_cache(function: Callable) -> _Cache | None:
         config.CACHE_DIR = before
 
 
+def cache_place() -> str | None:
+    """The folder in which compiled code is kept; None if there is none."""
+    cache = _open_cache(cache_place)
+    return None if cache is None else cache.cache_path
+
+
 def temporary_cache() -> Path | None:
     """A folder for compiled code below the temporary one, None if there is none that only this user can write into."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path("/")
+WORKER_BYTES = 0.6e9  # of memory that one process of `talkhead process` takes
 UNLIMITED = 1 << 60  # bytes; version 1 of control groups writes a number beyond for "no limit"
 
 
@@ -26,11 +27,11 @@ def threads() -> int:
     return max(1, math.ceil(cpus()))
 
 
-def workers(each: float, count: int | None = None) -> int:
-    """How many processes that take `each` bytes of memory to start, unless the user named a `count`."""
+def workers(count: int | None = None) -> int:
+    """How many worker processes to start, unless the user named a `count`."""
     if count is None:
         have = memory()
-        count = threads() if have is None else min(threads(), int(have / each))
+        count = threads() if have is None else min(threads(), int(have / WORKER_BYTES))
     return max(1, min(count, 61) if os.name == "nt" else count)  # Windows cannot wait for more
 
 
