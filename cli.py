@@ -130,7 +130,7 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
     spans = [(name, *span) for name, found in split.items() for span in found]
     for (name, a, b), (other, start, stop) in itertools.combinations(spans, 2):
         if name != other and a < stop and start < b:
-            raise TalkheadError(f"--split {name}={a}:{b} and --split {other}={start}:{stop} overlap; name each frame for one only")
+            raise TalkheadError(f"--split {name}={a}:{b} and --split {other}={start}:{stop} overlap; a frame has one split")
     return split or None
 
 
@@ -668,8 +668,8 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
 @click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
 @click.option("--neutral", type=PATH, help="neutral.npy of the face, for --mouth-gain.  "
               "[default: the row whose lips are most nearly closed]")
-@click.option("--mouth-gain", type=FiniteFloat(-10, 10), help="Scale lip and jaw motion, 1 leaves it.")
-@click.option("--smile", "smile_amount", type=FiniteFloat(-10, 10), help="Pull the mouth corners: 1 a broad smile, -1 a frown.")
+@click.option("--mouth-gain", type=FiniteFloat(-5, 5), help="Scale lip and jaw motion, 1 leaves it.")
+@click.option("--smile", "smile_amount", type=FiniteFloat(-3, 3), help="Pull the mouth corners: 1 a broad smile, -1 a frown.")
 @click.option("--blink", "blink_rate", type=FiniteFloat(0, 20), help="Add blinks: 1 as often as people do, 2 twice as often.")
 @click.option("--smooth", "smooth_frames", type=click.IntRange(0, 250), help="Smooth over this many neighbours on each side.")
 @click.option("--retime", "speed", type=FiniteFloat(0.1, 10), help="Play this many times faster.")

@@ -5,6 +5,7 @@ import difflib
 import functools
 import math
 import numbers
+import re
 import reprlib
 import types
 import typing
@@ -148,11 +149,6 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             raise TalkheadError(f"{where} should be a group of keys, found {shown(value)}")
         inner_key, inner_value = typing.get_args(kind)
         return {_convert(inner_key, k, where): _convert(inner_value, v, f"{where}: {shown(k)}") for k, v in value.items()}
-    if kind is float and isinstance(value, str):
-        try:
-            value = float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            raise TalkheadError(f"{where} should be a number, found {shown(value)}") from None
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         try:
             value = float(value)
@@ -166,7 +162,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which can grow without end, and without keys that stand twice."""
+    """YAML without aliases, which can grow without end, and without keys that stand twice; 1e-3 is a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -183,6 +179,10 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"the key {shown(key)} stands twice", problem_mark=key_node.start_mark)
             seen.add(key if isinstance(key, Hashable) else id(key_node))
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$", re.ASCII),
+                              list("-+.0123456789"))
 
 
 def _parse_yaml(data: bytes | str, where: str) -> Any:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.errors import TalkheadError
 from shared.landmarks import JAW
 from stage1_audio2lmk.dataset import Recording
 from stage1_audio2lmk.features import FEATURE_SIZE

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.checkpoint import load_checkpoint, save_checkpoint
-from shared.config import Settings, config_from_dict, config_to_dict, setting
+from shared.checkpoint import load_checkpoint, load_module, save_checkpoint
+from shared.config import Settings, config_from_dict, config_to_dict, setting, shown
 from shared.errors import TalkheadError
 from stage1_audio2lmk.attention import Stack
 from stage1_audio2lmk.features import HOPS, MELS
@@ -80,7 +80,6 @@ def load_speech_encoder(path: Path) -> SpeechEncoder:
     """Read what `save_speech_encoder` wrote, ready to be used. Raises TalkheadError for anything else."""
     tensors, meta = load_checkpoint(path)
     if meta.get("kind") != "speech encoder":
-        raise TalkheadError(f"{path} is no speech encoder, but {meta.get('kind', 'something else')}")
-    encoder = SpeechEncoder(config_from_dict(SpeechEncoderConfig, meta["config"], str(path)))
-    encoder.load_state_dict({name: value.float() for name, value in tensors.items()})
-    return encoder.eval()
+        raise TalkheadError(f"{path} is no speech encoder, but {shown(meta.get('kind', 'something else'))}")
+    config = config_from_dict(SpeechEncoderConfig, meta.get("config"), str(path))
+    return load_module(lambda: SpeechEncoder(config), {name: value.float() for name, value in tensors.items()}, path).eval()
