@@ -345,11 +345,12 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     """
     from shared.audio_io import load_audio
     from shared.avatar import Avatar
-    from shared.landmarks import load_landmarks, save_landmarks
+    from shared.landmarks import check_output_name, load_landmarks, save_landmarks
     from shared.training import pick_device
     from stage1_audio2lmk.predict import load_predictor
     from stage1_audio2lmk.predict import predict as run
 
+    check_output_name(output)
     source = Avatar(avatar)
     source.require("stage1")
     refuse_existing(output, overwrite)
@@ -653,10 +654,12 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     """
     from chain.synthesize import synthesize
     from shared.avatar import Avatar
+    from shared.landmarks import check_output_name
     from shared.training import pick_device
 
     refuse_existing(output, overwrite)
     if save_landmarks:
+        check_output_name(save_landmarks)
         refuse_existing(save_landmarks, overwrite)
     count = synthesize(Avatar(avatar), audio, output, device=pick_device(device), landmarks=landmarks, poses=poses,
                        seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
@@ -664,7 +667,7 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
 
 
 @cli.command()
-@click.argument("source", type=PATH, metavar="IN.npy")
+@click.argument("source", type=PATH, metavar="IN")
 @click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
 @click.option("--neutral", type=PATH, help="neutral.npy of the face, for --mouth-gain.  "
               "[default: the row whose lips are most nearly closed]")
@@ -678,7 +681,7 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
 def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | None, smile_amount: float | None,
          blink_rate: float | None, smooth_frames: int | None, speed: float | None, seed: int,
          overwrite: bool) -> None:
-    """Edit a landmark file; edits apply in the order gain, smile, smooth, retime, blink.
+    """Edit a landmark file, .npy or a spreadsheet's .csv; edits apply in the order gain, smile, smooth, retime, blink.
 
     \b
     talkhead edit predicted.npy -o edited.npy --mouth-gain 1.2 --smile 0.3 --blink 2
@@ -686,8 +689,9 @@ def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | N
     import numpy as np
 
     from shared import landmark_edit
-    from shared.landmarks import lip_opening, load_landmarks, save_landmarks
+    from shared.landmarks import check_output_name, lip_opening, load_landmarks, save_landmarks
 
+    check_output_name(output)
     rows = load_landmarks(source)
     refuse_existing(output, overwrite)
     if mouth_gain is not None:

@@ -15,6 +15,7 @@ from shared.errors import TalkheadError
 MOST_ROWS = 1_000_000  # eleven hours of video
 LARGEST_TABLE = 256 << 20  # bytes of text
 COUNTERS = ("", "frame", "frames", "index", "no", "nr", "row", "t", "time", "time_s", "timestamp", "second", "seconds", "s")
+_ADDRESS = re.compile(r"(https?|ftp|s3|gs|rtmp|rtsp|file):/", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,4})?", re.ASCII)
 
 
@@ -36,12 +37,24 @@ def read_start(path: Path, size: int = 16) -> bytes:
         with open(path, "rb") as file:
             start = file.read(size)
     except FileNotFoundError:
-        raise TalkheadError(f"{path} does not exist") from None
+        raise TalkheadError(missing(path)) from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise TalkheadError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not start:
         raise TalkheadError(f"{path} is empty (0 bytes); copy or make it again")
     return start
+
+
+def is_address(path: Path) -> bool:
+    """Whether a path is an address of the web rather."""
+    return bool(_ADDRESS.match(str(path)))
+
+
+def missing(path: Path) -> str:
+    """What to say of a path where nothing lies."""
+    if is_address(path):
+        return f"{path} is an address; download the file first and name it"
+    return f"{path} does not exist"
 
 
 def npy_header(path: Path) -> NpyHeader:

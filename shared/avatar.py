@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shared.array_file import is_address, missing
 from shared.clip import Clip, check_picture
 from shared.config import config_from_dict, shown
 from shared.errors import TalkheadError
@@ -49,6 +51,11 @@ class Avatar:
 
     @functools.cached_property
     def info(self) -> AvatarInfo:
+        if self.root.is_file():
+            kind = "zip archive; unzip it and name the folder" if zipfile.is_zipfile(self.root) else "file; name an avatar folder"
+            raise TalkheadError(f"{self.root} is a {kind}")
+        if is_address(self.root):
+            raise TalkheadError(missing(self.root))
         if not self.root.is_dir():
             raise TalkheadError(f"{self.root}: there is no avatar here; train one with `talkhead stage1 finetune`, "
                                 "`talkhead stage2 train` and `talkhead torso train`")

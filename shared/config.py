@@ -203,6 +203,21 @@ def _parse_yaml(data: bytes | str, where: str) -> Any:
         raise TalkheadError(f"{where} holds a number or date that cannot be: {str(error).split(';')[0][:200]}") from error
 
 
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The keys and values of a YAML file, none if it is empty. Raises TalkheadError for anything else."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_YAML + 1)
+    except FileNotFoundError:
+        raise TalkheadError(f"{path} does not exist") from None
+    except OSError as error:
+        raise TalkheadError(f"{path} cannot be read: {error.strerror}") from error
+    loaded = _parse_yaml(data, str(path))
+    if not isinstance(loaded, dict) and loaded is not None:
+        raise TalkheadError(f"{path} should hold keys and values, found {type(loaded).__name__}")
+    return loaded or {}
+
+
 def load_config(cls: type[T], yaml_path: Path | str | None = None, overrides: Iterable[str] = (),
                 base: dict[str, Any] | None = None) -> T:
     """Defaults, then `base`, then the YAML file, then `key=value` overrides ("model.dim=192" reaches into groups).
@@ -211,17 +226,7 @@ def load_config(cls: type[T], yaml_path: Path | str | None = None, overrides: It
     """
     values: dict[str, Any] = dict(base or {})
     if yaml_path is not None:
-        try:
-            with open(yaml_path, "rb") as file:
-                data = file.read(LARGEST_YAML + 1)
-        except FileNotFoundError:
-            raise TalkheadError(f"{yaml_path} does not exist") from None
-        except OSError as error:
-            raise TalkheadError(f"{yaml_path} cannot be read: {error.strerror}") from error
-        loaded = _parse_yaml(data, str(yaml_path))
-        if not isinstance(loaded, dict) and loaded is not None:
-            raise TalkheadError(f"{yaml_path} should hold keys and values, found {type(loaded).__name__}")
-        _merge(values, loaded or {})
+        _merge(values, read_yaml(yaml_path))
     overrides = tuple(overrides)
     for override in overrides:
         key, sign, text = override.partition("=")
