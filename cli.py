@@ -1,7 +1,9 @@
 """The `talkhead` command: parses, calls, prints. Heavy imports stay inside the command bodies."""
 
 import errno
+import itertools
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ talkhead_guard.check_or_exit(*talkhead_guard.PACKAGES)
 
 from shared import machine  # noqa: E402  only now is it certain to be ours
 from shared.errors import TalkheadError  # noqa: E402
+from shared.options import SEED, FiniteFloat  # noqa: E402
 
 STARTS_ANEW = "Stopped; nothing was written. The same command starts anew."
 CONTINUES = "Stopped. The same command continues where it was."
@@ -104,7 +107,7 @@ def avatar_option(function: Any) -> Any:
     return click.option("--avatar", type=PATH, help="Avatar folder.  [default: CLIP.avatar beside the clip]")(function)
 
 
-liveliness_option = click.option("--liveliness", default=1.0, show_default=True, type=click.FloatRange(0, 3),
+liveliness_option = click.option("--liveliness", default=1.0, show_default=True, type=FiniteFloat(0, 3),
                                  help="How far the brows move with the voice; 0 leaves them still.")
 place_option = click.option("--encoder", metavar="NAME|FOLDER", help="Where the model's speech encoder lies now, if it has one.  "
                             "[default: where it was in training]")
@@ -198,9 +201,14 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
     for value in values:
         name, _, span = value.partition("=")
         start, _, stop = span.partition(":")
-        if not (name and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+        plain = all(re.fullmatch("[0-9]{1,9}", number) for number in (start, stop))
+        if not (name and plain and int(start) < int(stop)):
             raise TalkheadError(f"--split takes NAME=START:STOP in frames, found {value!r}")
         split.setdefault(name, []).append((int(start), int(stop)))
+    spans = [(name, *span) for name, found in split.items() for span in found]
+    for (name, a, b), (other, start, stop) in itertools.combinations(spans, 2):
+        if name != other and a < stop and start < b:
+            raise TalkheadError(f"--split {name}={a}:{b} and --split {other}={start}:{stop} overlap; a frame has one split")
     return split or None
 
 
@@ -214,7 +222,8 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
 @click.option("--landmarker", type=PATH, help="face_landmarker.task, for mediapipe releases without models of their own.")
 @click.option("--models", type=PATH, help="Folder with model files of mediapipe or fan.")
 @click.option("--fix-sync", is_flag=True, help="Shift the sound so that it goes with the lips.")
-@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: as many as processors and memory allow]")
+@click.option("--workers", type=click.IntRange(1, 1024),
+              help="Processes that work.  [default: as many as processors and memory allow]")
 @click.option("--resume/--restart", default=True, help="Continue an interrupted run.  [default: --resume]")
 @overwrite_option
 @config_options
@@ -250,7 +259,7 @@ def process(video: Path, clip: Path, splits: tuple[str, ...], detector: str, lan
 @click.argument("root", type=PATH)
 @click.argument("out", type=PATH)
 @click.option("--embedding", type=PATH, help="Your own 68 landmarks on FLAME's mesh (.json, .npy or .npz) instead of ours.")
-@click.option("--fps", default=60.0, show_default=True, type=click.FloatRange(min=1), help="Meshes a second.")
+@click.option("--fps", default=60.0, show_default=True, type=FiniteFloat(1, 1000), help="Meshes a second.")
 @overwrite_option
 def process_voca(root: Path, out: Path, embedding: Path | None, fps: float, overwrite: bool) -> None:
     """VOCASET folder ROOT -> one landmark clip a sentence under OUT, for `stage1 pretrain`.
@@ -273,7 +282,8 @@ def process_voca(root: Path, out: Path, embedding: Path | None, fps: float, over
 @cli.command("import-adnerf")
 @click.argument("folder", type=PATH, metavar="DIR")
 @click.argument("clip", type=PATH)
-@click.option("--workers", type=click.IntRange(1), help="Processes that work.  [default: as many as processors and memory allow]")
+@click.option("--workers", type=click.IntRange(1, 1024),
+              help="Processes that work.  [default: as many as processors and memory allow]")
 @overwrite_option
 @config_options
 def import_adnerf(folder: Path, clip: Path, workers: int | None, overwrite: bool, config_file: Path | None,
@@ -406,7 +416,7 @@ def report(numbers: dict[str, Any], out: Path) -> None:
 @click.option("--avatar", type=PATH, required=True, help="Avatar whose stage 1 and neutral are used.")
 @click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
 @click.option("--neutral", type=PATH, help="Another person's neutral.npy to move instead.")
-@click.option("--seed", default=0, show_default=True, help="Seed of blinks and brows.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of blinks and brows.")
 @liveliness_option
 @place_option
 @overwrite_option
@@ -420,11 +430,12 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     """
     from shared.audio_io import load_audio
     from shared.avatar import Avatar
-    from shared.landmarks import load_landmarks, save_landmarks
+    from shared.landmarks import check_output_name, load_landmarks, save_landmarks
     from shared.training import pick_device
     from stage1_audio2lmk.predict import load_predictor
     from stage1_audio2lmk.predict import predict as run
 
+    check_output_name(output)
     source = Avatar(avatar)
     source.require("stage1")
     refuse_existing(output, overwrite)
@@ -516,9 +527,9 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
 @click.option("-o", "--output", type=PATH, required=True,
               help="Folder for RGBA pictures, or a video with transparency: .mov (ProRes 4444) or .webm (VP9).")
 @click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
-@click.option("--orbit", type=click.FloatRange(-180, 180), metavar="DEGREES",
+@click.option("--orbit", type=FiniteFloat(-180, 180), metavar="DEGREES",
               help="Swing the camera around the head, this far to either side; negative goes the other way first.")
-@click.option("--period", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+@click.option("--period", type=FiniteFloat(0.04, 3600), metavar="SECONDS",
               help="Time of one swing of --orbit there and back.  [default: the whole sequence]")
 @click.option("--audio", type=PATH, help="Sound to put under a video.")
 @overwrite_option
@@ -556,7 +567,7 @@ def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit
 @click.argument("avatar", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Splat file to write (.ply).")
 @click.option("--landmarks", type=PATH, help="Landmark file whose expression the head shows.  [default: at rest]")
-@click.option("--frame", type=click.IntRange(0), help="Row of --landmarks.  [default: 0]")
+@click.option("--frame", type=click.IntRange(0, 10_000_000), help="Row of --landmarks.  [default: 0]")
 @overwrite_option
 def stage2_export(avatar: Path, output: Path, landmarks: Path | None, frame: int | None, overwrite: bool) -> None:
     """AVATAR -> its head as a 3DGS .ply file, which splat viewers and editors open.
@@ -618,7 +629,7 @@ def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool)
 @click.option("--split", "splits", multiple=True, help="Split to measure.  [default: all but train]")
 @click.option("--align/--no-align", default=True, help="Measure also with each frame's pose fitted to its picture, or not.  "
               "[default: --align]")
-@click.option("--every", default=1, show_default=True, type=click.IntRange(1), help="Measure each N-th frame only.")
+@click.option("--every", default=1, show_default=True, type=click.IntRange(1, 10_000_000), help="Measure each N-th frame only.")
 @click.option("--lpips", type=PATH, metavar="FOLDER",
               help="Measure LPIPS too; the folder holds alexnet-owt-7be5be79.pth and alex.pth.")
 @click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/stage2/eval]")
@@ -714,7 +725,7 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
 @click.option("-o", "--output", type=PATH, default=Path("talk.mp4"), show_default=True, help="Video to write.")
 @click.option("--landmarks", type=PATH, help="Landmark file to show instead of what stage 1 predicts.")
 @click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
-@click.option("--seed", default=0, show_default=True, help="Seed of blinks and brows.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of blinks and brows.")
 @liveliness_option
 @place_option
 @click.option("--save-landmarks", type=PATH, help="Also write the landmarks that were shown (.npy).")
@@ -730,10 +741,12 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     """
     from chain.synthesize import synthesize
     from shared.avatar import Avatar
+    from shared.landmarks import check_output_name
     from shared.training import pick_device
 
     refuse_existing(output, overwrite)
     if save_landmarks:
+        check_output_name(save_landmarks)
         refuse_existing(save_landmarks, overwrite)
     count = synthesize(Avatar(avatar), audio, output, device=pick_device(device), landmarks=landmarks, poses=poses,
                        seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
@@ -741,21 +754,21 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
 
 
 @cli.command()
-@click.argument("source", type=PATH, metavar="IN.npy")
+@click.argument("source", type=PATH, metavar="IN")
 @click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
 @click.option("--neutral", type=PATH, help="neutral.npy of the face, for --mouth-gain.  "
               "[default: the row whose lips are most nearly closed]")
-@click.option("--mouth-gain", type=float, help="Scale lip and jaw motion, 1 leaves it.")
-@click.option("--smile", "smile_amount", type=float, help="Pull the mouth corners: 1 a broad smile, -1 a frown.")
-@click.option("--blink", "blink_rate", type=float, help="Add blinks: 1 as often as people do, 2 twice as often.")
-@click.option("--smooth", "smooth_frames", type=int, help="Smooth over this many neighbours on each side.")
-@click.option("--retime", "speed", type=float, help="Play this many times faster.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the blinks.")
+@click.option("--mouth-gain", type=FiniteFloat(-5, 5), help="Scale lip and jaw motion, 1 leaves it.")
+@click.option("--smile", "smile_amount", type=FiniteFloat(-3, 3), help="Pull the mouth corners: 1 a broad smile, -1 a frown.")
+@click.option("--blink", "blink_rate", type=FiniteFloat(0, 20), help="Add blinks: 1 as often as people do, 2 twice as often.")
+@click.option("--smooth", "smooth_frames", type=click.IntRange(0, 250), help="Smooth over this many neighbours on each side.")
+@click.option("--retime", "speed", type=FiniteFloat(0.1, 10), help="Play this many times faster.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the blinks.")
 @overwrite_option
 def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | None, smile_amount: float | None,
          blink_rate: float | None, smooth_frames: int | None, speed: float | None, seed: int,
          overwrite: bool) -> None:
-    """Edit a landmark file; edits apply in the order gain, smile, smooth, retime, blink.
+    """Edit a landmark file, .npy or a spreadsheet's .csv; edits apply in the order gain, smile, smooth, retime, blink.
 
     \b
     talkhead edit predicted.npy -o edited.npy --mouth-gain 1.2 --smile 0.3 --blink 2
@@ -763,8 +776,9 @@ def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | N
     import numpy as np
 
     from shared import landmark_edit
-    from shared.landmarks import lip_opening, load_landmarks, save_landmarks
+    from shared.landmarks import check_output_name, lip_opening, load_landmarks, save_landmarks
 
+    check_output_name(output)
     rows = load_landmarks(source)
     refuse_existing(output, overwrite)
     if mouth_gain is not None:
@@ -841,7 +855,7 @@ def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | N
 @cli.command()
 @click.argument("output", type=PATH, default=Path("demo"))
 @click.option("--size", default=256, show_default=True, type=click.IntRange(128, 1024), help="Pixels a side.")
-@click.option("--seed", default=0, show_default=True, help="Which synthetic person.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Which synthetic person.")
 @overwrite_option
 @device_option
 def demo(output: Path, size: int, seed: int, overwrite: bool, device: str) -> None:

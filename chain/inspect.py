@@ -1,31 +1,54 @@
 """What a file or folder is, and whether it is valid, in a few lines."""
 
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from shared.array_file import missing, npy_header, read_start
 from shared.audio_io import load_audio
 from shared.avatar import PARTS, Avatar
-from shared.checkpoint import load_checkpoint
+from shared.checkpoint import check_finite, load_checkpoint
 from shared.clip import Clip
+from shared.config import read_yaml, shown
 from shared.errors import TalkheadError
-from shared.landmarks import FPS, SAMPLE_RATE, check_array, eye_opening, lip_opening, load_landmarks
-from shared.video_io import probe
+from shared.files import read_json
+from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening, load_array, load_landmarks
+from shared.poses import load_poses
+from shared.video_io import probe, read_png
 
-ARRAYS = {(68, 3): "landmarks", (4, 4): "poses", (4,): "torso motion"}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Lines that say what `path` is. Raises TalkheadError, with the reason, if it is nothing that talkhead knows."""
+    """Lines that say what `path` is. Raises TalkheadError, with the reason, if it is nothing that talkhead knows.
+
+    The parts of a clip or avatar folder are all looked at; those that are not valid are told, and the error comes last.
+    """
     if not path.exists():
-        raise TalkheadError(f"{path} does not exist")
+        raise TalkheadError(missing(path))
     if path.is_dir():
         yield from _folder(path)
-    elif path.suffix == ".npy":
+        return
+    start, ending = read_start(path), path.suffix.lower()
+    if start.startswith(b"\x93NUMPY") or ending == ".npy":
         yield from _array(path)
-    elif path.suffix == ".safetensors":
+    elif zipfile.is_zipfile(path):
+        yield from _zip(path)
+    elif ending in TABLES:
+        yield from _landmarks(path)
+    elif ending == ".safetensors":
         yield from _checkpoint(path)
+    elif start.startswith(b"ply"):
+        yield from _splats(path)
+    elif ending == ".json":
+        yield from _json(path)
+    elif ending in (".yaml", ".yml"):
+        yield f"settings, for --config: {shown(list(read_yaml(path)))}"
+    elif ending in PICTURES:
+        height, width = read_png(path).shape[:2]
+        yield f"picture: {width}x{height}"
     else:
         yield from _media(path)
 
@@ -33,55 +56,176 @@ def describe(path: Path) -> Iterator[str]:
 def _folder(path: Path) -> Iterator[str]:
     clip, avatar = Clip(path), Avatar(path)
     if clip.exists():
-        info = clip.info
-        yield f"clip {info.name!r}: {info.frames} frames ({info.frames / FPS:.1f} s) of {info.width}x{info.height}"
-        yield f"  from {info.source_name}, {len(info.shots)} shot(s), cuts at {[s.start for s in info.shots[1:]]}"
-        for name in info.split:
-            yield f"  split {name}: {len(clip.split(name))} good frames"
-        for bad in info.bad:
-            yield f"  skipped {bad.start}-{bad.stop - 1}: {bad.reason}"
-        for warning in info.warnings:
-            yield f"  warning: {warning}"
-        for name, array in (("landmarks", clip.load_landmarks()), ("poses", clip.load_poses()),
-                            ("torso", clip.load_torso()), ("neutral", clip.load_neutral())):
-            yield f"  {name}.npy {array.shape} valid"
-        if clip.fitted_poses.is_file():
-            yield f"  poses_fitted.npy {clip.load_best_poses().shape} valid"
+        yield from _clip(clip)
     elif avatar.json.is_file():
-        made = avatar.info
-        yield f"avatar {made.name!r}: {made.width}x{made.height}, {len(avatar.load_motion()[0])} frames of motion"
-        for part in PARTS:
-            file = getattr(avatar, part)
-            yield f"  {part}: {file.stat().st_size / 1e6:.2f} MB" if file.is_file() else f"  {part}: not trained yet"
+        yield from _avatar(avatar)
     else:
         raise TalkheadError(f"{path} is neither a clip folder (clip.json) nor an avatar folder (avatar.json)")
 
 
-def _array(path: Path) -> Iterator[str]:
-    try:
-        raw = np.load(path, allow_pickle=False)
-        kind = ARRAYS.get(raw.shape[1:])
-    except (OSError, ValueError, EOFError, AttributeError):
-        kind = "landmarks"
-    if kind == "landmarks" or kind is None:
-        rows = load_landmarks(path)
-        lips, eyes = lip_opening(rows) * 1000, eye_opening(rows) * 1000
-        yield f"landmarks {rows.shape} float32, {len(rows) / FPS:.2f} s at {FPS} fps: valid"
-        yield f"  eye corners {1000 * np.linalg.norm(rows[:, 45] - rows[:, 36], axis=1).mean():.1f} mm apart"
-        yield f"  lip opening {lips.min():.1f} to {lips.max():.1f} mm, mean {lips.mean():.1f}"
-        yield f"  lid opening {eyes.min():.1f} to {eyes.max():.1f} mm, mean {eyes.mean():.1f}"
+def _clip(clip: Clip) -> Iterator[str]:
+    info = clip.info
+    yield f"clip {info.name!r}: {info.frames} frames ({info.frames / FPS:.1f} s) of {info.width}x{info.height}"
+    yield f"  from {info.source_name}, {len(info.shots)} shot(s), cuts at {[s.start for s in info.shots[1:]]}"
+    for name in info.split:
+        yield f"  split {name}: {len(clip.split(name))} good frames"
+    for bad in info.bad:
+        yield f"  skipped {bad.start}-{bad.stop - 1}: {bad.reason}"
+    for warning in info.warnings:
+        yield f"  warning: {warning}"
+
+    def plate(name: str) -> str:
+        return _of_size(read_png(clip.root / name), info.width, info.height, clip.root / name)
+
+    parts: dict[str, Callable[[], str]] = {
+        "landmarks.npy": lambda: _shape(clip.load_landmarks()), "poses.npy": lambda: _shape(clip.load_poses()),
+        "torso.npy": lambda: _shape(clip.load_torso()), "neutral.npy": lambda: _shape(clip.load_neutral()),
+        "audio.wav": lambda: f"{len(load_audio(clip.audio)) / SAMPLE_RATE:.1f} s",
+    }
+    if clip.fitted_poses.is_file():
+        parts["poses_fitted.npy"] = lambda: _shape(clip.load_best_poses())
+    if clip.video.is_file():
+        parts |= {file.name: lambda file=file: _video(file, info.width, info.height, info.frames)
+                  for file in (clip.video, clip.labels, clip.alpha) if file == clip.video or file.is_file()}
+        parts |= {shot.background: lambda name=shot.background: plate(name) for shot in info.shots}
+    yield from _checked(parts)
+
+
+def _avatar(avatar: Avatar) -> Iterator[str]:
+    made = avatar.info
+    yield f"avatar {made.name!r}: {made.width}x{made.height}"
+    parts: dict[str, Callable[[], str]] = {
+        "motion track": lambda: f"{len(avatar.load_motion()[0])} frames of motion",
+        "neutral.npy": lambda: _shape(avatar.load_neutral()),
+        "background.png": lambda: _of_size(avatar.load_background(), made.width, made.height, avatar.background),
+    }
+    for part in PARTS:
+        file = getattr(avatar, part)
+        parts[part] = lambda part=part, file=file: _part(part, file) if file.is_file() else "not trained yet"
+    yield from _checked(parts)
+
+
+def _checked(parts: dict[str, Callable[[], str]]) -> Iterator[str]:
+    """A line for each part, valid or not; raises TalkheadError at the end if some are not."""
+    wrong = []
+    for name, look in parts.items():
+        try:
+            found = look()
+            yield f"  {name}: {found}" + ("" if found == "not trained yet" else ", valid")
+        except TalkheadError as error:
+            wrong.append(name)
+            yield f"  {name}: NOT VALID: {error}"
+    if wrong:
+        raise TalkheadError(f"{len(wrong)} part(s) are not valid: {', '.join(wrong)}")
+
+
+def _shape(array: np.ndarray) -> str:
+    return str(array.shape)
+
+
+def _of_size(picture: np.ndarray, width: int, height: int, path: Path) -> str:
+    found_height, found_width = picture.shape[:2]
+    if (found_width, found_height) != (width, height):
+        raise TalkheadError(f"{path}: expected a picture of {width}x{height}, found {found_width}x{found_height}")
+    return f"{width}x{height}"
+
+
+def _video(path: Path, width: int, height: int, frames: int) -> str:
+    """Raises TalkheadError unless a video has that size and, as far as its header tells, that many frames."""
+    info = probe(path)
+    if (info.width, info.height) != (width, height):
+        raise TalkheadError(f"{path}: expected a video of {width}x{height}, found {info.width}x{info.height}")
+    if abs(info.duration * FPS - frames) > 1.5:
+        raise TalkheadError(f"{path}: expected {frames} frames as in clip.json, found {info.duration * FPS:.0f}")
+    return f"{info.duration:.1f} s of {width}x{height}"
+
+
+def _part(part: str, path: Path) -> str:
+    """Load a trained part as synthesis does."""
+    if part == "stage1":
+        from stage1_audio2lmk.train import load_model
+
+        meta = load_checkpoint(path)[1]
+        if isinstance(meta.get("encoder"), dict):  # its encoder lies elsewhere
+            check_finite(load_checkpoint(path)[0], path)
+        else:
+            load_model(path, "cpu")
+    elif part == "stage2":
+        from stage2_gaussian.render import load_head
+
+        load_head(path, "cpu")
     else:
-        check_array(raw, raw.shape[1:], str(path))
-        yield f"{kind} {raw.shape}, {len(raw) / FPS:.2f} s at {FPS} fps: valid"
+        from torso_styleunet.composite import load_torso
+
+        load_torso(path)
+    return f"{path.stat().st_size / 1e6:.2f} MB"
+
+
+def _array(path: Path) -> Iterator[str]:
+    shape = npy_header(path).shape
+    if shape[1:] == (4, 4):
+        yield f"poses {load_poses(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
+    elif shape[1:] == (4,):
+        yield f"torso motion {load_array(path, (4,)).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
+    else:
+        yield from _landmarks(path)
+
+
+def _landmarks(path: Path) -> Iterator[str]:
+    rows = load_landmarks(path)
+    lips, eyes = lip_opening(rows) * 1000, eye_opening(rows) * 1000
+    yield f"landmarks {rows.shape} float32, {len(rows) / FPS:.2f} s at {FPS} fps: valid"
+    yield f"  eye corners {1000 * np.linalg.norm(rows[:, 45] - rows[:, 36], axis=1).mean():.1f} mm apart"
+    yield f"  lip opening {lips.min():.1f} to {lips.max():.1f} mm, mean {lips.mean():.1f}"
+    yield f"  lid opening {eyes.min():.1f} to {eyes.max():.1f} mm, mean {eyes.mean():.1f}"
+
+
+def _zip(path: Path) -> Iterator[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception as error:  # what zipfile raises on damaged archives is of many types
+        raise TalkheadError(f"{path} is a damaged zip archive; copy or make it again") from error
+    if any(Path(name).name in ("avatar.json", "clip.json") for name in names):
+        raise TalkheadError(f"{path} is a zipped folder; unzip it and name the folder")
+    arrays = [name.removesuffix(".npy") for name in names if name.endswith(".npy")]
+    if arrays and len(arrays) == len(names):
+        raise TalkheadError(f"{path} is an .npz archive of {', '.join(arrays[:5])[:100]}; save the array that is meant "
+                            "as .npy")
+    raise TalkheadError(f"{path} is a zip archive of {len(names)} file(s); unzip it and name what is in it")
+    yield
 
 
 def _checkpoint(path: Path) -> Iterator[str]:
     tensors, meta = load_checkpoint(path)
+    check_finite(tensors, path)
     count = sum(tensor.numel() for tensor in tensors.values())
     yield f"checkpoint: {len(tensors)} tensors, {count / 1e6:.2f} M numbers, {path.stat().st_size / 1e6:.2f} MB"
     for key, value in meta.items():
         text = str(value)
         yield f"  {key}: {text if len(text) <= 100 else text[:97] + '...'}"
+
+
+def _splats(path: Path) -> Iterator[str]:
+    from stage2_gaussian.ply import read_ply
+
+    cloud, warnings = read_ply(path)
+    yield f"splat file: {len(cloud.positions)} splats, for `talkhead stage2 import`"
+    for warning in warnings:
+        yield f"  warning: {warning}"
+
+
+def _json(path: Path) -> Iterator[str]:
+    values = read_json(path)
+    kind = {"clip.json": "clip", "avatar.json": "avatar"}.get(path.name)
+    if kind == "clip":
+        _ = Clip(path.parent).info
+    elif kind == "avatar":
+        _ = Avatar(path.parent).info
+    keys = ", ".join(map(str, list(values)[:12]))
+    yield f"JSON{f' of the {kind} {path.parent}' if kind else ''}: {len(values)} keys ({keys[:100]}): valid"
+    if kind:
+        yield f"  `talkhead inspect {path.parent}` looks at the whole {kind}"
 
 
 def _media(path: Path) -> Iterator[str]:

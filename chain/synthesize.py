@@ -1,6 +1,7 @@
 """An avatar speaks: landmarks, head, torso and sound put together in bounded memory."""
 
 import dataclasses
+import difflib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, load_array, load_landmarks, save_array, save_landmarks
+from shared.poses import load_poses
 from shared.training import progress
 from shared.video_io import TransparentVideoWriter, VideoWriter, read_rgba, write_png
 
@@ -38,7 +40,11 @@ class Motion:
             middle = len(self.poses) // 2
             self.poses, self.torso = self.poses[middle : middle + 1], self.torso[middle : middle + 1]
         elif mode != "loop":
-            self.poses = load_array(mode, (4, 4))
+            if not Path(mode).exists() and Path(mode).suffix.lower() != ".npy":
+                near = difflib.get_close_matches(mode.lower(), ("loop", "still"), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TalkheadError(f"--poses takes loop, still or a poses .npy file, found {mode!r}{hint}")
+            self.poses = load_poses(mode)
             self.torso = self.torso[ping_pong(len(self.poses), len(self.torso))]
 
     def at(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +284,7 @@ def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path 
     if not folder.is_dir():
         raise TalkheadError(f"{folder} is no folder of rendered frames; make one with `talkhead stage2 render`")
     pictures = sorted(folder.glob("*.png"))
-    pose, torso = load_array(folder / "poses.npy", (4, 4)), load_array(folder / "torso.npy", (4,))
+    pose, torso = load_poses(folder / "poses.npy"), load_array(folder / "torso.npy", (4,))
     if not pictures or not len(pictures) == len(pose) == len(torso):
         raise TalkheadError(f"{folder}: found {len(pictures)} pictures, {len(pose)} poses, {len(torso)} torso motions; "
                             "there should be as many of each")

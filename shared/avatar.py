@@ -3,16 +3,20 @@
 import dataclasses
 import functools
 import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shared.clip import Clip
+from shared.array_file import is_address, missing
+from shared.clip import Clip, check_picture
+from shared.config import config_from_dict, shown
 from shared.errors import TalkheadError
 from shared.files import atomic_path, read_json, write_json
 from shared.landmarks import load_array, load_landmarks, save_array
+from shared.poses import load_poses
 from shared.video_io import read_png
 
 AVATAR_FORMAT = 1
@@ -47,6 +51,11 @@ class Avatar:
 
     @functools.cached_property
     def info(self) -> AvatarInfo:
+        if self.root.is_file():
+            kind = "zip archive; unzip it and name the folder" if zipfile.is_zipfile(self.root) else "file; name an avatar folder"
+            raise TalkheadError(f"{self.root} is a {kind}")
+        if is_address(self.root):
+            raise TalkheadError(missing(self.root))
         if not self.root.is_dir():
             raise TalkheadError(f"{self.root}: there is no avatar here; train one with `talkhead stage1 finetune`, "
                                 "`talkhead stage2 train` and `talkhead torso train`")
@@ -54,11 +63,10 @@ class Avatar:
             raise TalkheadError(f"{self.root} is not an avatar folder (no avatar.json in it)")
         values: dict[str, Any] = read_json(self.json)
         if values.get("format") != AVATAR_FORMAT:
-            raise TalkheadError(f"{self.json}: expected avatar format {AVATAR_FORMAT}, found {values.get('format')!r}")
-        try:
-            return AvatarInfo(**{**values, "intrinsics": tuple(map(float, values["intrinsics"]))})
-        except (KeyError, TypeError, ValueError) as error:
-            raise TalkheadError(f"{self.json} is not a valid avatar.json: {error}") from error
+            raise TalkheadError(f"{self.json}: expected avatar format {AVATAR_FORMAT}, found {shown(values.get('format'))}")
+        info = config_from_dict(AvatarInfo, values, str(self.json))
+        check_picture(str(self.json), info.width, info.height, info.intrinsics, info.fps)
+        return info
 
     def require(self, *parts: str) -> None:
         """Raise TalkheadError, naming the command that makes it, unless this is an avatar with all the `parts`."""
@@ -74,7 +82,7 @@ class Avatar:
 
     def load_motion(self) -> tuple[np.ndarray, np.ndarray]:
         """The motion track that synthesis loops: poses (M,4,4) and torso motion (M,4)."""
-        poses, torso = load_array(self.poses, (4, 4)), load_array(self.motion, (4,))
+        poses, torso = load_poses(self.poses), load_array(self.motion, (4,))
         if len(poses) != len(torso):
             raise TalkheadError(f"{self.root}: {len(poses)} poses but {len(torso)} torso motions in the motion track")
         return poses, torso

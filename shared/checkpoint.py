@@ -1,16 +1,20 @@
 """Checkpoints: one .safetensors file with JSON in its header, written atomically, loaded without pickle."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from shared.array_file import read_start
 from shared.errors import TalkheadError
 from shared.files import atomic_path
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def save_checkpoint(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -23,15 +27,56 @@ def save_checkpoint(path: Path | str, tensors: dict[str, Tensor], meta: dict[str
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what save_checkpoint wrote -> (tensors on `device`, meta). Raises TalkheadError for anything else."""
     path = Path(path)
-    if not path.is_file():
-        raise TalkheadError(f"{path} does not exist")
+    read_start(path)
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        return tensors, json.loads(header["talkhead"])
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise TalkheadError(f"{path} is not a talkhead checkpoint, or it is damaged: {error}") from error
+        meta = json.loads(header["talkhead"])
+    except KeyError as error:
+        raise TalkheadError(f"{path} is not a talkhead checkpoint: its header does not tell what it is") from error
+    except RecursionError as error:
+        raise TalkheadError(f"{path} is not a talkhead checkpoint, or it is damaged: too many brackets in its header") from error
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise TalkheadError(f"{path} is not a talkhead checkpoint, or it is damaged: {why}") from error
+    if not isinstance(meta, dict):
+        raise TalkheadError(f"{path} is not a talkhead checkpoint: its header holds {type(meta).__name__}")
+    return tensors, meta
+
+
+def load_module(make: Callable[[], M], tensors: dict[str, Tensor], where: Path | str) -> M:
+    """The module that `make` makes, with `tensors` as its state.
+
+    Names, shapes and types are compared and all numbers looked at before anything is allocated. Raises TalkheadError,
+    beginning with `where`.
+    """
+    check_finite(tensors, where)
+    try:
+        with torch.device("meta"):
+            expected = make().state_dict()
+    except (RuntimeError, ValueError, TypeError, IndexError, OverflowError) as error:
+        raise TalkheadError(f"{where} is damaged: no model of its settings can be made") from error
+    for what, names in (("lacks", expected.keys() - tensors.keys()), ("has an unknown", tensors.keys() - expected.keys())):
+        if names:
+            raise TalkheadError(f"{where} is damaged or of another version: it {what} tensor {min(names)!r}")
+    for name, tensor in tensors.items():
+        wanted = expected[name]
+        if tensor.shape != wanted.shape:
+            raise TalkheadError(f"{where} is damaged or of another version: tensor {name!r} should be {tuple(wanted.shape)}, "
+                                f"found {tuple(tensor.shape)}")
+        if tensor.is_floating_point() != wanted.is_floating_point() or tensor.is_complex():
+            raise TalkheadError(f"{where} is damaged: tensor {name!r} should hold {wanted.dtype}, found {tensor.dtype}")
+    module = make()
+    module.load_state_dict(tensors)
+    return module
+
+
+def check_finite(tensors: dict[str, Tensor], where: Path | str) -> None:
+    """Raise TalkheadError unless all numbers are finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax()).float()).all():
+            raise TalkheadError(f"{where} is damaged: tensor {name!r} holds numbers that are not finite; train or copy it again")
 
 
 def saved_under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

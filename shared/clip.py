@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 
+from shared.array_file import MOST_ROWS
 from shared.audio_io import load_audio
+from shared.config import config_from_dict, shown
 from shared.errors import TalkheadError
 from shared.files import atomic_path, read_json, write_json
 from shared.landmarks import FPS, load_array, load_landmarks
+from shared.poses import load_poses
 from shared.video_io import read_gray_video, read_png, read_video
 
 CLIP_FORMAT = 1
+LARGEST_SIDE = 8192  # pixels
+MOST_PIXELS = 1e6  # of a focal length or a principal point
 BACKGROUND, TORSO, NECK, HEAD, MOUTH = range(5)
 
 
@@ -61,19 +66,45 @@ class ClipInfo:
     @staticmethod
     def from_dict(values: dict[str, Any], where: str) -> "ClipInfo":
         if values.get("format") != CLIP_FORMAT:
-            raise TalkheadError(f"{where}: expected clip format {CLIP_FORMAT}, found {values.get('format')!r}; "
+            raise TalkheadError(f"{where}: expected clip format {CLIP_FORMAT}, found {shown(values.get('format'))}; "
                                 "process the video again with this version")
-        try:
-            return ClipInfo(**{
-                **values,
-                "intrinsics": tuple(map(float, values["intrinsics"])),
-                "crop": tuple(map(int, values["crop"])),
-                "shots": [Shot(**shot) for shot in values["shots"]],
-                "bad": [Bad(**bad) for bad in values["bad"]],
-                "split": {name: [(int(a), int(b)) for a, b in ranges] for name, ranges in values["split"].items()},
-            })
-        except (KeyError, TypeError, ValueError) as error:
-            raise TalkheadError(f"{where} is not a valid clip.json: {error}") from error
+        info = config_from_dict(ClipInfo, values, where)
+        check_picture(where, info.width, info.height, info.intrinsics, info.fps)
+        check_spans(where, info)
+        return info
+
+
+def check_picture(where: str, width: int, height: int, intrinsics: tuple[float, ...], fps: int) -> None:
+    """Raise TalkheadError for a size, a camera or a frame rate that no picture here has."""
+    if not (2 <= width <= LARGEST_SIDE and 2 <= height <= LARGEST_SIDE):
+        raise TalkheadError(f"{where}: width and height should be 2 to {LARGEST_SIDE} pixels, found {shown(width)} and "
+                            f"{shown(height)}")
+    fx, fy, *centre = intrinsics
+    if not (0 < fx < MOST_PIXELS and 0 < fy < MOST_PIXELS and max(map(abs, centre)) < MOST_PIXELS):
+        raise TalkheadError(f"{where}: intrinsics should be fx, fy, cx, cy in pixels, fx and fy above 0, found "
+                            f"{list(intrinsics)}")
+    if fps != FPS:
+        raise TalkheadError(f"{where}: fps should be {FPS}, found {shown(fps)}")
+
+
+def check_spans(where: str, info: ClipInfo) -> None:
+    """Raise TalkheadError unless the frames of shots, bad stretches and splits are those of a clip."""
+    if not 1 <= info.frames <= MOST_ROWS:
+        raise TalkheadError(f"{where}: frames should be 1 to {MOST_ROWS}, found {shown(info.frames)}")
+    spans = [("shots", shot.start, shot.stop) for shot in info.shots] + [("bad", bad.start, bad.stop) for bad in info.bad]
+    spans += [(f"split {shown(name)}", *span) for name, found in info.split.items() for span in found]
+    for what, start, stop in spans:
+        if not 0 <= start <= stop <= info.frames:
+            raise TalkheadError(f"{where}: {what} should lie within frames 0 to {info.frames}, found {shown(start)} to "
+                                f"{shown(stop)}")
+    ends = [0, *(shot.stop for shot in info.shots)]
+    if [shot.start for shot in info.shots] != ends[:-1] or ends[-1] != info.frames:
+        raise TalkheadError(f"{where}: shots should follow each other from 0 to {info.frames}, found "
+                            f"{shown([(shot.start, shot.stop) for shot in info.shots])}")
+    for shot in info.shots:
+        if shot.background != Path(shot.background).name or shot.background in ("", ".", ".."):
+            raise TalkheadError(f"{where}: the background of a shot should be a file in the clip folder, found "
+                                f"{shown(shot.background)}")
 
 
 def good_frames(bad: Sequence[Bad], count: int) -> np.ndarray:
@@ -131,12 +162,12 @@ class Clip:
 
     def load_poses(self) -> np.ndarray:
         """(T,4,4) float32 head → camera."""
-        return self._of_length(load_array(self.poses, (4, 4)), self.poses)
+        return self._of_length(load_poses(self.poses), self.poses)
 
     def load_best_poses(self) -> np.ndarray:
         """(T,4,4) as `stage2 train` fitted them to the pictures, where it did; else as tracked."""
         if self.fitted_poses.is_file():
-            return self._of_length(load_array(self.fitted_poses, (4, 4)), self.fitted_poses)
+            return self._of_length(load_poses(self.fitted_poses), self.fitted_poses)
         return self.load_poses()
 
     def load_torso(self) -> np.ndarray:

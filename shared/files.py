@@ -21,6 +21,8 @@ NAME_BYTES = 143  # of a temporary name: eCryptfs takes no longer ones, other fi
 OS_ERROR = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")  # in the texts of shutil.copytree and of safetensors
 _unfinished: set[Path] = set()
 
+LARGEST_JSON = 64 << 20  # bytes
+
 
 def make_folder(path: Path) -> None:
     """Make a folder and those it lies in, unless it is there. Raises TalkheadError."""
@@ -129,16 +131,43 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def read_json(path: Path | str) -> dict[str, Any]:
-    """Read a JSON object. Raises TalkheadError for a missing file or one that is not a JSON object."""
+    """Read a JSON object. Raises TalkheadError for a missing file or one that is not a JSON object of finite numbers."""
     path = Path(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            data = file.read(LARGEST_JSON + 1)
     except FileNotFoundError:
         raise TalkheadError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TalkheadError(f"{path} is not a readable JSON file: {error}") from error
+    except OSError as error:
+        raise TalkheadError(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > LARGEST_JSON:
+        raise TalkheadError(f"{path} has over {LARGEST_JSON >> 20} MB; that is no file of talkhead")
+    try:
+        value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+    except UnicodeDecodeError as error:
+        raise TalkheadError(f"{path} is not a readable JSON file: it is no UTF-8; save it as UTF-8") from error
+    except RecursionError as error:
+        raise TalkheadError(f"{path} is not a readable JSON file: too many brackets within brackets") from error
+    except ValueError as error:
+        raise TalkheadError(f"{path} is not a readable JSON file: {str(error).split(';')[0]}") from error
     if not isinstance(value, dict):
         raise TalkheadError(f"{path} should hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands twice")
+    return found
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:60]} is no finite number")
     return value
 
 

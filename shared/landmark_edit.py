@@ -19,8 +19,15 @@ UPPER_LID_SHARE = 0.88
 _LIDS = [(37, 41), (38, 40), (43, 47), (44, 46)]
 
 
+def _check(what: str, value: float, low: float, high: float) -> None:
+    """Raise TalkheadError unless low <= value <= high; nan is not."""
+    if not low <= value <= high:
+        raise TalkheadError(f"{what} between {low:g} and {high:g}, found {value}")
+
+
 def mouth_gain(landmarks: np.ndarray, neutral: np.ndarray, gain: float) -> np.ndarray:
     """Scale the displacement of lips and jaw from `neutral` (68,3) by `gain`; landmarks (T,68,3) -> (T,68,3)."""
+    _check("--mouth-gain takes a factor", gain, -5, 5)
     out = landmarks.copy()
     moving = JAW + LIPS
     base = neutral.reshape(68, 3)[moving]
@@ -30,6 +37,7 @@ def mouth_gain(landmarks: np.ndarray, neutral: np.ndarray, gain: float) -> np.nd
 
 def smile(landmarks: np.ndarray, amount: float) -> np.ndarray:
     """Pull the mouth corners out, up and back, the lips following; amount 1 is a broad smile, negative a frown."""
+    _check("--smile takes an amount", amount, -3, 3)
     out = landmarks.copy()
     for corner, side in ((48, -1.0), (54, 1.0)):
         distance = np.linalg.norm(landmarks[:, LIPS] - landmarks[:, corner : corner + 1], axis=2)
@@ -40,8 +48,7 @@ def smile(landmarks: np.ndarray, amount: float) -> np.ndarray:
 
 def smooth(landmarks: np.ndarray, frames: int) -> np.ndarray:
     """Savitzky–Golay filter of order 2 over `frames` neighbours on each side (edges use a shorter polynomial fit)."""
-    if frames < 0:
-        raise TalkheadError(f"--smooth takes a number of frames, 0 or more; found {frames}")
+    _check("--smooth takes a number of frames", frames, 0, 250)
     window = min(2 * frames + 1, (len(landmarks) - 1) // 2 * 2 + 1)
     if window < 5:
         if frames == 0 or len(landmarks) < 3:
@@ -53,8 +60,7 @@ def smooth(landmarks: np.ndarray, frames: int) -> np.ndarray:
 
 def retime(landmarks: np.ndarray, speed: float) -> np.ndarray:
     """Play `speed` times faster: (T,68,3) -> (round(T/speed),68,3), cubic in time."""
-    if not 0.1 <= speed <= 10:
-        raise TalkheadError(f"--retime takes a speed between 0.1 and 10, found {speed}")
+    _check("--retime takes a speed", speed, 0.1, 10)
     count = len(landmarks)
     length = max(1, round(count / speed))
     if count < 2:
@@ -106,6 +112,5 @@ def apply_blink(landmarks: np.ndarray, closure: np.ndarray) -> np.ndarray:
 
 def blink(landmarks: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """Add seeded natural blinks at `rate` times the usual frequency; blinks already there stay."""
-    if rate < 0:
-        raise TalkheadError(f"--blink takes a rate of 0 or more, found {rate}")
+    _check("--blink takes a rate", rate, 0, 20)
     return apply_blink(landmarks, natural_blinks(len(landmarks), rng, rate))

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.array_file import read_npy, read_table
 from shared.errors import TalkheadError
+from shared.face_check import check_face, looks_like_a_face
 from shared.files import write_rows
 
 FPS = 25
 SAMPLE_RATE = 16000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 N_LANDMARKS = 68
+TABLES = (".csv", ".tsv", ".txt")  # endings of landmark files that are read as a spreadsheet's table
 EYE_CORNER_DISTANCE = 0.09  # metres between points 36 and 45 of every neutral, by convention
 
 JAW = list(range(0, 17))
@@ -67,20 +70,8 @@ def check_array(array: np.ndarray, tail: tuple[int, ...], name: str) -> np.ndarr
 
 
 def load_array(path: Path | str, tail: tuple[int, ...]) -> np.ndarray:
-    """Load an `.npy` of shape (T, *tail) as float32. Raises TalkheadError if it is missing, pickled or wrong."""
-    path = Path(path)
-    try:
-        array = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise TalkheadError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
-        pickled = "pickle" in str(error).lower() or "object" in str(error).lower()
-        found = "a pickled or object array, which is never loaded" if pickled else "something else"
-        raise TalkheadError(f"{path}: expected a NumPy .npy array of numbers, found {found}") from error
-    if isinstance(array, np.lib.npyio.NpzFile):
-        array.close()
-        raise TalkheadError(f"{path}: expected one .npy array, found an .npz archive")
-    return check_array(array, tail, str(path))
+    """Load an `.npy` of shape (T, *tail) as float32. Raises TalkheadError if it is missing, pickled, damaged or wrong."""
+    return check_array(read_npy(Path(path), tail), tail, str(path))
 
 
 def save_array(path: Path | str, array: np.ndarray) -> None:
@@ -95,8 +86,62 @@ def check_landmarks(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def load_landmarks(path: Path | str) -> np.ndarray:
-    """Load a landmark file: (T,68,3) float32 metres. Raises TalkheadError for anything else."""
-    return load_array(path, (N_LANDMARKS, 3))
+    """Load a landmark file, `.npy` or a complete table (`.csv`, `.tsv`, `.txt`): (T,68,3) float32 metres in head space.
+
+    Raises TalkheadError for anything else; other units, axes and orders of points are recognised (see `face_check`).
+    """
+    path = Path(path)
+    if path.suffix.lower() in TABLES:
+        table = read_table(path, N_LANDMARKS * 3, FPS)
+        rows = check_landmarks(table.reshape(-1, N_LANDMARKS, 3), str(path))
+        sorted_by_axis = rows.reshape(-1, 3, N_LANDMARKS).transpose(0, 2, 1)
+        if looks_like_a_face(sorted_by_axis) and not looks_like_a_face(rows):
+            raise TalkheadError(f"{path}: the columns hold all x, then all y, then all z; put x y z of each point side by side")
+    else:
+        rows = check_landmarks(read_npy(path, (N_LANDMARKS, 3), _other_shape), str(path))
+    check_face(rows, str(path))
+    return rows
+
+
+def _other_shape(shape: tuple[int, ...]) -> str:
+    """What an array that is no (T,68,3) may be, and how to make it one; "" if there is nothing to say."""
+    flat = N_LANDMARKS * 3
+    match shape:
+        case (68, 3):
+            return "that is one frame, so use rows[None]"
+        case (3, 68) | (_, 3, 68):
+            return "the last two axes seem to be swapped, so use rows.swapaxes(-1, -2)" + ("[None]" if len(shape) == 2 else "")
+        case (68, 3, _):
+            return "the frames seem to come last, so use rows.transpose(2, 0, 1)"
+        case (1, _, 68, 3):
+            return "the first axis is one too many, so use rows[0]"
+        case (_, 1, 68, 3):
+            return "the second axis is one too many, so use rows[:, 0]"
+        case (_, 68, 4):
+            return "four numbers a point seem to be x y z and a weight, so use rows[..., :3]"
+        case (_, 68, 2) | (68, 2) | (_, 136) | (136,):
+            return "two numbers a point are places in a picture, which do not tell the depth"
+        case (_, size) | (size,) if size == flat:
+            return f"the rows are flat; if they are x y z of every point, use rows.reshape(-1, {N_LANDMARKS}, 3)"
+        case (_, 468 | 478, 2 | 3) | (468 | 478, 2 | 3):
+            return f"{shape[-2]} points are MediaPipe's face mesh; 68 of iBUG's order are needed"
+        case (_, 51, 3) | (51, 3):
+            return "51 points are the inner face; the jaw, points 0-16, is missing"
+        case (_, 5023, 3) | (5023, 3):
+            return "5023 points are FLAME's mesh; see `talkhead process-voca`"
+        case (_, 52) | (_, 51) | (_, 61):
+            return f"{shape[1]} numbers a frame seem to be blendshape weights, not landmarks"
+        case (_, 4, 4) | (4, 4):
+            return "4x4 matrices are poses"
+        case (_, 4):
+            return "four numbers a frame are a torso motion"
+    return ""
+
+
+def check_output_name(path: Path) -> None:
+    """Raise TalkheadError unless a landmark file may be written under this name."""
+    if path.suffix.lower() != ".npy":
+        raise TalkheadError(f"{path}: landmarks are written as a NumPy array, so the name should end in .npy")
 
 
 def save_landmarks(path: Path | str, landmarks: np.ndarray) -> None:

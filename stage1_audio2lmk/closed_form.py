@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.errors import TalkheadError
 from shared.landmarks import JAW
 from stage1_audio2lmk.dataset import Recording
 from stage1_audio2lmk.features import FEATURE_SIZE
@@ -151,8 +150,6 @@ class KernelPath:
         for speech, quiet in zip(zip(*spoken), self.heard[id(silence)]):
             every = torch.cat(speech)
             most = min(self.model.config.centres - SILENCE_CENTRES, len(every))
-            if most < 1:
-                raise TalkheadError(f"centres should be more than {SILENCE_CENTRES}, found {self.model.config.centres}")
             kinds.append(torch.cat([_evenly(every, most), _evenly(quiet, SILENCE_CENTRES)]))
         self.model.set_centres(*kinds)
 

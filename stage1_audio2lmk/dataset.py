@@ -142,7 +142,7 @@ class Windows:
         w = recording.good[seen].float() * (places[inside] < last)
         x = self._augment(x, rng)
         if float(torch.rand((), generator=rng)) < config.silence_share:
-            a = int(torch.randint(0, length - 20, (), generator=rng))
+            a = int(torch.randint(0, max(1, length - 20), (), generator=rng))
             b = min(length, a + int(torch.randint(15, 60, (), generator=rng)))
             offset = int(torch.randint(0, len(self.silence) - (b - a), (), generator=rng))
             x[inside][a:b] = self.silence[offset : offset + b - a]

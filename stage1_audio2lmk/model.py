@@ -78,7 +78,9 @@ class LandmarkModel(nn.Module):
         self.register_buffer("scale", torch.ones(FEATURE_SIZE))
         self.register_buffer("basis", torch.zeros(config.components, len(MOVING) * 3))
         self.register_buffer("rest", torch.zeros(len(MOVING) * 3))
-        self.register_buffer("silence", torch.from_numpy(features(np.zeros(SAMPLES_PER_FRAME, np.float32))[0]), persistent=False)
+        with torch.device("cpu"):  # computed for good, also in a module that is made without memory
+            silence = torch.from_numpy(features(np.zeros(SAMPLES_PER_FRAME, np.float32))[0])
+        self.register_buffer("silence", silence, persistent=False)
         self.encoder = SpeechEncoder(config.speech) if config.speech else None
         size = config.speech.size if config.speech else config.encoder_size if heard else 0
         self.kernel_mix = LayerMix(heard[0] - config.encoder_tune, heard[1], size).requires_grad_(False) if heard else None

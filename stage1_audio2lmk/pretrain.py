@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
-from shared.config import config_to_dict
+from shared.config import config_to_dict, setting, with_default
 from shared.errors import TalkheadError
 from shared.files import sha256
 from shared.landmarks import lip_opening
@@ -58,17 +58,18 @@ class PretrainConfig(Stage1Config):
     on different numbers of processes hide different things and so differ a little.
     """
 
-    dropout: float = 0.1
-    steps: int = 3000
-    batch: int = 16  # of all processes together
-    ema: float = 0.995
-    check_every: int = 100
-    save_every: int = 500
-    unknown_share: float = 0.5
-    voices: int = 4  # in which each clip is heard: its own and made ones
-    tune_encoder: bool = False  # with a tenth of the learning rate; else the encoder stays as it is
-    sync_weight: float = 0.3  # of the loss that asks if lips go with the sound; 0 for none
-    sync_from: int = 500  # step from which predicted lips are asked; before, what asks has little idea itself
+    dropout: float = with_default(Stage1Config, "dropout", 0.1)
+    steps: int = setting(3000, "optimiser steps", 1, 10_000_000)
+    batch: int = setting(16, "windows a step, of all processes together", 1, 65536)
+    ema: float = with_default(Stage1Config, "ema", 0.995)
+    check_every: int = with_default(Stage1Config, "check_every", 100)
+    save_every: int = with_default(Stage1Config, "save_every", 500)
+    unknown_share: float = with_default(Stage1Config, "unknown_share", 0.5)
+    voices: int = setting(4, "in which each clip is heard: its own and made ones", 1, 100)
+    tune_encoder: bool = setting(False, "does the encoder learn too, with a tenth of the learning rate?")
+    sync_weight: float = setting(0.3, "of the loss that asks if lips go with the sound; 0 for none", 0, 1000)
+    sync_from: int = setting(500, "step from which predicted lips are asked; before, what asks has little idea itself",
+                             0, 10_000_000)
 
 
 class Learner(nn.Module):
@@ -240,8 +241,6 @@ def _checked(config: PretrainConfig, encoder: SpeechEncoder | None) -> PretrainC
     if config.batch % distributed.count():
         raise TalkheadError(f"a batch of {config.batch} cannot be shared evenly by {distributed.count()} processes; change it "
                             "with --set batch=N")
-    if config.voices < 1:
-        raise TalkheadError(f"voices must be at least 1, found {config.voices}")
     if config.encoder is not None or config.encoder_tune:
         raise TalkheadError(f"encoders of the transformers library are for fine-tuning, found {config.encoder}; a base model "
                             "hears log-mel or with an encoder named by --speech")

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.checkpoint import load_checkpoint, save_checkpoint
-from shared.config import config_from_dict, config_to_dict
+from shared.checkpoint import load_checkpoint, load_module, save_checkpoint
+from shared.config import Settings, config_from_dict, config_to_dict, setting, shown
 from shared.errors import TalkheadError
 from stage1_audio2lmk.attention import Stack
 from stage1_audio2lmk.features import HOPS, MELS
@@ -20,17 +20,26 @@ from stage1_audio2lmk.features import HOPS, MELS
 PAST = 4  # frames of the past in the convolution
 
 
+def check_heads(dim: int, heads: int) -> None:
+    """Raise TalkheadError unless attention of width `dim` can be shared by its `heads`: rotary positions turn pairs."""
+    if dim % (2 * heads):
+        raise TalkheadError(f"dim should be a multiple of twice the heads, {2 * heads}, found {dim}")
+
+
 @dataclass(frozen=True)
-class SpeechEncoderConfig:
+class SpeechEncoderConfig(Settings):
     """Sizes; times in video frames of 40 ms."""
 
-    dim: int = 192
-    layers: int = 3
-    heads: int = 4
-    window: int = 25  # frames that attention looks back, a layer
-    look_ahead: int = 2
-    size: int = 64  # of the embedding
-    dropout: float = 0.15
+    dim: int = setting(192, "width of the transformer", 2, 2048)
+    layers: int = setting(3, "of the transformer", 1, 48)
+    heads: int = setting(4, "of attention; dim is an even multiple of them", 1, 256)
+    window: int = setting(25, "frames that attention looks back, a layer", 1, 1000)
+    look_ahead: int = setting(2, "frames of future sound", 0, 100)
+    size: int = setting(64, "of the embedding", 1, 2048)
+    dropout: float = setting(0.15, "share of the values that training hides", 0, 0.9)
+
+    def check(self) -> None:
+        check_heads(self.dim, self.heads)
 
 
 class SpeechEncoder(nn.Module):
@@ -71,7 +80,6 @@ def load_speech_encoder(path: Path) -> SpeechEncoder:
     """Read what `save_speech_encoder` wrote, ready to be used. Raises TalkheadError for anything else."""
     tensors, meta = load_checkpoint(path)
     if meta.get("kind") != "speech encoder":
-        raise TalkheadError(f"{path} is no speech encoder, but {meta.get('kind', 'something else')}")
-    encoder = SpeechEncoder(config_from_dict(SpeechEncoderConfig, meta["config"], str(path)))
-    encoder.load_state_dict({name: value.float() for name, value in tensors.items()})
-    return encoder.eval()
+        raise TalkheadError(f"{path} is no speech encoder, but {shown(meta.get('kind', 'something else'))}")
+    config = config_from_dict(SpeechEncoderConfig, meta.get("config"), str(path))
+    return load_module(lambda: SpeechEncoder(config), {name: value.float() for name, value in tensors.items()}, path).eval()

@@ -9,9 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
+from shared.checkpoint import (
+    check_finite,
+    load_checkpoint,
+    load_module,
+    pack_optimizer,
+    save_checkpoint,
+    saved_under,
+    unpack_optimizer,
+)
 from shared.clip import Clip
-from shared.config import config_from_dict, config_to_dict
+from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
 from shared.training import Scalars, cpu_threads, follow, generator, progress
 from stage1_audio2lmk import tuning
@@ -198,19 +206,28 @@ def load_model(path: Path, device: torch.device | str,
     """
     tensors, meta = load_checkpoint(path)
     if meta.get("kind") != "stage1":
-        raise TalkheadError(f"{path} is no stage-1 model, but {meta.get('kind', 'something else')}")
-    config, encoder, heard = config_from_dict(Stage1Config, meta["config"], str(path)), None, None
+        raise TalkheadError(f"{path} is no stage-1 model, but {shown(meta.get('kind', 'something else'))}")
+    config, encoder, heard = config_from_dict(Stage1Config, meta.get("config"), str(path)), None, None
+    card, speakers = meta.get("encoder"), meta.get("speakers")
+    if not isinstance(card, dict if config.encoder is not None else str):
+        raise TalkheadError(f"{path} is damaged: it should tell what it hears with, found {shown(card)}")
+    if not isinstance(speakers, list) or not speakers or not all(isinstance(speaker, str) for speaker in speakers):
+        raise TalkheadError(f"{path} is damaged: it should name its speakers, found {shown(speakers)}")
     if config.encoder is not None:
-        encoder = load_encoder_of(meta["encoder"], device, place)
-        encoder.tuned_layers.load_state_dict({name.removeprefix("tuned."): tensors.pop(name)
-                                              for name in list(tensors) if name.startswith("tuned.")})
+        encoder = load_encoder_of(card, device, place)
+        tuned = {name.removeprefix("tuned."): tensors.pop(name) for name in list(tensors) if name.startswith("tuned.")}
+        check_finite(tuned, path)
+        try:
+            encoder.tuned_layers.load_state_dict(tuned)
+        except RuntimeError as error:
+            raise TalkheadError(f"{path} is damaged: the tuned layers in it are not those of {encoder.name}") from error
         heard = encoder.layers, encoder.size
     elif place is not None:
-        raise TalkheadError(f"{path} hears with {meta['encoder']} and takes no encoder, found {place}")
-    model = LandmarkModel(config, len(meta["speakers"]), len(tensors["kernel.centres"]), heard)
-    model.load_state_dict(tensors)
-    model.card = meta["encoder"]
-    return model.to(device).eval(), meta["speakers"], encoder
+        raise TalkheadError(f"{path} hears with {card} and takes no encoder, found {place}")
+    centres = tensors["kernel.centres"].shape[0] if "kernel.centres" in tensors and tensors["kernel.centres"].ndim else 0
+    model = load_module(lambda: LandmarkModel(config, len(speakers), centres, heard), tensors, path)
+    model.card = card
+    return model.to(device).eval(), speakers, encoder
 
 
 def _save_state(path: Path, config: Stage1Config, model: nn.Module, optimizer: torch.optim.Optimizer,

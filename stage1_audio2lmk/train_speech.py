@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.audio_io import load_audio
+from shared.config import Settings, seed_setting, setting
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
+from shared.options import FiniteFloat
 from shared.training import generator, pick_device, progress
 from stage1_audio2lmk.augment import mask_features
 from stage1_audio2lmk.features import FFT, HOP, HOPS, MELS, WINDOW, mel_of, power_spectrum
@@ -38,19 +40,19 @@ BEFORE = FFT - HOP - AFTER  # samples before it
 
 
 @dataclass(frozen=True)
-class SpeechTraining:
+class SpeechTraining(Settings):
     """How the encoder is trained."""
 
-    steps: int = 6000
-    seconds: float = 1e9  # after which it ends, its learning rate gone down by then
-    batch: int = 96
-    length: int = 100  # frames of a window
-    lr: float = 1e-3
-    weight_decay: float = 0.02
-    units: int = 256  # clusters of the self-supervised task, 0 for none
-    unit_weight: float = 0.2  # of that task beside the others
-    unit_steps: int = 0  # steps of that task alone, before phones are taught
-    seed: int = 0
+    steps: int = setting(6000, "optimiser steps", 1, 10_000_000)
+    seconds: float = setting(1e9, "after which training ends, its learning rate gone down by then", 0.01, 1e9)
+    batch: int = setting(96, "windows a step", 1, 4096)
+    length: int = setting(100, "frames of a window", 5, 1000)
+    lr: float = setting(1e-3, "learning rate", 0, 1)
+    weight_decay: float = setting(0.02, "of AdamW", 0, 10)
+    units: int = setting(256, "clusters of the self-supervised task, 0 for none", 0, 4096)
+    unit_weight: float = setting(0.2, "of that task beside the others", 0, 1000)
+    unit_steps: int = setting(0, "steps of that task alone, before phones are taught", 0, 10_000_000)
+    seed: int = seed_setting()
 
 
 @dataclass
@@ -357,8 +359,9 @@ def _finish(encoder: SpeechEncoder, heads: Heads, corpus: Corpus, kinds: dict[st
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
-@click.option("--steps", default=SpeechTraining.steps, show_default=True)
-@click.option("--minutes", default=SpeechTraining.seconds / 60, help="Ends then, however few the steps.")
+@click.option("--steps", default=SpeechTraining.steps, show_default=True, type=click.IntRange(1, 10_000_000))
+@click.option("--minutes", default=SpeechTraining.seconds / 60, type=FiniteFloat(0.01, SpeechTraining.seconds / 60),
+              help="Ends then, however few the steps.")
 @click.option("--device", default="auto", show_default=True)
 def main(folders: tuple[Path, ...], output: Path, steps: int, minutes: float, device: str) -> None:
     """Train the default speech encoder on folders of recordings with a phones.json each."""

@@ -5,57 +5,61 @@ from dataclasses import dataclass
 
 import torch
 
+from shared.config import Settings, seed_setting, setting
 from shared.errors import TalkheadError
 from stage2_gaussian.deform import GROUPS
 
 
 @dataclass(frozen=True)
-class Stage2Config:
+class Stage2Config(Settings):
     """A zero in splats, moving, rank, steps or batch means: what suits the device and picture size (see `resolve`)."""
 
-    splats: int = 0
-    moving: int = 0  # splats with a basis of their own, those that feel the landmarks' motion most
-    rank: int = 0  # coefficients of the low-rank blend
-    hidden: int = 128  # width of the network that makes the coefficients
-    pose_rank: int = 6  # coefficients of the light that changes as the head moves
-    steps: int = 0
-    batch: int = 0  # frames a step
-    rate_position: float = 2e-4  # learning rates at the start; metres for positions
-    rate_scale: float = 5e-3
-    rate_rotation: float = 2e-3
-    rate_opacity: float = 2e-2
-    rate_color: float = 5e-3
-    rate_basis: float = 1e-2
-    rate_network: float = 1e-3
-    rate_window: float = 2e-3
-    rate_pose: float = 1e-4  # radians, and metres / 10
-    rate_shading: float = 5e-3
-    exposure_weight: float = 0.1
-    rate_exposure: float = 1e-3
-    fits: int = -1  # times that all poses are fitted to the pictures while training, and once after; -1: 3 on CUDA, else 1
-    l2_weight: float = 20.0
-    final_rate: float = 0.05  # all rates fall exponentially to this part of their start
-    ssim_weight: float = 0.2
-    gradient_weight: float = 0.5
-    alpha_weight: float = 0.2
-    pose_weight: float = 0.02  # keeps the refinement of training poses near zero
-    mouth_emphasis: float = 4.0  # extra weight of pixels in the mouth box
-    eye_emphasis: float = 2.0
-    landmark_noise: float = 3e-4  # metres, added to landmarks while training
-    held_out: float = 0.04  # part of the training frames that only tell when to stop
-    save_seconds: float = 30.0  # between two saves of the resumable state
-    seed: int = 0
+    splats: int = setting(0, "Gaussians at the start; 0: by the picture's size", 0, 2_000_000)
+    moving: int = setting(0, "splats with a basis of their own, those that feel the landmarks' motion most; 0: a part of all",
+                          0, 2_000_000)
+    rank: int = setting(0, "coefficients of the low-rank blend; 0: 32 on CUDA, else 16", 0, 256)
+    hidden: int = setting(128, "width of the network that makes the coefficients", 1, 4096)
+    pose_rank: int = setting(6, "coefficients of the light that changes as the head moves", 1, 64)
+    steps: int = setting(0, "optimiser steps; 0: 4000 on CUDA, else 1500", 0, 10_000_000)
+    batch: int = setting(0, "frames a step; 0: 8 on CUDA, else 1", 0, 256)
+    rate_position: float = setting(2e-4, "learning rate of positions at the start, metres", 0, 1)
+    rate_scale: float = setting(5e-3, "learning rate of sizes", 0, 1)
+    rate_rotation: float = setting(2e-3, "learning rate of rotations", 0, 1)
+    rate_opacity: float = setting(2e-2, "learning rate of opacities", 0, 1)
+    rate_color: float = setting(5e-3, "learning rate of colours", 0, 1)
+    rate_basis: float = setting(1e-2, "learning rate of the blend's basis", 0, 1)
+    rate_network: float = setting(1e-3, "learning rate of the networks", 0, 1)
+    rate_window: float = setting(2e-3, "learning rate of the landmarks' windows", 0, 1)
+    rate_pose: float = setting(1e-4, "learning rate of poses, radians, and metres / 10", 0, 1)
+    rate_shading: float = setting(5e-3, "learning rate of the shading's basis", 0, 1)
+    exposure_weight: float = setting(0.1, "keeps the exposure of frames near that of all", 0, 1000)
+    rate_exposure: float = setting(1e-3, "learning rate of the frames' exposure", 0, 1)
+    fits: int = setting(-1, "times that all poses are fitted to the pictures while training, and once after; -1: 3 on CUDA, "
+                        "else 1", -1, 50)
+    l2_weight: float = setting(20.0, "of the squared error of pixels", 0, 1000)
+    final_rate: float = setting(0.05, "all rates fall exponentially to this part of their start", 1e-6, 1)
+    ssim_weight: float = setting(0.2, "of the structural similarity", 0, 1000)
+    gradient_weight: float = setting(0.5, "of the error of differences of neighbouring pixels", 0, 1000)
+    alpha_weight: float = setting(0.2, "of the error of opacity", 0, 1000)
+    pose_weight: float = setting(0.02, "keeps the refinement of training poses near zero", 0, 1000)
+    mouth_emphasis: float = setting(4.0, "extra weight of pixels in the mouth box", 0, 1000)
+    eye_emphasis: float = setting(2.0, "extra weight of pixels in the boxes of the eyes", 0, 1000)
+    landmark_noise: float = setting(3e-4, "metres, added to landmarks while training", 0, 0.05)
+    held_out: float = setting(0.04, "part of the training frames that only tell when to stop", 0, 0.49)
+    save_seconds: float = setting(30.0, "between two saves of the resumable state", 0, 86400)
+    seed: int = seed_setting()
+
+    def check(self) -> None:
+        if 0 < self.rank < len(GROUPS):
+            raise TalkheadError(f"rank should be 0 or at least {len(GROUPS)}, found {self.rank}")
 
 
 def resolve(config: Stage2Config, device: torch.device, width: int, height: int) -> Stage2Config:
-    """Fill the zeros: fine and long on CUDA, on a CPU what trains a 256 × 256 clip in about two minutes.
-
-    Raises TalkheadError for values that cannot work.
-    """
+    """Fill the zeros: fine and long on CUDA, on a CPU what trains a 256 × 256 clip in about two minutes."""
     cuda = device.type == "cuda"
     pixels = width * height / 512**2
     splats = config.splats or int(max(4000, min(60000, 35000 * pixels)))
-    config = dataclasses.replace(
+    return dataclasses.replace(
         config,
         splats=splats,
         moving=min(splats, config.moving or (splats // 4 if cuda else splats * 4 // 10)),
@@ -64,10 +68,3 @@ def resolve(config: Stage2Config, device: torch.device, width: int, height: int)
         fits=config.fits if config.fits >= 0 else (3 if cuda else 1),
         batch=config.batch or (8 if cuda else 1),
     )
-    least = {"splats": 1, "moving": 1, "rank": len(GROUPS), "hidden": 1, "pose_rank": 1, "steps": 1, "batch": 1}
-    for name, limit in least.items():
-        if getattr(config, name) < limit:
-            raise TalkheadError(f"stage 2 {name} should be at least {limit}, found {getattr(config, name)}")
-    if not 0 <= config.held_out < 0.5:
-        raise TalkheadError(f"stage 2 held_out should be a part between 0 and 0.5, found {config.held_out}")
-    return config

@@ -6,6 +6,7 @@ at the scene from +z, where the face then looks. docs/formats.md describes it fo
 """
 
 import itertools
+import re
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -33,6 +34,7 @@ TYPES = {"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4"
          "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4", "uint32": "u4", "float32": "f4",
          "float64": "f8"}
 LONGEST_HEADER = 1 << 16  # bytes
+LARGEST_NUMBER = 1e6  # of a place in metres or of a rotation
 POSED = "talkhead posed"  # starts the comment of a file that holds no canonical splats
 EXACT = 1e-6  # metres: an editor that turns a file and turns it back moves splats by less
 SAME = 1e-5  # attributes that differ by less were not edited
@@ -124,9 +126,13 @@ def read_ply(path: Path | str) -> tuple[Cloud, list[str]]:
     def columns(names: tuple[str, ...]) -> np.ndarray:
         return np.stack([values[name] for name in names], 1)
 
-    rotations = columns(ROTATION)
-    if len(zero := np.flatnonzero(np.linalg.norm(rotations, axis=1) < 1e-12)):
+    rotations, places = columns(ROTATION), columns(PLACE)
+    lengths = np.linalg.norm(rotations.astype(np.float64), axis=1)
+    if len(zero := np.flatnonzero(lengths < 1e-12)):
         raise TalkheadError(f"{path}: the rotation of splat {zero[0]} is zero; mend or delete it")
+    for what, size in (("rotation", lengths), ("place", np.abs(places).max(1))):
+        if len(wrong := np.flatnonzero(size > LARGEST_NUMBER)):
+            raise TalkheadError(f"{path}: the {what} of splat {wrong[0]} reaches {size[wrong[0]]:.3g}; mend or delete it")
     warnings = []
     bands = [name for name in layout.names or () if name.startswith("f_rest_")]
     if any(table[name].any() for name in bands):
@@ -135,7 +141,7 @@ def read_ply(path: Path | str) -> tuple[Cloud, list[str]]:
     if large := int((log_scales > LARGEST + SAME).any(1).sum()):
         warnings.append(f"{large} splat(s) larger than {1000 * np.exp(LARGEST):.0f} mm will be shown that large")
     a, b, c, d = _unit(rotations).T
-    return Cloud(columns(PLACE) * HALF_TURN, np.stack([d, c, -b, -a], 1), log_scales, values["opacity"],
+    return Cloud(places * HALF_TURN, np.stack([d, c, -b, -a], 1), log_scales, values["opacity"],
                  columns(COLOR) * np.float32(C0) + np.float32(0.5)), warnings
 
 
@@ -147,7 +153,7 @@ def _header(path: Path, data: bytes) -> tuple[str, list[list[str]], int]:
     lines = [line.split() for line in data[:end].decode("ascii", "replace").splitlines() if line.strip()]
     form = next((line[1] for line in lines if line[0] == "format" and len(line) > 1), "none")
     if form not in ("binary_little_endian", "binary_big_endian"):
-        raise TalkheadError(f"{path}: expected the PLY format binary_little_endian, found {form!r}; save it as binary")
+        raise TalkheadError(f"{path}: expected the PLY format binary_little_endian, found {form[:40]!r}; save it as binary")
     if any(line[0] == "comment" and " ".join(line[1:]).startswith(POSED) for line in lines):
         raise TalkheadError(f"{path} holds the head with an expression; export it without --landmarks to edit it")
     return "<" if form == "binary_little_endian" else ">", lines, body
@@ -156,8 +162,8 @@ def _header(path: Path, data: bytes) -> tuple[str, list[list[str]], int]:
 def _vertices(path: Path, order: str, lines: list[list[str]]) -> tuple[int, np.dtype]:
     """The number of splats and the layout of one, from a header in words."""
     elements = [line for line in lines if line[0] == "element"]
-    if not elements or len(elements[0]) < 3 or elements[0][1] != "vertex" or not elements[0][2].isdigit():
-        found = " ".join(elements[0]) if elements else "none"
+    if not elements or len(elements[0]) < 3 or elements[0][1] != "vertex" or not re.fullmatch("[0-9]{1,12}", elements[0][2]):
+        found = " ".join(elements[0])[:80] if elements else "none"
         raise TalkheadError(f"{path}: expected the PLY's first element to be vertex, found {found!r}; "
                             "save it as an uncompressed splat .ply")
     start = lines.index(elements[0]) + 1
@@ -165,7 +171,7 @@ def _vertices(path: Path, order: str, lines: list[list[str]]) -> tuple[int, np.d
     properties = [line for line in lines[start:stop] if line[0] == "property"]
     for line in properties:
         if len(line) != 3 or line[1] not in TYPES:
-            raise TalkheadError(f"{path}: {' '.join(line)!r} is no property of a splat; save it as a splat .ply")
+            raise TalkheadError(f"{path}: {' '.join(line)[:80]!r} is no property of a splat; save it as a splat .ply")
     names = [line[2] for line in properties]
     if missing := [name for name in NEEDED if name not in names]:
         raise TalkheadError(f"{path} is no 3DGS file: its vertices have no {', '.join(missing)}")

@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.checkpoint import load_checkpoint, save_checkpoint
-from shared.config import config_from_dict, config_to_dict
+from shared.checkpoint import load_checkpoint, load_module, save_checkpoint
+from shared.clip import LARGEST_SIDE
+from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
 from torso_styleunet.config import TorsoConfig
 from torso_styleunet.model import Torso, over
@@ -25,13 +26,12 @@ def load_torso(path: Path | str, device: torch.device | str = "cpu") -> Torso:
     """Read what save_torso wrote, ready to draw. Raises TalkheadError for any other file."""
     tensors, meta = load_checkpoint(path, device)
     if meta.get("kind") != KIND:
-        raise TalkheadError(f"{path} should be a torso checkpoint, found {meta.get('kind')!r}")
-    try:
-        config = config_from_dict(TorsoConfig, meta["config"], str(path))
-        torso = Torso(config, meta["width"], meta["height"], meta["margin"])
-        torso.load_state_dict(tensors)
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise TalkheadError(f"{path} is a torso checkpoint of another version: {error}") from error
+        raise TalkheadError(f"{path} should be a torso checkpoint, found {shown(meta.get('kind'))}")
+    config = config_from_dict(TorsoConfig, meta.get("config"), str(path))
+    sizes = [meta.get(name) for name in ("width", "height", "margin")]
+    if not config.channels or any(type(size) is not int or not 0 <= size <= LARGEST_SIDE for size in sizes):
+        raise TalkheadError(f"{path} is damaged: its width, height and margin should be pixels, found {shown(sizes)}")
+    torso = load_module(lambda: Torso(config, *sizes), tensors, path)
     return torso.to(device).eval().requires_grad_(False)
 
 

@@ -5,51 +5,48 @@ from dataclasses import dataclass
 
 import torch
 
+from shared.config import Settings, seed_setting, setting
 from shared.errors import TalkheadError
 
 
 @dataclass(frozen=True)
-class TorsoConfig:
+class TorsoConfig(Settings):
     """A zero in steps, batch or channels means: what suits the device (see `resolve`)."""
 
-    steps: int = 0  # optimiser steps
-    batch: int = 0  # frames a step, even: half of them with their successor
-    channels: int = 0  # of the finest trunk level; doubled at every level below, up to max_channels
-    max_channels: int = 256
-    levels: int = 4  # halvings below the trunk resolution
-    stride: int = 2  # the trunk runs at 1/stride of the picture's resolution
-    style_dim: int = 64
-    learning_rate: float = 2e-3
-    plate_rate: float = 1.0  # learning rate of the plate itself, relative
-    plate_frames: int = 96  # training frames that the plate is the median of
-    flow_limit: float = 0.03  # largest offset into the plate, in picture widths
-    region_weight: float = 2.0  # extra weight of the neck seam and the shoulder contour
-    laplacian_weight: float = 1.0
-    temporal_weight: float = 0.5
-    alpha_weight: float = 0.05
-    flow_weight: float = 0.02
-    adversarial_weight: float = 0.0  # 0: no discriminator
-    r1_weight: float = 1.0
-    r1_every: int = 16
-    save_seconds: float = 30.0  # between two saves of the resumable state
-    seed: int = 0
+    steps: int = setting(0, "optimiser steps; 0: 2000 on CUDA, else 110", 0, 10_000_000)
+    batch: int = setting(0, "frames a step, even: half of them with their successor; 0: 8 on CUDA, else 4", 0, 256)
+    channels: int = setting(0, "of the finest trunk level; doubled at every level below, up to max_channels; 0: 48 on CUDA, "
+                            "else 16", 0, 512)
+    max_channels: int = setting(256, "of any trunk level", 1, 1024)
+    levels: int = setting(4, "halvings below the trunk resolution", 1, 6)
+    stride: int = setting(2, "the trunk runs at 1/stride of the picture's resolution", 1, 8)
+    style_dim: int = setting(64, "size of the style code", 1, 1024)
+    learning_rate: float = setting(2e-3, "of the network", 0, 1)
+    plate_rate: float = setting(1.0, "learning rate of the plate itself, relative", 0, 100)
+    plate_frames: int = setting(96, "training frames that the plate is the median of", 1, 2000)
+    flow_limit: float = setting(0.03, "largest offset into the plate, in picture widths", 0, 1)
+    region_weight: float = setting(2.0, "extra weight of the neck seam and the shoulder contour", 0, 1000)
+    laplacian_weight: float = setting(1.0, "of the loss on differences of neighbouring pixels", 0, 1000)
+    temporal_weight: float = setting(0.5, "of the loss on differences of neighbouring frames", 0, 1000)
+    alpha_weight: float = setting(0.05, "of the loss on the torso's opacity", 0, 1000)
+    flow_weight: float = setting(0.02, "of the loss that keeps offsets small", 0, 1000)
+    adversarial_weight: float = setting(0.0, "of the discriminator's loss; 0: no discriminator", 0, 1000)
+    r1_weight: float = setting(1.0, "of the discriminator's gradient penalty", 0, 1000)
+    r1_every: int = setting(16, "steps between two gradient penalties", 1, 1_000_000)
+    save_seconds: float = setting(30.0, "between two saves of the resumable state", 0, 86400)
+    seed: int = seed_setting()
+
+    def check(self) -> None:
+        if self.batch % 2:
+            raise TalkheadError(f"batch should be even, found {self.batch}")
 
 
 def resolve(config: TorsoConfig, device: torch.device) -> TorsoConfig:
-    """Fill the zeros: a large network and a long run on CUDA, one that trains in under a minute on a CPU.
-
-    Raises TalkheadError for values that cannot work.
-    """
+    """Fill the zeros: a large network and a long run on CUDA, one that trains in under a minute on a CPU."""
     cuda = device.type == "cuda"
-    config = dataclasses.replace(
+    return dataclasses.replace(
         config,
         steps=config.steps or (2000 if cuda else 110),
         batch=config.batch or (8 if cuda else 4),
         channels=config.channels or (48 if cuda else 16),
     )
-    if config.batch < 2 or config.batch % 2:
-        raise TalkheadError(f"torso batch should be even and at least 2, found {config.batch}")
-    for name in ("steps", "channels", "max_channels", "levels", "stride", "style_dim", "plate_frames", "r1_every"):
-        if getattr(config, name) < 1:
-            raise TalkheadError(f"torso {name} should be at least 1, found {getattr(config, name)}")
-    return config

@@ -17,6 +17,7 @@ from shared.audio_io import load_audio, save_wav
 from shared.avatar import Avatar
 from shared.camera import euler_degrees, pose_matrix
 from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
 from shared.files import write_json
 from shared.landmarks import load_array, save_array, save_landmarks
 from shared.video_io import read_rgba, read_transparent_video
@@ -24,6 +25,7 @@ from stage2_gaussian.head import Head
 from stage2_gaussian.render import save_head
 
 CPU = torch.device("cpu")
+UPRIGHT = np.diag([1.0, -1, -1])
 
 
 def test_ping_pong_never_jumps_and_visits_everything():
@@ -45,19 +47,18 @@ def test_rebatch_keeps_order_whatever_the_chunks():
 @pytest.fixture
 def avatar(tmp_path):
     avatar = Avatar(tmp_path)
-    poses = np.tile(np.eye(4, dtype=np.float32), (5, 1, 1)) * np.arange(1, 6)[:, None, None]
-    save_array(avatar.poses, poses)
+    save_array(avatar.poses, pose_matrix(np.tile(UPRIGHT, (5, 1, 1)), np.arange(1, 6)[:, None] * [0, 0, 1.0]))
     save_array(avatar.motion, np.arange(20).reshape(5, 4))
     return avatar
 
 
 def test_motion_loops_stands_still_or_follows_a_file(avatar, tmp_path):
     poses, torso = Motion(avatar, "loop").at(3, 7)
-    assert poses[:, 0, 0].tolist() == [4, 5, 4, 3] and torso[:, 0].tolist() == [12, 16, 12, 8]
-    assert len(set(Motion(avatar, "still").at(0, 9)[0][:, 0, 0])) == 1
-    save_array(tmp_path / "own.npy", np.tile(np.eye(4), (12, 1, 1)) * 7)
+    assert poses[:, 2, 3].tolist() == [4, 5, 4, 3] and torso[:, 0].tolist() == [12, 16, 12, 8]
+    assert len(set(Motion(avatar, "still").at(0, 9)[0][:, 2, 3])) == 1
+    save_array(tmp_path / "own.npy", np.tile(pose_matrix(UPRIGHT, np.array([0, 0, 7.0])), (12, 1, 1)))
     poses, torso = Motion(avatar, str(tmp_path / "own.npy")).at(0, 12)
-    assert (poses[:, 0, 0] == 7).all() and torso[:, 0].tolist() == [0, 4, 8, 12, 16, 12, 8, 4, 0, 4, 8, 12]
+    assert (poses[:, 2, 3] == 7).all() and torso[:, 0].tolist() == [0, 4, 8, 12, 16, 12, 8, 4, 0, 4, 8, 12]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def spoken(tmp_path_factory):
     """An avatar with a head of 300 splats, 64 pixels a side, and a landmark file of 30 rows."""
     root = tmp_path_factory.mktemp("spoken")
     rng = np.random.default_rng(0)
-    neutral = (rng.normal(size=(1, 68, 3)) * [0.04, 0.05, 0.01]).astype(np.float32)
+    neutral = TEMPLATE[None].astype(np.float32)
     neutral[0, [0, 16]] = [[-0.07, 0, -0.08], [0.07, 0, -0.08]]
     made = Avatar(root / "me.avatar")
     write_json(made.json, {"name": "me", "width": 64, "height": 64, "intrinsics": [160, 160, 32, 32], "fps": 25, "format": 1})

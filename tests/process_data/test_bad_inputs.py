@@ -22,6 +22,7 @@ from process_data.video import load_sound
 from shared.audio_io import load_audio, save_wav
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot
+from shared.face_check import TEMPLATE
 from shared.landmarks import FPS, SAMPLE_RATE, save_array, save_landmarks
 from shared.video_io import GrayVideoWriter, VideoWriter, probe, read_video, write_png
 
@@ -361,9 +362,9 @@ def small_clip(folder, frames=60, train=50):
         for _ in range(frames):
             video.write(GREY[:32, :32])
             labels.write(np.full((32, 32), 3, np.uint8))
-    save_landmarks(clip.landmarks, np.random.default_rng(0).normal(scale=0.05, size=(frames, 68, 3)))
-    save_landmarks(clip.neutral, np.random.default_rng(0).normal(scale=0.05, size=(1, 68, 3)))
-    pose = np.eye(4)
+    save_landmarks(clip.landmarks, TEMPLATE + np.random.default_rng(0).normal(scale=0.002, size=(frames, 68, 3)))
+    save_landmarks(clip.neutral, TEMPLATE[None])
+    pose = np.diag([1.0, -1, -1, 1])
     pose[2, 3] = 0.6
     save_array(clip.poses, np.repeat(pose[None], frames, 0))
     save_array(clip.torso, np.repeat([[0.0, 0, 0, 1]], frames, 0))

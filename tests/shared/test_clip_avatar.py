@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from shared.avatar import Avatar, create_from_clip
+from shared.camera import pose_matrix
 from shared.clip import Bad, Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
 from shared.landmarks import save_array, save_landmarks
 from shared.video_io import GrayVideoWriter, VideoWriter, write_png
 
@@ -19,9 +21,9 @@ def clip(tmp_path):
     with GrayVideoWriter(clip.labels, 16, 16) as writer:
         for k in range(10):
             writer.write(np.full((16, 16), k % 5, np.uint8))
-    save_landmarks(clip.landmarks, np.zeros((10, 68, 3)))
-    save_landmarks(clip.neutral, np.zeros((1, 68, 3)))
-    save_array(clip.poses, np.broadcast_to(np.eye(4), (10, 4, 4)) * np.arange(1, 11)[:, None, None])
+    save_landmarks(clip.landmarks, np.tile(TEMPLATE, (10, 1, 1)))
+    save_landmarks(clip.neutral, TEMPLATE[None])
+    save_array(clip.poses, pose_matrix(np.tile(np.diag([1.0, -1, -1]), (10, 1, 1)), np.arange(1, 11)[:, None] * [0, 0, 1.0]))
     save_array(clip.torso, np.zeros((10, 4)))
     for k, name in enumerate(("background.png", "background_01.png")):
         write_png(clip.root / name, np.full((16, 16, 3), k, np.uint8))
@@ -61,7 +63,7 @@ def test_alpha_is_optional_and_read_like_labels(clip):
 def test_wrong_clips_are_refused(clip, tmp_path):
     with pytest.raises(TalkheadError, match="is not a clip folder"):
         _ = Clip(tmp_path / "none").info
-    save_landmarks(clip.landmarks, np.zeros((9, 68, 3)))
+    save_landmarks(clip.landmarks, np.tile(TEMPLATE, (9, 1, 1)))
     with pytest.raises(TalkheadError, match="expected 10 frames as in clip.json, found 9"):
         clip.load_landmarks()
     clip.save_info(dataclasses.replace(clip.info, format=99))
@@ -73,7 +75,7 @@ def test_avatar_takes_the_longest_stretch_of_one_shot(clip, tmp_path):
     avatar = Avatar(tmp_path / "avatar")
     create_from_clip(avatar, clip)
     poses, torso = avatar.load_motion()
-    np.testing.assert_array_equal(poses[:, 3, 3], [4, 5, 6, 7, 8])
+    np.testing.assert_array_equal(poses[:, 2, 3], [4, 5, 6, 7, 8])
     assert avatar.load_background()[0, 0, 0] == 1
     assert avatar.info.intrinsics == (20.0, 20.0, 8.0, 8.0)
     with pytest.raises(TalkheadError, match="the avatar has no stage2 yet; run `talkhead stage2 train CLIP`"):

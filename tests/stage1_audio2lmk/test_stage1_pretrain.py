@@ -328,7 +328,7 @@ def test_one_process_is_alone() -> None:
 
 
 @pytest.mark.parametrize(("settings", "with_speech", "message"), [
-    ({"voices": 0}, False, "voices must be at least 1, found 0"),
+    ({"voices": 0}, False, "voices should be at least 1, found 0"),
     ({"tune_encoder": True}, False, "no encoder; name its file with --speech"),
     ({"encoder": "wavlm"}, False, "are for fine-tuning, found wavlm; a base model hears log-mel or with an encoder named by"),
     ({"look_ahead": 3}, True, "encoder looks 2 frames ahead, the model 3; use --set look_ahead=2"),

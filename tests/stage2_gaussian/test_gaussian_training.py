@@ -118,9 +118,9 @@ def test_out_of_gpu_memory_goes_on_with_half_the_batch(cartoon, tight_memory):
 
 
 @pytest.mark.parametrize("setting, message", [
-    ({"rank": 4}, "stage 2 rank should be at least 5, found 4"),
-    ({"splats": -3}, "stage 2 splats should be at least 1, found -3"),
-    ({"held_out": 0.7}, "stage 2 held_out should be a part between 0 and 0.5, found 0.7"),
+    ({"rank": 4}, "rank should be 0 or at least 5, found 4"),
+    ({"splats": -3}, "splats should be at least 0, found -3"),
+    ({"held_out": 0.7}, "held_out should be at most 0.49, found 0.7"),
 ])
 def test_settings_that_cannot_work_are_refused(setting, message):
     with pytest.raises(TalkheadError, match=re.escape(message)):
