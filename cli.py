@@ -90,7 +90,10 @@ def avatar_of(clip_folder: Path, avatar: Path | None) -> Path:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise TalkheadError if `path` exists and may not be replaced."""
+    """Raise TalkheadError if `path` exists and may not be replaced, or is a pipe or a device."""
+    from shared.files import refuse_special
+
+    refuse_special(path)
     if path.exists() and not overwrite:
         raise TalkheadError(f"{path} exists already; add --overwrite to replace it")
 
@@ -311,6 +314,12 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     create_from_clip(target, source)
 
 
+def tell(warnings: list[str]) -> None:
+    """Print warnings, one a line."""
+    for warning in warnings:
+        click.echo(f"  warning: {warning}")
+
+
 def report(numbers: dict[str, Any], out: Path) -> None:
     """Print what a training returned."""
     text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
@@ -335,20 +344,27 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     \b
     talkhead stage1 predict speech.wav --avatar me.avatar -o predicted.npy
     """
-    from shared.audio_io import load_audio
+    import numpy as np
+
+    from shared.audio_io import iter_audio
     from shared.avatar import Avatar
     from shared.landmarks import load_landmarks, save_landmarks
+    from shared.sound_check import SoundCheck
+    from shared.spool import readable_again
     from shared.training import pick_device
-    from stage1_audio2lmk.predict import load_predictor
-    from stage1_audio2lmk.predict import predict as run
+    from stage1_audio2lmk.predict import iter_predict, load_predictor
 
     source = Avatar(avatar)
     source.require("stage1")
     refuse_existing(output, overwrite)
     rest = load_landmarks(neutral)[:1] if neutral else source.load_neutral()
     predictor = load_predictor(source.stage1, pick_device(device), encoder)
-    rows = run(predictor, load_audio(audio), rest, seed=seed, liveliness=liveliness)
+    check = SoundCheck()
+    with readable_again(audio) as sound:
+        chunks = iter_predict(predictor, check.listen(iter_audio(sound)), rest, seed=seed, liveliness=liveliness)
+        rows = np.concatenate(list(chunks))
     save_landmarks(output, rows)
+    tell(check.warnings())
     click.echo(f"{output}: {len(rows)} frames")
 
 
@@ -453,19 +469,22 @@ def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit
     """
     from chain.synthesize import HeadView, Orbit, check_head_output, render_to_folder, render_to_video
     from shared.avatar import Avatar
+    from shared.spool import readable_again
     from shared.training import pick_device
 
     if period is not None and orbit is None:
         raise TalkheadError(f"--period {period:g} is the time of a swing; add --orbit DEGREES")
     refuse_existing(output, overwrite)
-    to_video = check_head_output(output, audio)
-    view = HeadView(Avatar(avatar), landmarks, poses, None if orbit is None else Orbit(orbit, period))
-    picked = pick_device(device)
-    if to_video:
-        count = render_to_video(view, output, audio=audio, device=picked)
-    else:
-        count = render_to_folder(view, output, device=picked)
-    click.echo(f"{output}: {count} RGBA frames")
+    with readable_again(audio) as sound:
+        to_video = check_head_output(output, sound)
+        view = HeadView(Avatar(avatar), landmarks, poses, None if orbit is None else Orbit(orbit, period))
+        picked = pick_device(device)
+        if to_video:
+            made = render_to_video(view, output, audio=sound, device=picked)
+        else:
+            made = render_to_folder(view, output, device=picked)
+    tell(made.warnings)
+    click.echo(f"{output}: {made.frames} RGBA frames")
 
 
 @stage2.command("export")
@@ -616,11 +635,14 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
     """
     from chain.synthesize import composite_folder
     from shared.avatar import Avatar
+    from shared.spool import readable_again
     from shared.training import pick_device
 
     refuse_existing(output, overwrite)
-    count = composite_folder(Avatar(avatar), frames, output, audio=audio, device=pick_device(device))
-    click.echo(f"{output}: {count} frames")
+    with readable_again(audio) as sound:
+        made = composite_folder(Avatar(avatar), frames, output, audio=sound, device=pick_device(device))
+    tell(made.warnings)
+    click.echo(f"{output}: {made.frames} frames")
 
 
 @cli.command()
@@ -645,14 +667,17 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     """
     from chain.synthesize import synthesize
     from shared.avatar import Avatar
+    from shared.spool import readable_again
     from shared.training import pick_device
 
     refuse_existing(output, overwrite)
     if save_landmarks:
         refuse_existing(save_landmarks, overwrite)
-    count = synthesize(Avatar(avatar), audio, output, device=pick_device(device), landmarks=landmarks, poses=poses,
-                       seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
-    click.echo(f"{output}: {count} frames, {count / 25:.1f} s")
+    with readable_again(audio) as sound:
+        made = synthesize(Avatar(avatar), sound, output, device=pick_device(device), landmarks=landmarks, poses=poses,
+                          seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
+    tell(made.warnings)
+    click.echo(f"{output}: {made.frames} frames, {made.frames / 25:.1f} s")
 
 
 @cli.command()

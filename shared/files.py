@@ -24,10 +24,19 @@ def make_folder(path: Path) -> None:
         raise TalkheadError(f"cannot create the folder {path}: {error.strerror}") from error
 
 
+def refuse_special(path: Path) -> None:
+    """Raise TalkheadError for an output that cannot be made whole first and then moved to its name: `-`, a pipe, a device."""
+    place = os.path.realpath(path.parent)
+    special = path.exists() and not (path.is_file() or path.is_dir())
+    if str(path) == "-" or special or place == "/dev" or place.startswith("/proc/"):
+        raise TalkheadError(f"{path} is a pipe, a device or standard output, where no finished file can be put; name a file")
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside `path` (same suffix); move it there on success, remove it on any error."""
     path = Path(path)
+    refuse_special(path)
     make_folder(path.parent)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:

@@ -63,7 +63,7 @@ def _open(path: Path) -> tuple[av.container.InputContainer, Any]:
     return source, source.streams.audio[0]
 
 
-def _packets(source: av.container.InputContainer, stream: Any) -> Iterator[av.Packet]:
+def _packets(source: av.container.InputContainer, stream: Any) -> Iterator[Any]:
     """The packets of a stream; a part of the file that cannot be read is left out."""
     packets = source.demux(stream)
     while True:
@@ -103,8 +103,9 @@ def _sounds_alike(path: Path, ending: str) -> bool:
         _Copied(copy, path).write(Fraction(2 * TRIED), last=True)
     memory.seek(0)
     source, stream = _open(path)
-    with source, av.open(memory) as copied:
+    with source:
         true = _beginning(source, stream, time_zero(source))
+    with av.open(memory, "r") as copied:
         heard = _beginning(copied, copied.streams.audio[0], 0.0)
     if min(np.ptp(true), np.ptp(heard)) < 1e-4:
         return np.ptp(true) < 1e-4 and abs(len(true) - len(heard)) <= STEP * SAMPLE_RATE
@@ -113,9 +114,9 @@ def _sounds_alike(path: Path, ending: str) -> bool:
     if length <= 0:
         return False
     middle = true[reach : reach + length].astype(float)
-    scale = np.linalg.norm(middle)
-    return max(float(middle @ part) / max(scale * np.linalg.norm(part), 1e-9)
-               for part in (heard[k : k + length].astype(float) for k in range(2 * reach + 1))) > SAME
+    shifted = np.stack([heard[k : k + length].astype(float) for k in range(2 * reach + 1)])
+    scale = np.linalg.norm(middle) * np.linalg.norm(shifted, axis=1)
+    return bool((shifted @ middle > SAME * scale).any())
 
 
 def _beginning(source: av.container.InputContainer, stream: Any, zero: float) -> np.ndarray:
@@ -144,7 +145,7 @@ class _Copied:
         self.stream: Any = container.add_stream_from_template(stream)
         self.zero = Fraction(time_zero(self.source)).limit_denominator(1_000_000)
         self.packets = _packets(self.source, stream)
-        self.waiting: av.Packet | None = None
+        self.waiting: Any = None
 
     def write(self, until: Fraction, last: bool) -> None:
         while (packet := self.waiting or next(self.packets, None)) is not None:
@@ -160,14 +161,14 @@ class _Copied:
         if last:
             self.source.close()
 
-    def _mux(self, packet: av.Packet) -> None:
+    def _mux(self, packet: Any) -> None:
         shift = round(self.zero / packet.time_base)
         packet.pts -= shift
         packet.dts = packet.pts
         packet.stream = self.stream
         try:
             self.container.mux(packet)
-        except (av.error.InvalidDataError, av.error.ValueError):  # damaged: its place stays empty
+        except (av.error.InvalidDataError, ValueError):  # damaged: its place stays empty
             pass
 
 
@@ -177,11 +178,11 @@ class _Encoded:
     def __init__(self, container: av.container.OutputContainer, codec: str, rate: int, layout: str,
                  pieces: Iterator[np.ndarray]) -> None:
         self.container, self.rate, self.layout, self.pieces = container, rate, layout, pieces
-        self.stream: Any = container.add_stream(codec, rate=rate, layout=layout)
-        self.format = self.stream.codec_context.format.name
-        channels = self.stream.codec_context.layout.nb_channels
+        stream: Any = container.add_stream(codec, rate=rate, layout=layout)
+        channels = stream.layout.nb_channels
         if codec in RATES:
-            self.stream.bit_rate = channels * min(BIT_RATE, 6 * rate)
+            stream.bit_rate = channels * min(BIT_RATE, 6 * rate)
+        self.stream = stream
         self.left = np.zeros((channels, 0), np.float32)
         self.count = 0
 
