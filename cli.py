@@ -339,7 +339,7 @@ def report(numbers: dict[str, Any], out: Path) -> None:
 @device_option
 def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed: int, liveliness: float, encoder: str | None,
             overwrite: bool, device: str) -> None:
-    """AUDIO -> landmark file.
+    """AUDIO (a file, a pipe, or - for standard input) -> landmark file.
 
     \b
     talkhead stage1 predict speech.wav --avatar me.avatar -o predicted.npy
@@ -452,7 +452,7 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
               help="Swing the camera around the head, this far to either side; negative goes the other way first.")
 @click.option("--period", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
               help="Time of one swing of --orbit there and back.  [default: the whole sequence]")
-@click.option("--audio", type=PATH, help="Sound to put under a video.")
+@click.option("--audio", type=PATH, help="Sound to put under a video; - is standard input.")
 @overwrite_option
 @device_option
 def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit: float | None, period: float | None,
@@ -560,7 +560,7 @@ def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool)
 @device_option
 def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align: bool, every: int, lpips: Path | None,
                 output: Path | None, device: str) -> None:
-    """Measure the rendered head over the true torso and background, on held-out frames of CLIP.
+    """Measure the head over plate and neck colour, without the torso network, on held-out frames of CLIP.
 
     PSNR, SSIM and flicker; prints tables, writes them with every frame's figures (JSON) and a sheet to look at (HTML).
 
@@ -623,8 +623,8 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
 @torso.command()
 @click.argument("frames", type=PATH)
 @click.option("--avatar", type=PATH, required=True, help="Avatar folder.")
-@click.option("-o", "--output", type=PATH, required=True, help="Video to write (.mp4).")
-@click.option("--audio", type=PATH, help="Sound to put under it.")
+@click.option("-o", "--output", type=PATH, required=True, help="Video to write (.mp4, .mov or .mkv).")
+@click.option("--audio", type=PATH, help="Sound to put under it; - is standard input.")
 @overwrite_option
 @device_option
 def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, overwrite: bool, device: str) -> None:
@@ -659,7 +659,9 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
 @device_option
 def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses: str, seed: int, liveliness: float,
           encoder: str | None, save_landmarks: Path | None, overwrite: bool, device: str) -> None:
-    """AVATAR + AUDIO -> video in which the avatar speaks it.
+    """AVATAR + AUDIO (a file, a pipe, or - for standard input) -> video in which the avatar speaks it.
+
+    The video has the given sound as it is where its container can hold it, and is as long as the landmarks.
 
     \b
     talkhead synth me.avatar speech.wav -o talk.mp4
@@ -757,10 +759,10 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
 @click.argument("avatar", type=PATH)
 @click.argument("clip", type=PATH)
 @click.option("--split", "splits", multiple=True, help="Split to measure.  [default: all but train]")
-@click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: AVATAR/eval]")
+@click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/eval]")
 @device_option
 def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | None, device: str) -> None:
-    """Measure AVATAR on held-out frames of CLIP: pictures, landmarks, speed; prints a table, writes JSON and HTML.
+    """Measure AVATAR on held-out frames of CLIP: finished frames, landmarks, speed; prints tables, writes JSON and HTML.
 
     \b
     talkhead eval me.avatar me
@@ -771,7 +773,7 @@ def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | N
     from shared.training import pick_device
 
     source, target = Clip(clip), Avatar(avatar)
-    folder = output or target.root / "eval"
+    folder = output or source.training / "eval"
     tables = evaluate_avatar(target, source, held_out(source, splits), pick_device(device), folder)
     for title, table in tables.items():
         click.echo(f"\n{title}\n{format_table(table)}")

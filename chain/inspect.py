@@ -53,6 +53,8 @@ def _folder(path: Path) -> Iterator[str]:
         for part in PARTS:
             file = getattr(avatar, part)
             yield f"  {part}: {file.stat().st_size / 1e6:.2f} MB" if file.is_file() else f"  {part}: not trained yet"
+        if (path / "eval").is_dir():
+            yield f"  warning: {path / 'eval'} holds pictures of the person; delete it before you pass the avatar on"
     else:
         raise TalkheadError(f"{path} is neither a clip folder (clip.json) nor an avatar folder (avatar.json)")
 

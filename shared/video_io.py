@@ -212,6 +212,7 @@ class VideoWriter:
                                 f"found {pixels.dtype} {pixels.shape}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24" if self.channels == 3 else "rgba")
         frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        frame.color_primaries = frame.color_trc = BT709
         frame.pts = self.count
         frame.time_base = Fraction(1, self.fps)
         self._container.mux(self._stream.encode(frame))
