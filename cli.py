@@ -171,7 +171,10 @@ def avatar_of(clip_folder: Path, avatar: Path | None) -> Path:
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise TalkheadError if `path` exists and may not be replaced."""
+    """Raise TalkheadError if `path` exists and may not be replaced, or is a pipe or a device."""
+    from shared.files import refuse_special
+
+    refuse_special(path)
     if path.exists() and not overwrite:
         raise TalkheadError(f"{path} exists already; add --overwrite to replace it")
 
@@ -404,6 +407,12 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     create_from_clip(target, source)
 
 
+def tell(warnings: list[str]) -> None:
+    """Print warnings, one a line."""
+    for warning in warnings:
+        click.echo(f"  warning: {warning}")
+
+
 def report(numbers: dict[str, Any], out: Path) -> None:
     """Print what a training returned."""
     text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
@@ -423,17 +432,20 @@ def report(numbers: dict[str, Any], out: Path) -> None:
 @device_option
 def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed: int, liveliness: float, encoder: str | None,
             overwrite: bool, device: str) -> None:
-    """AUDIO -> landmark file.
+    """AUDIO (a file, a pipe, or - for standard input) -> landmark file.
 
     \b
     talkhead stage1 predict speech.wav --avatar me.avatar -o predicted.npy
     """
-    from shared.audio_io import load_audio
+    import numpy as np
+
+    from shared.audio_io import iter_audio
     from shared.avatar import Avatar
     from shared.landmarks import check_output_name, load_landmarks, save_landmarks
+    from shared.sound_check import SoundCheck
+    from shared.spool import readable_again
     from shared.training import pick_device
-    from stage1_audio2lmk.predict import load_predictor
-    from stage1_audio2lmk.predict import predict as run
+    from stage1_audio2lmk.predict import iter_predict, load_predictor
 
     check_output_name(output)
     source = Avatar(avatar)
@@ -441,8 +453,12 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     refuse_existing(output, overwrite)
     rest = load_landmarks(neutral)[:1] if neutral else source.load_neutral()
     predictor = load_predictor(source.stage1, pick_device(device), encoder)
-    rows = run(predictor, load_audio(audio), rest, seed=seed, liveliness=liveliness)
+    check = SoundCheck()
+    with readable_again(audio) as sound:
+        chunks = iter_predict(predictor, check.listen(iter_audio(sound)), rest, seed=seed, liveliness=liveliness)
+        rows = np.concatenate(list(chunks))
     save_landmarks(output, rows)
+    tell(check.warnings())
     click.echo(f"{output}: {len(rows)} frames")
 
 
@@ -531,7 +547,7 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
               help="Swing the camera around the head, this far to either side; negative goes the other way first.")
 @click.option("--period", type=FiniteFloat(0.04, 3600), metavar="SECONDS",
               help="Time of one swing of --orbit there and back.  [default: the whole sequence]")
-@click.option("--audio", type=PATH, help="Sound to put under a video.")
+@click.option("--audio", type=PATH, help="Sound to put under a video; - is standard input.")
 @overwrite_option
 @device_option
 def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit: float | None, period: float | None,
@@ -548,19 +564,22 @@ def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit
     """
     from chain.synthesize import HeadView, Orbit, check_head_output, render_to_folder, render_to_video
     from shared.avatar import Avatar
+    from shared.spool import readable_again
     from shared.training import pick_device
 
     if period is not None and orbit is None:
         raise TalkheadError(f"--period {period:g} is the time of a swing; add --orbit DEGREES")
     refuse_existing(output, overwrite)
-    to_video = check_head_output(output, audio)
-    view = HeadView(Avatar(avatar), landmarks, poses, None if orbit is None else Orbit(orbit, period))
-    picked = pick_device(device)
-    if to_video:
-        count = render_to_video(view, output, audio=audio, device=picked)
-    else:
-        count = render_to_folder(view, output, device=picked)
-    click.echo(f"{output}: {count} RGBA frames")
+    with readable_again(audio) as sound:
+        to_video = check_head_output(output, sound)
+        view = HeadView(Avatar(avatar), landmarks, poses, None if orbit is None else Orbit(orbit, period))
+        picked = pick_device(device)
+        if to_video:
+            made = render_to_video(view, output, audio=sound, device=picked)
+        else:
+            made = render_to_folder(view, output, device=picked)
+    tell(made.warnings)
+    click.echo(f"{output}: {made.frames} RGBA frames")
 
 
 @stage2.command("export")
@@ -636,7 +655,7 @@ def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool)
 @device_option
 def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align: bool, every: int, lpips: Path | None,
                 output: Path | None, device: str) -> None:
-    """Measure the rendered head over the true torso and background, on held-out frames of CLIP.
+    """Measure the head over plate and neck colour, without the torso network, on held-out frames of CLIP.
 
     PSNR, SSIM and flicker; prints tables, writes them with every frame's figures (JSON) and a sheet to look at (HTML).
 
@@ -700,8 +719,8 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
 @torso.command()
 @click.argument("frames", type=PATH)
 @click.option("--avatar", type=PATH, required=True, help="Avatar folder.")
-@click.option("-o", "--output", type=PATH, required=True, help="Video to write (.mp4).")
-@click.option("--audio", type=PATH, help="Sound to put under it.")
+@click.option("-o", "--output", type=PATH, required=True, help="Video to write (.mp4, .mov or .mkv).")
+@click.option("--audio", type=PATH, help="Sound to put under it; - is standard input.")
 @overwrite_option
 @device_option
 def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, overwrite: bool, device: str) -> None:
@@ -712,11 +731,14 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
     """
     from chain.synthesize import composite_folder
     from shared.avatar import Avatar
+    from shared.spool import readable_again
     from shared.training import pick_device
 
     refuse_existing(output, overwrite)
-    count = composite_folder(Avatar(avatar), frames, output, audio=audio, device=pick_device(device))
-    click.echo(f"{output}: {count} frames")
+    with readable_again(audio) as sound:
+        made = composite_folder(Avatar(avatar), frames, output, audio=sound, device=pick_device(device))
+    tell(made.warnings)
+    click.echo(f"{output}: {made.frames} frames")
 
 
 @cli.command()
@@ -733,7 +755,9 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
 @device_option
 def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses: str, seed: int, liveliness: float,
           encoder: str | None, save_landmarks: Path | None, overwrite: bool, device: str) -> None:
-    """AVATAR + AUDIO -> video in which the avatar speaks it.
+    """AVATAR + AUDIO (a file, a pipe, or - for standard input) -> video in which the avatar speaks it.
+
+    The video has the given sound as it is where its container can hold it, and is as long as the landmarks.
 
     \b
     talkhead synth me.avatar speech.wav -o talk.mp4
@@ -742,15 +766,18 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     from chain.synthesize import synthesize
     from shared.avatar import Avatar
     from shared.landmarks import check_output_name
+    from shared.spool import readable_again
     from shared.training import pick_device
 
     refuse_existing(output, overwrite)
     if save_landmarks:
         check_output_name(save_landmarks)
         refuse_existing(save_landmarks, overwrite)
-    count = synthesize(Avatar(avatar), audio, output, device=pick_device(device), landmarks=landmarks, poses=poses,
-                       seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
-    click.echo(f"{output}: {count} frames, {count / 25:.1f} s")
+    with readable_again(audio) as sound:
+        made = synthesize(Avatar(avatar), sound, output, device=pick_device(device), landmarks=landmarks, poses=poses,
+                          seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
+    tell(made.warnings)
+    click.echo(f"{output}: {made.frames} frames, {made.frames / 25:.1f} s")
 
 
 @cli.command()
@@ -831,10 +858,10 @@ def format_table(table: dict[str, dict[str, float]]) -> str:
 @click.argument("avatar", type=PATH)
 @click.argument("clip", type=PATH)
 @click.option("--split", "splits", multiple=True, help="Split to measure.  [default: all but train]")
-@click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: AVATAR/eval]")
+@click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/eval]")
 @device_option
 def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | None, device: str) -> None:
-    """Measure AVATAR on held-out frames of CLIP: pictures, landmarks, speed; prints a table, writes JSON and HTML.
+    """Measure AVATAR on held-out frames of CLIP: finished frames, landmarks, speed; prints tables, writes JSON and HTML.
 
     \b
     talkhead eval me.avatar me
@@ -845,7 +872,7 @@ def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | N
     from shared.training import pick_device
 
     source, target = Clip(clip), Avatar(avatar)
-    folder = output or target.root / "eval"
+    folder = output or source.training / "eval"
     tables = evaluate_avatar(target, source, held_out(source, splits), pick_device(device), folder)
     for title, table in tables.items():
         click.echo(f"\n{title}\n{format_table(table)}")

@@ -94,6 +94,8 @@ def _clip(clip: Clip) -> Iterator[str]:
 def _avatar(avatar: Avatar) -> Iterator[str]:
     made = avatar.info
     yield f"avatar {made.name!r}: {made.width}x{made.height}"
+    if (pictures := avatar.root / "eval").is_dir():
+        yield f"  warning: {pictures} holds pictures of the person; delete it before you pass the avatar on"
     parts: dict[str, Callable[[], str]] = {
         "motion track": lambda: f"{len(avatar.load_motion()[0])} frames of motion",
         "neutral.npy": lambda: _shape(avatar.load_neutral()),

@@ -5,7 +5,7 @@ import difflib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +16,30 @@ from shared.avatar import Avatar
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import atomic_path
-from shared.landmarks import FPS, SAMPLES_PER_FRAME, load_array, load_landmarks, save_array, save_landmarks
+from shared.landmarks import (
+    FPS,
+    SAMPLES_PER_FRAME,
+    check_landmarks,
+    load_array,
+    load_landmarks,
+    save_array,
+    save_landmarks,
+)
 from shared.poses import load_poses
+from shared.sound_check import SoundCheck
+from shared.spool import SpooledSound
 from shared.training import progress
 from shared.video_io import TransparentVideoWriter, VideoWriter, read_rgba, write_png
 
+VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
+APART_SECONDS = 0.1  # by which sound and landmarks may differ in length without a word
 
-def ping_pong(count: int, length: int) -> np.ndarray:
-    """Indices (count,) that run 0…length−1, back to 0 and on: a loop in which no step is larger than one."""
+
+def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
+    """Indices (count,) from `start` on of a loop 0…length−1, back to 0 and on, in which no step is larger than one."""
     if length == 1:
         return np.zeros(count, np.int64)
-    phase = np.arange(count) % (2 * length - 2)
+    phase = np.arange(start, start + count) % (2 * length - 2)
     return np.where(phase < length, phase, 2 * length - 2 - phase)
 
 
@@ -49,7 +62,7 @@ class Motion:
 
     def at(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Poses (n,4,4) and torso motion (n,4) of frames start ≤ t < stop."""
-        index = ping_pong(stop, len(self.poses))[start:stop]
+        index = ping_pong(stop - start, len(self.poses), start)
         return self.poses[index], self.torso[index]
 
 
@@ -149,46 +162,99 @@ def to_uint8(frames: Tensor) -> np.ndarray:
     return (frames.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
+class Rendered(NamedTuple):
+    """How many frames were written, and sentences about what may be wrong with them."""
+
+    frames: int
+    warnings: list[str]
+
+
+def refuse_own_sound(output: Path, audio: Path | None) -> None:
+    """Raise TalkheadError if `output` would replace the file whose sound it is to have."""
+    if audio is not None and output.exists() and audio.exists() and output.samefile(audio):
+        raise TalkheadError(f"{output} is the file that the sound comes from, so it will not be replaced; name another output")
+
+
+def check_sound(audio: Path) -> SoundCheck:
+    """A file's sound, decoded once to know its length and what is wrong with it. Raises TalkheadError like `iter_audio`."""
+    check = SoundCheck()
+    for piece in iter_audio(audio):
+        check.push(piece)
+    return check
+
+
+def sound_warnings(check: SoundCheck, frames: int, what: str) -> list[str]:
+    """Sentences about the sound under a video of `frames` frames of `what`, which decides how long the video is."""
+    video, sound = frames / FPS, check.seconds
+    found = check.warnings()
+    if abs(video - sound) > APART_SECONDS:
+        end = "the sound is cut off there" if sound > video else "the rest of the video is silent"
+        found.append(f"the {what} last {video:.1f} s, the sound {sound:.1f} s; the video is as long as the {what}, and {end}")
+    return found
+
+
+def unseen(rgba: Tensor) -> Tensor:
+    """Pictures (B, H, W, 4) of a head -> number of those that show none, on the device."""
+    return (~(rgba[..., 3].amax((1, 2)) >= VISIBLE)).sum()
+
+
+def unseen_warnings(count: int, frames: int) -> list[str]:
+    """A sentence if `count` of the frames show no head."""
+    if not count:
+        return []
+    return [f"no head can be seen in {count} of {frames} frames; look at the poses and the landmarks"]
+
+
 def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.device, landmarks: Path | None = None,
                poses: str = "loop", seed: int = 0, liveliness: float = 1.0, encoder: str | None = None,
-               save_landmarks_to: Path | None = None, quiet: bool = False) -> int:
-    """Write `output`, the avatar speaking `audio`; returns the number of frames. Memory stays bounded.
+               save_landmarks_to: Path | None = None, quiet: bool = False) -> Rendered:
+    """Write `output`, the avatar speaking `audio`; returns the number of frames and warnings. Memory stays bounded.
 
-    With `landmarks` (a landmark file) stage 1 is left out and the file's rows are shown, with the sound beneath. `encoder`
-    says where the encoder that stage 1 names lies now.
+    With `landmarks` (a landmark file) stage 1 is left out and the file's rows are shown, all of them, with the sound beneath.
+    `encoder` says where the encoder that stage 1 names lies now.
     """
     avatar.require("stage2", "torso", *(() if landmarks else ("stage1",)))
+    refuse_own_sound(output, audio)
     if landmarks is not None:
         rows = load_landmarks(landmarks)
-        chunks: Iterable[np.ndarray] = [rows]
-        total = len(rows)
-        next(iter_audio(audio, seconds=0.1))
+        warnings = sound_warnings(check_sound(audio), len(rows), "landmarks")
+        count, hidden = _speak(avatar, [rows], len(rows), audio, output, device, poses, save_landmarks_to, quiet)
     else:
         from stage1_audio2lmk.predict import iter_predict, load_predictor
 
-        total = sum(len(piece) for piece in iter_audio(audio))
-        total = -(-total // SAMPLES_PER_FRAME)
         predictor = load_predictor(avatar.stage1, device, encoder)
-        chunks = iter_predict(predictor, iter_audio(audio, seconds=2.0), avatar.load_neutral(), seed=seed,
-                              liveliness=liveliness)
+        with SpooledSound(audio, output.parent) as sound:
+            warnings = sound.check.warnings()
+            total = -(-sound.check.samples // SAMPLES_PER_FRAME)
+            chunks = iter_predict(predictor, sound.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
+            count, hidden = _speak(avatar, chunks, total, audio, output, device, poses, save_landmarks_to, quiet)
+    return Rendered(count, warnings + unseen_warnings(hidden, count))
+
+
+def _speak(avatar: Avatar, chunks: Iterable[np.ndarray], total: int, audio: Path, output: Path, device: torch.device,
+           poses: str, save_landmarks_to: Path | None, quiet: bool) -> tuple[int, int]:
+    """Write the video of landmarks that come in chunks; returns the number of frames and of those without a head."""
     motion = Motion(avatar, poses)
     renderer = Renderer(avatar, device)
     kept: list[np.ndarray] = []
-    count = 0
+    count, hidden = 0, torch.zeros((), dtype=torch.long, device=device)
     info = avatar.info
     with (VideoWriter(output, info.width, info.height, audio=audio) as writer,
           progress(total, "rendering", quiet=quiet, unit="frame") as bar):
         for batch in rebatch(chunks, batch_size(device)):
+            check_landmarks(batch, "what stage 1 predicts")
             if save_landmarks_to is not None:
                 kept.append(batch)
             pose, torso = motion.at(count, count + len(batch))
-            for frame in to_uint8(renderer.frames(batch, pose, torso)):
+            head = renderer.head_rgba(batch, pose)
+            hidden += unseen(head)
+            for frame in to_uint8(renderer.compose(head, pose, torso)):
                 writer.write(frame)
             count += len(batch)
             bar.update(len(batch))
     if save_landmarks_to is not None:
         save_landmarks(save_landmarks_to, np.concatenate(kept))
-    return count
+    return count, int(hidden)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,13 +265,21 @@ class Orbit:
     degrees: float
     period: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.degrees) and (self.period is None or 0 < self.period < np.inf)):
+            raise TalkheadError(f"an orbit is of some degrees in some seconds, found {self.degrees:g} degrees in {self.period} s")
+
 
 class HeadView:
-    """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion."""
+    """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
+
+    `hidden` counts the frames rendered so far that show no head.
+    """
 
     def __init__(self, avatar: Avatar, landmarks: Path, poses: str, orbit: Orbit | None = None) -> None:
         avatar.require("stage2")
         self.avatar = avatar
+        self.hidden = 0
         self.landmarks = load_landmarks(landmarks)
         self.poses, self.torso = Motion(avatar, poses).at(0, len(self.landmarks))
         if orbit is not None:
@@ -227,6 +301,7 @@ class HeadView:
         with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
             for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
                                         info.width, info.height, batch_size(device)):
+                self.hidden += int(unseen(rgba))
                 yield rgba
                 bar.update(len(rgba))
 
@@ -238,6 +313,7 @@ def straight(rgba: Tensor) -> Tensor:
 
 def check_head_output(output: Path, audio: Path | None) -> bool:
     """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
+    refuse_own_sound(output, audio)
     ending = output.suffix.lower()
     if ending in TransparentVideoWriter.endings:
         if audio is not None:
@@ -253,8 +329,8 @@ def check_head_output(output: Path, audio: Path | None) -> bool:
     return False
 
 
-def render_to_folder(view: HeadView, folder: Path, *, device: torch.device, quiet: bool = False) -> int:
-    """`folder` gets 000000.png, … (RGBA, straight alpha), poses.npy and torso.npy; returns the number of frames."""
+def render_to_folder(view: HeadView, folder: Path, *, device: torch.device, quiet: bool = False) -> Rendered:
+    """`folder` gets 000000.png, … (RGBA, straight alpha), poses.npy and torso.npy; returns the number of frames and warnings."""
     with atomic_path(folder) as partial:
         partial.mkdir()
         save_array(partial / "poses.npy", view.poses)
@@ -264,23 +340,25 @@ def render_to_folder(view: HeadView, folder: Path, *, device: torch.device, quie
             write_png(partial / f"{k:06d}.png", picture)
         if folder.is_dir():
             shutil.rmtree(folder)
-    return len(view)
+    return Rendered(len(view), unseen_warnings(view.hidden, len(view)))
 
 
-def render_to_video(view: HeadView, output: Path, *, audio: Path | None, device: torch.device, quiet: bool = False) -> int:
-    """`output` (.mov or .webm) gets the head over nothing, straight alpha; returns the number of frames."""
+def render_to_video(view: HeadView, output: Path, *, audio: Path | None, device: torch.device, quiet: bool = False) -> Rendered:
+    """`output` (.mov or .webm) gets the head over nothing, straight alpha; returns the number of frames and warnings."""
     info = view.avatar.info
+    warnings = sound_warnings(check_sound(audio), len(view), "landmarks") if audio is not None else []
     with TransparentVideoWriter(output, info.width, info.height, audio=audio) as writer:
         for rgba in view.batches(device, quiet):
             for picture in to_uint8(straight(rgba)):
                 writer.write(picture)
-    return len(view)
+    return Rendered(len(view), warnings + unseen_warnings(view.hidden, len(view)))
 
 
 def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path | None, device: torch.device,
-                     quiet: bool = False) -> int:
-    """The torso and background behind the pictures that `render_to_folder` wrote -> video; returns the frame count."""
+                     quiet: bool = False) -> Rendered:
+    """The torso and background behind the pictures that `render_to_folder` wrote -> video; returns its frames and warnings."""
     avatar.require("torso")
+    refuse_own_sound(output, audio)
     if not folder.is_dir():
         raise TalkheadError(f"{folder} is no folder of rendered frames; make one with `talkhead stage2 render`")
     pictures = sorted(folder.glob("*.png"))
@@ -288,7 +366,8 @@ def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path 
     if not pictures or not len(pictures) == len(pose) == len(torso):
         raise TalkheadError(f"{folder}: found {len(pictures)} pictures, {len(pose)} poses, {len(torso)} torso motions; "
                             "there should be as many of each")
-    info = avatar.info
+    warnings = sound_warnings(check_sound(audio), len(pictures), "pictures") if audio is not None else []
+    info, hidden = avatar.info, 0
     compositor = Compositor(avatar, device)
     with (VideoWriter(output, info.width, info.height, audio=audio) as writer,
           progress(len(pictures), "compositing", quiet=quiet, unit="frame") as bar):
@@ -297,7 +376,8 @@ def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path 
             images = np.stack([read_rgba(path, (info.height, info.width)) for path in pictures[batch]])
             straight = torch.as_tensor(images, device=device).float() / 255
             head = torch.cat([straight[..., :3] * straight[..., 3:], straight[..., 3:]], -1)
+            hidden += int(unseen(head))
             for frame in to_uint8(compositor.compose(head, pose[batch], torso[batch])):
                 writer.write(frame)
             bar.update(len(images))
-    return len(pictures)
+    return Rendered(len(pictures), warnings + unseen_warnings(hidden, len(pictures)))

@@ -7,10 +7,10 @@ from process_data.observe import FACES_EVERY, HANDS_EVERY
 from shared.camera import euler_degrees
 from shared.clip import Bad
 from shared.landmarks import FPS
+from shared.sound_check import SoundCheck
 
 SHORT_SECONDS = 30
 LAG_WARNING_MS = 45
-SILENT, CLIPPED = 0.01, 0.999
 SECOND_FACE = 0.5  # of the main face's height: smaller faces do not disturb
 ALWAYS = 0.5  # share of the looks from which a second face is part of the picture, not an incident
 TINY_FACE = 0.16  # of the picture's width between the eyes' outer corners
@@ -91,10 +91,9 @@ def warnings(cuts: list[int], bad: list[Bad], lag: float | None, corrected: bool
     if lag is not None and abs(lag) > LAG_WARNING_MS:
         remedy = "the sound was shifted to go with them" if corrected else "--fix-sync shifts the sound"
         found.append(f"the lips move about {abs(lag):.0f} ms {'after' if lag > 0 else 'before'} the sound; {remedy}")
-    if np.abs(samples).max() < SILENT:
-        found.append("the sound is almost silent; nothing can be learned from it")
-    if (np.abs(samples) > CLIPPED).mean() > 0.001:
-        found.append("the sound is clipped; record it less loud")
+    sound = SoundCheck()
+    sound.push(samples)
+    found += sound.warnings(learning=True)
     between = np.median(np.linalg.norm(pixels[:, 45] - pixels[:, 36], axis=1))
     if between < TINY_FACE * size:
         found.append(f"the face is small, {between:.0f} pixels between the eyes; come closer or zoom in")

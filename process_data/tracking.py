@@ -26,18 +26,19 @@ MOVING = set(LIPS) | set(range(36, 48)) | set(JAW)
 @dataclass(frozen=True)
 class Tracked:
     """landmarks (T,68,3), poses (T,4,4), neutral (1,68,3); rms pixel errors of the detector's points and of the corners;
-    plain_poses (T,4,4): what the detector alone gives frame by frame, to compare with."""
+    plain_poses (T,4,4), if asked for: what the detector alone gives frame by frame, to compare with."""
 
     landmarks: np.ndarray
     poses: np.ndarray
     neutral: np.ndarray
     rms: tuple[float, float]
-    plain_poses: np.ndarray
+    plain_poses: np.ndarray | None
 
 
 def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]], good: np.ndarray,
-          intrinsics: tuple[float, ...], config: ProcessConfig, work: Path, workers: Workers, quiet: bool = False) -> Tracked:
-    """Points (T,P,3) in pixels, every frame filled in; good (T,) bool where a face was found."""
+          intrinsics: tuple[float, ...], config: ProcessConfig, work: Path, workers: Workers, quiet: bool = False,
+          compare: bool = False) -> Tracked:
+    """Points (T,P,3) in pixels, every frame filled in; good (T,) bool where a face was found; `compare` asks for plain poses."""
     unit = 2 * intrinsics[2] / 512
     rigid, seen68 = scheme.rigid, scheme.landmarks68
     sample = points[np.linspace(0, len(points) - 1, min(len(points), 200)).astype(int)]
@@ -47,7 +48,6 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
     alone = pose.Tracks(pixels, np.full((len(points), 1), -1), sigma, shape[rigid], len(rigid))
     first = pose.initial_poses(points[:, rigid], shape[rigid], scheme.rigid_weight, intrinsics)
     rough = pose.fit(alone, first, spans, intrinsics, iterations=config.pose_iterations, smoothness=config.pose_smoothness)
-    plain = pose.fit_poses(alone, rough.points, rough.poses.astype(float), spans, intrinsics, 3, 0.0)
 
     depth = _corrected(shape, shape[rigid], rough.points)[seen68, 2]
     pixels68 = points[:, seen68, :2]
@@ -65,8 +65,11 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
     landmarks = _steady(pose.unproject(pixels68, depth, rough.poses, intrinsics),
                         pose.unproject(pixels68, depth, fitted.poses, intrinsics), spans)
     landmarks = _smooth_rest(landmarks, spans, config.rest_window)
+    plain = rough.poses
+    if compare:
+        plain = pose.fit_poses(alone, rough.points, rough.poses.astype(float), spans, intrinsics, 3, 0.0)
     landmarks, poses, plain = to_convention(landmarks, fitted.poses, plain, good)
-    return Tracked(landmarks, poses, neutral_face(landmarks[good]), fitted.rms, plain)
+    return Tracked(landmarks, poses, neutral_face(landmarks[good]), fitted.rms, plain if compare else None)
 
 
 def _corrected(shape: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

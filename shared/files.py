@@ -32,6 +32,14 @@ def make_folder(path: Path) -> None:
         raise TalkheadError(f"cannot create the folder {path}: {error.strerror}") from error
 
 
+def refuse_special(path: Path) -> None:
+    """Raise TalkheadError for an output that cannot be made whole first and then moved to its name: `-`, a pipe, a device."""
+    place = os.path.realpath(path.parent)
+    special = path.exists() and not (path.is_file() or path.is_dir())
+    if str(path) == "-" or special or place == "/dev" or place.startswith("/proc/"):
+        raise TalkheadError(f"{path} is a pipe, a device or standard output, where no finished file can be put; name a file")
+
+
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside `path` (same suffix); move it there on success, remove it on any error.
@@ -40,6 +48,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     gone when the user reads it.
     """
     path = Path(path)
+    refuse_special(path)
     final = path if path.name not in ("", "..") else path.resolve()  # `.` and the like have no name beside which to write
     if not final.name:
         raise TalkheadError(f"cannot write {path}: {os.strerror(errno.EISDIR)}")

@@ -1,23 +1,22 @@
-"""Video files and pictures: decoding by timestamps to exactly 25 fps, H.264 + AAC and lossless grey writing."""
+"""Video files and pictures: decoding by timestamps to exactly 25 fps, H.264 with sound and lossless grey writing."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from shared.audio_io import check_gap, decode, iter_audio, open_media, time_zero, timestamps_anywhere
+from shared.audio_io import check_gap, decode, open_media, time_zero, timestamps_anywhere
 from shared.errors import TalkheadError
 from shared.files import atomic_path
-from shared.landmarks import FPS, SAMPLE_RATE
+from shared.landmarks import FPS
+from shared.sound_track import SoundTrack, add_sound
 
-AAC_FRAME = 1024  # samples
 SEEK_MARGIN = 0.1  # seconds
 BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
 
@@ -155,10 +154,11 @@ def _seek(container, stream, seconds: float) -> None:
 
 
 class VideoWriter:
-    """H.264 (yuv420p, faststart) with optional AAC sound, under its final name only when it is complete.
+    """H.264 (yuv420p, faststart) with optional sound, under its final name only when it is complete.
 
-    Use as a context manager; `write` takes uint8 (H, W, 3) RGB frames. `audio` is (n,) float32 at 16 kHz or a file;
-    it is cut to the length of the video. Odd sizes are refused, since yuv420p cannot hold them.
+    Use as a context manager; `write` takes uint8 (H, W, 3) RGB frames. Colours are those of BT.709 and the file says so.
+    `audio` is (n,) float32 at 16 kHz or a file, whose sound goes in as it is where that can be (see `sound_track.add_sound`),
+    else as AAC (.mkv: FLAC); it is cut to the length of the video. Odd sizes are refused, since yuv420p cannot hold them.
     """
 
     endings: tuple[str, ...] = (".mp4", ".mov", ".mkv")
@@ -167,7 +167,8 @@ class VideoWriter:
     def __init__(self, path: Path | str, width: int, height: int, fps: int = FPS,
                  audio: np.ndarray | Path | None = None, crf: int = 18, preset: str = "veryfast") -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() not in self.endings:
+        self.ending = self.path.suffix.lower()
+        if self.ending not in self.endings:
             *others, last = self.endings
             raise TalkheadError(f"{self.path}: the video's name should end in {', '.join(others)} or {last}")
         if width % 2 or height % 2:
@@ -178,74 +179,49 @@ class VideoWriter:
     def __enter__(self) -> "VideoWriter":
         self._atomic = atomic_path(self.path)
         partial = self._atomic.__enter__()
-        options = {"movflags": "faststart"} if self.path.suffix.lower() in {".mp4", ".mov"} else {}
-        self._container = av.open(str(partial), "w", options=options)
-        self._stream, sound = self._add_streams()
-        self._sound = None
-        if sound is not None:
-            self._sound = sound
-            self._pieces = self._audio_pieces()
-            self._sound_written = 0
-            self._left = np.zeros(0, np.float32)
+        try:
+            options = {"movflags": "faststart"} if self.ending in {".mp4", ".mov"} else {}
+            self._container = av.open(str(partial), "w", options=options)
+            self._stream = self._add_picture()
+            coder = self._stream.codec_context
+            coder.color_primaries = coder.color_trc = coder.colorspace = BT709
+            coder.color_range = ColorRange.MPEG
+            self._sound: SoundTrack | None = None
+            if self.audio is not None:
+                self._sound = add_sound(self._container, self.ending, self.audio, self._sound_codec())
+        except BaseException as error:
+            self._atomic.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
-    def _add_streams(self) -> tuple[av.VideoStream, av.AudioStream | None]:
-        """Open the encoders of the picture and, where there is sound, of the sound."""
+    def _add_picture(self) -> av.VideoStream:
+        """Open the encoder of the picture."""
         stream = self._container.add_stream("libx264", rate=Fraction(self.fps))
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
         stream.options = {"crf": str(self.crf), "preset": self.preset}
-        return stream, self._add_sound("aac")
+        return stream
 
-    def _add_sound(self, codec: str) -> av.AudioStream | None:
-        if self.audio is None:
-            return None
-        sound: Any = self._container.add_stream(codec, rate=SAMPLE_RATE, layout="mono")
-        if codec != "pcm_s16le":
-            sound.bit_rate = 96000
-        return sound
-
-    def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
-        return av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-
-    def _audio_pieces(self) -> Iterator[np.ndarray]:
-        if isinstance(self.audio, np.ndarray):
-            for start in range(0, len(self.audio), SAMPLE_RATE):
-                yield self.audio[start : start + SAMPLE_RATE]
-        else:
-            assert self.audio is not None
-            yield from iter_audio(self.audio, seconds=1.0)
+    def _sound_codec(self) -> str:
+        """The encoder of sound that cannot be copied."""
+        return "flac" if self.ending == ".mkv" else "aac"  # older readers of .mkv do not take off AAC's delay
 
     def write(self, pixels: np.ndarray) -> None:
         """Append one uint8 (H, W, channels) frame."""
         if pixels.shape != (self.height, self.width, self.channels) or pixels.dtype != np.uint8:
             raise TalkheadError(f"{self.path}: expected a uint8 frame {(self.height, self.width, self.channels)}, "
                                 f"found {pixels.dtype} {pixels.shape}")
-        frame = self._picture(pixels)
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24" if self.channels == 3 else "rgba")
+        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        frame.color_primaries = frame.color_trc = BT709
         frame.pts = self.count
         frame.time_base = Fraction(1, self.fps)
-        for packet in self._stream.encode(frame):
-            self._container.mux(packet)
+        self._container.mux(self._stream.encode(frame))
         self.count += 1
-        self._write_sound(self.count * SAMPLE_RATE // self.fps, last=False)
+        self._write_sound(last=False)
 
-    def _write_sound(self, until: int, last: bool) -> None:
-        """Encode whole AAC frames up to sample `until`, and the shorter rest if `last`."""
-        if self._sound is None:
-            return
-        while self._sound_written < until:
-            while len(self._left) < AAC_FRAME and (piece := next(self._pieces, None)) is not None:
-                self._left = np.concatenate([self._left, piece])
-            length = min(AAC_FRAME, len(self._left), until - self._sound_written)
-            if length == 0 or length < AAC_FRAME and not last:
-                return
-            block, self._left = self._left[:length], self._left[length:]
-            frame = av.AudioFrame.from_ndarray(block[None].astype(np.float32), format="fltp", layout="mono")
-            frame.sample_rate = SAMPLE_RATE
-            frame.time_base = Fraction(1, SAMPLE_RATE)
-            frame.pts = self._sound_written
-            self._sound_written += len(block)
-            for packet in self._sound.encode(frame):
-                self._container.mux(packet)
+    def _write_sound(self, last: bool) -> None:
+        if self._sound is not None:
+            self._sound.write(Fraction(self.count, self.fps), last)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
@@ -253,10 +229,8 @@ class VideoWriter:
             if kind is None:
                 if self.count == 0:
                     raise TalkheadError(f"{self.path}: a video needs at least one frame")
-                self._write_sound(self.count * SAMPLE_RATE // self.fps, last=True)
-                for stream in (self._stream, self._sound):
-                    for packet in stream.encode(None) if stream is not None else ():
-                        self._container.mux(packet)
+                self._container.mux(self._stream.encode(None))
+                self._write_sound(last=True)
             self._container.close()
         except BaseException as error:
             self._atomic.__exit__(type(error), error, error.__traceback__)
@@ -265,17 +239,17 @@ class VideoWriter:
 
 
 class TransparentVideoWriter(VideoWriter):
-    """Video with straight alpha: ProRes 4444 and plain sound in .mov, VP9 and Opus in .webm; otherwise as VideoWriter.
+    """Video with straight alpha: ProRes 4444 in .mov, VP9 in .webm; otherwise as VideoWriter.
 
-    `write` takes uint8 (H, W, 4) RGBA frames. Colours are those of BT.709 and the file says so. ProRes keeps them and alpha
-    nearly to the bit and opens in editors; VP9 is a twentieth of the size and plays in browsers.
+    `write` takes uint8 (H, W, 4) RGBA frames. ProRes keeps colours and alpha nearly to the bit and opens in editors; VP9 is a
+    twentieth of the size and plays in browsers. Sound that cannot be copied becomes 16-bit PCM beside ProRes, Opus beside VP9.
     """
 
     endings = (".mov", ".webm")
     channels = 4
 
-    def _add_streams(self) -> tuple[av.VideoStream, av.AudioStream | None]:
-        prores = self.path.suffix.lower() == ".mov"
+    def _add_picture(self) -> av.VideoStream:
+        prores = self.ending == ".mov"
         stream = self._container.add_stream("prores_ks" if prores else "libvpx-vp9", rate=Fraction(self.fps))
         stream.width, stream.height = self.width, self.height
         stream.pix_fmt = "yuva444p10le" if prores else "yuva420p"
@@ -283,14 +257,10 @@ class TransparentVideoWriter(VideoWriter):
         stream.options = ({"profile": "4444", "vendor": "apl0"} if prores else
                           {"crf": str(self.crf), "b": "0", "auto-alt-ref": "0", "row-mt": "1", "cpu-used": "4",
                            "deadline": "good"})
-        coder = stream.codec_context
-        coder.color_primaries = coder.color_trc = coder.colorspace = BT709
-        coder.color_range = ColorRange.MPEG
-        return stream, self._add_sound("pcm_s16le" if prores else "libopus")
+        return stream
 
-    def _picture(self, pixels: np.ndarray) -> av.VideoFrame:
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgba")
-        return frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+    def _sound_codec(self) -> str:
+        return "pcm_s16le" if self.ending == ".mov" else "libopus"
 
 
 class GrayVideoWriter:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stage1_audio2lmk.features import HOPS, MELS, features
+from stage1_audio2lmk.features import HOPS, MELS, FeatureStream
 
 REACH = 4  # frames on each side, 160 ms into the future
 PENALTIES = tuple(10.0**k for k in np.arange(1.0, 5.1, 0.5))
@@ -17,7 +17,7 @@ def mean_face(landmarks: np.ndarray, train: np.ndarray, count: int) -> np.ndarra
 
 def mel_windows(samples: np.ndarray) -> np.ndarray:
     """samples (640·T,) -> (T, 9·80): mean log-mel of each video frame and its neighbours, edges repeated."""
-    rows = features(samples)[:, : HOPS * MELS].reshape(-1, HOPS, MELS).mean(1)
+    rows = FeatureStream(voice=False).push(samples)[:, : HOPS * MELS].reshape(-1, HOPS, MELS).mean(1)
     padded = np.pad(rows, ((REACH, REACH), (0, 0)), mode="edge")
     return np.concatenate([padded[k : k + len(rows)] for k in range(2 * REACH + 1)], axis=1)
 

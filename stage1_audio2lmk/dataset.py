@@ -116,18 +116,19 @@ class Windows:
     before: int
 
     def __post_init__(self) -> None:
-        length = self.config.length
-        self.places = [(k, t) for k, r in enumerate(self.recordings)
-                       for t in range(0, max(1, r.held_from - length + 1))]
+        # windows start anywhere in a recording; those of all recordings are counted through
+        self.stops = np.cumsum([max(1, r.held_from - self.config.length + 1) for r in self.recordings])
 
     def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """features (B,before + L + look_ahead,F), displacement (B,L,111), weight (B,L), speaker (B,), on the CPU."""
         config = self.config
-        rows = torch.randint(len(self.places), (config.batch,), generator=rng)
-        parts = [self._window(*self.places[int(row)], rng) for row in rows]
+        rows = torch.randint(int(self.stops[-1]), (config.batch,), generator=rng).numpy()
+        which = np.searchsorted(self.stops, rows, side="right")
+        starts = rows - np.concatenate([[0], self.stops])[which]
+        parts = [self._window(int(k), int(start), rng) for k, start in zip(which, starts)]
         x, y, w = (torch.stack([part[k] for part in parts]) for k in range(3))
         hidden = torch.rand(config.batch, generator=rng) < config.unknown_share
-        speaker = torch.tensor([self.recordings[self.places[int(row)][0]].speaker for row in rows])
+        speaker = torch.tensor([self.recordings[k].speaker for k in which])
         return x, y, w, torch.where(hidden, 0, speaker)
 
     def _window(self, which: int, start: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

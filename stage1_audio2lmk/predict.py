@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from shared.errors import TalkheadError
 from stage1_audio2lmk.stream import LandmarkStream, Predictor, load_predictor, speaker_index
 
 __all__ = ["Predictor", "iter_predict", "load_predictor", "predict", "speaker_index"]
@@ -14,8 +15,11 @@ def iter_predict(predictor: Predictor, audio: Iterable[np.ndarray], neutral: np.
     """Chunks of sound (n,) at 16 kHz -> chunks of landmarks (t,68,3) metres; equal to `predict` of the whole.
 
     Memory is bounded by the chunk and the model's reach. At least one frame comes out, ceil(n/640) in all. `blinks` False
-    leaves the network's motion alone; `liveliness` scales what brows and lids do besides blinks, 0 is nothing.
+    leaves the network's motion alone; `liveliness` scales what brows and lids do besides blinks, 0 is nothing. Raises
+    TalkheadError for a liveliness that is no number of 0 or more.
     """
+    if not 0 <= liveliness < np.inf:
+        raise TalkheadError(f"liveliness should be a number from 0 on, found {liveliness}")
     stream = LandmarkStream(predictor, neutral, seed=seed, speaker=speaker, blinks=blinks, liveliness=liveliness)
     for chunk in audio:
         rows = stream.push(chunk)

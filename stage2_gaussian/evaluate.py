@@ -37,12 +37,14 @@ ERROR_GAIN = 3
 GAP = 4  # pixels between the pictures of a strip
 STRIP_WIDTH = 2400  # pixels at most
 PAGE_WIDTH = 1800
+MEASURED = "head over plate and neck colour"
 PROTOCOL = (
     "PSNR in dB and SSIM, means over the frames; “worst 5 %” is the PSNR that 5 % of the frames stay under. The rendered head "
     "lies over the true frame where the labels show no head; where they do, over the plate, and along the jaw over the colour "
-    "of neck and clothes nearby. Head: pixels labelled head or mouth interior. Face hull: the convex hull of the projected "
-    "landmarks. Columns “aligned …”, where there are any: the same after each frame's pose was fitted to its "
-    "picture, which tells errors of tracking from errors of the head.")
+    "of neck and clothes nearby; the torso network has no part in it, other than in the finished frames of `talkhead eval`. "
+    "Head: pixels labelled head or mouth interior. Face hull: the convex hull of the projected landmarks. Columns “aligned …”, "
+    "where there are any: the same after each frame's pose was fitted to its picture, which tells "
+    "errors of tracking from errors of the head.")
 EDITED = ("The landmarks of training frames, edited as each cell says; mouths wider than any in training, and combinations "
           "that it may not hold. Look for holes, glare and torn edges.")
 FLICKER = (
@@ -73,9 +75,9 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
              quiet: bool = False, batch: int = 8) -> dict[str, dict[str, float]]:
     """PSNR (dB) and SSIM by split: {split: {"full psnr": …, "head psnr": …, "mouth psnr": …, "… ssim": …}}.
 
-    The protocol: the rendered head is composited over the true frame where the labels show torso, neck or background,
-    and over the plate, or the colour of the neck near the jaw, where they show the head (see `dataset.matte` and
-    `dataset.behind_head`). "full" is the
+    Measured is the head over plate and neck colour: it is composited over the true frame where the labels show torso, neck
+    or background, and over the plate, or the colour of the neck near the jaw, where they show the head (see `dataset.matte`
+    and `dataset.behind_head`). "full" is the
     whole frame, "head" the pixels labelled head or mouth interior, "face" the convex hull of the projected landmarks,
     "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes' boxes. With `align`, columns
     "aligned …" follow: the same after each frame's pose was fitted to the picture, which tells errors of tracking from
@@ -214,7 +216,7 @@ def _mean_in(values: Tensor, mask: Tensor) -> Tensor:
 
 def split_tables(measured: Measured, split: str, clip: Clip) -> dict[str, Table]:
     """A table with a row a region, and if the split spans a cut another with a row a shot."""
-    tables = {f"{split}: {len(measured.data)} frames": _region_rows(measured)}
+    tables = {f"{split}: {len(measured.data)} frames, {MEASURED}": _region_rows(measured)}
     shots = clip.shot_of_frames()[measured.data.indices]
     if len(set(shots.tolist())) > 1:
         tables[f"{split}, PSNR by shot"] = {

@@ -57,7 +57,8 @@ def test_pictures_of_held_out_frames_are_like_the_video(trained):
     header, row = next((a, b) for a, b in zip(out.splitlines(), out.splitlines()[1:]) if "full psnr" in a)
     values = dict(zip(["full psnr", "full ssim", "head psnr", "head ssim", "mouth psnr"], map(float, row.split()[1:])))
     assert values["full psnr"] > 26 and values["mouth psnr"] > 22, out
-    page = (root / "me.avatar" / "eval" / "eval.html").read_text()
+    assert not (root / "me.avatar" / "eval").exists()  # an avatar holds no pictures of the person
+    page = (root / "me" / "training" / "eval" / "eval.html").read_text()
     assert "<table>" in page and "data:image/jpeg" in page
 
 

@@ -89,7 +89,8 @@ def steadiness(video: Path, work: Path, length: int) -> dict[str, float]:
         lost = np.isnan(seen.points[:, 0, 0])
         spans = shots.shots_between(shots.find_cuts(seen.change), count)
         pipeline.bridge(seen.points, lost, spans)
-        found = tracking.track(video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work, pool, quiet=True)
+        found = tracking.track(video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work, pool, quiet=True,
+                               compare=True)
     pixels = seen.points[:, seen.scheme.landmarks68, :2]
     neutral = found.neutral[0]
     still = stillest(pixels, spans, length)

@@ -97,7 +97,7 @@ def test_pictures_and_videos_show_the_same_straight_alpha(spoken, tmp_path):
     avatar, rows = spoken
     save_wav(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 40000))
     view = HeadView(avatar, rows, "still", Orbit(20))
-    assert render_to_folder(view, tmp_path / "frames", device=CPU, quiet=True) == 30
+    assert render_to_folder(view, tmp_path / "frames", device=CPU, quiet=True) == (30, [])
     pictures = [read_rgba(path, (64, 64)) for path in sorted((tmp_path / "frames").glob("*.png"))]
     assert len(pictures) == 30 and np.array_equal(load_array(tmp_path / "frames" / "poses.npy", (4, 4)), view.poses)
     expected = torch.cat(list(view.batches(CPU, quiet=True)))
