@@ -3,8 +3,8 @@
 # make bench  benchmarks of this machine, one table
 # make lint   ruff, mypy, import-linter
 
-FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
+FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
@@ -25,8 +25,8 @@ bench: .venv/installed-dev
 	$(BIN)/python -m pytest tests/bench -q --benchmark-only --benchmark-columns=min,median,rounds --benchmark-sort=name
 
 .venv/created:
-	@test -n "$(PYTHON)" || { echo "talkhead needs Python 3.11 or 3.12 with venv: apt install python3-venv"; exit 1; }
-	@$(PYTHON) -c '$(FITS)' || { echo "talkhead needs Python 3.11 or 3.12, found $$($(PYTHON) --version)"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "talkhead needs Python 3.11 to 3.14 with venv: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -c '$(FITS)' || { echo "talkhead needs Python 3.11 to 3.14, found $$($(PYTHON) --version)"; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "venv needs ensurepip: apt install python3-venv"; exit 1; }
 	@touch $@
 

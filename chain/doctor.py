@@ -1,6 +1,7 @@
 """What this machine can do: one finding a line, with the fix for each lack."""
 
 import codecs
+import ctypes
 import importlib
 import importlib.util
 import multiprocessing
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import talkhead_guard
 from shared import machine
+from shared.errors import TalkheadError
 
 LEAST_MEMORY = 2e9  # bytes
 
@@ -31,14 +33,14 @@ class Finding:
 
 # shared libraries that OpenCV and MediaPipe load, and the Debian and Ubuntu packages that carry them
 SYSTEM_LIBRARIES = {"libGL.so.1": "libgl1", "libgthread-2.0.so.0": "libglib2.0-0", "libEGL.so.1": "libegl1",
-                    "libGLESv2.so.2": "libgles2"}
+                    "libGLESv2.so.2": "libgles2", "libxcb.so.1": "libxcb1"}
 
 
 def diagnose() -> Iterator[Finding]:
     """Check Python, libraries, codecs, GPU, memory and disk; yields one Finding each, needed ones first."""
     version = sys.version_info
     yield Finding(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}",
-                  (3, 11) <= version[:2] < (3, 13), fix="use Python 3.11 or 3.12")
+                  (3, 11) <= version[:2] < (3, 15), fix="use Python 3.11 to 3.14")
     for name in ("numpy", "scipy", "torch", "numba", "safetensors", "yaml", "tqdm"):
         yield _import(name)
     yield _mediapipe()
@@ -63,14 +65,24 @@ def _import(name: str, needed: bool = True) -> Finding:
 def _mediapipe() -> Finding:
     try:
         module = importlib.import_module("mediapipe")
-    except ImportError as error:
-        text = str(error)
-        package = next((package for library, package in SYSTEM_LIBRARIES.items() if library in text), None)
-        fix = f"apt install {package}" if package else "pip install mediapipe==0.10.21"
-        return Finding(f"mediapipe (face tracking): {text}", False, fix=fix)
-    models = Path(str(module.__file__)).parent / "modules" / "face_landmark" / "face_landmark_with_attention.tflite"
-    return Finding(f"mediapipe {module.__version__}, with its face models", models.is_file(),
-                   fix="pip install mediapipe==0.10.21 (the last release that carries its models)")
+        numpy, detector = importlib.import_module("numpy"), importlib.import_module("process_data.detector").open_detector()
+        detector.points(numpy.zeros((64, 64, 3), numpy.uint8))
+        detector.close()
+    except (ImportError, OSError, TalkheadError) as error:
+        lacking = {library: package for library, package in SYSTEM_LIBRARIES.items() if not _loads(library)}
+        if sys.platform == "linux" and any(library in str(error) for library in lacking):
+            return Finding(f"mediapipe (face tracking) lacks {', '.join(lacking)}", False,
+                           fix=f"apt install {' '.join(lacking.values())}")
+        return Finding(f"mediapipe (face tracking): {error}", False, fix="pip install --force-reinstall 'mediapipe>=1.2,<2'")
+    return Finding(f"mediapipe {module.__version__}, with its face models", True)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _codecs() -> Finding:

@@ -11,8 +11,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 
-from process_data.detect_mediapipe import MediaPipeDetector, solutions_available
-from process_data.detect_tasks import TasksDetector
+from process_data.detect_mediapipe import MediaPipeDetector
 from process_data.detector import Detector, Scheme
 from shared.errors import TalkheadError
 
@@ -33,13 +32,12 @@ class FanDetector:
     scheme = FAN_SCHEME
 
     def __init__(self, landmarker: Path | None = None, models: Path | None = None) -> None:
-        """`landmarker` and `models` as in TasksDetector; FAN's weights lie in models/checkpoints, else in torch's hub folder.
+        """FAN's weights lie in models/checkpoints, else in torch's hub folder; `landmarker` as in MediaPipeDetector.
 
         Raises TalkheadError: face-alignment is not installed, weights are missing or damaged.
         """
         self._network = _load_network(models)
-        self._mediapipe: Detector = (MediaPipeDetector() if landmarker is None and solutions_available()
-                                     else TasksDetector(landmarker, models))
+        self._mediapipe: Detector = MediaPipeDetector(landmarker)
 
     def points(self, frame: np.ndarray) -> np.ndarray | None:
         """(68,3) float32 pixels of the largest face, or None where no face is found; no frame depends on another."""

@@ -53,9 +53,8 @@ class Detector(Protocol):
 def open_detector(name: str = "mediapipe", *, landmarker: Path | None = None, models: Path | None = None) -> Detector:
     """Open "mediapipe" or "fan"; models load at their first use.
 
-    `landmarker` is a face_landmarker.task, `models` a folder of model files; where neither is given, mediapipe's own
-    models are taken if it carries them (releases up to 0.10.21). Raises TalkheadError: unknown name, missing files,
-    missing extra.
+    `landmarker` is a face_landmarker.task, `models` a folder of model files that take the place of those that ship. Raises
+    TalkheadError: unknown name, missing files, missing extra.
     """
     if name not in DETECTORS:
         raise TalkheadError(f"no detector is called {name!r}; there are {', '.join(DETECTORS)}")
@@ -63,13 +62,9 @@ def open_detector(name: str = "mediapipe", *, landmarker: Path | None = None, mo
         from process_data.detect_fan import FanDetector
 
         return FanDetector(landmarker, models)
-    from process_data.detect_mediapipe import MediaPipeDetector, solutions_available
+    from process_data.detect_mediapipe import MediaPipeDetector
 
-    if landmarker is None and models is None and solutions_available():
-        return MediaPipeDetector()
-    from process_data.detect_tasks import TasksDetector
-
-    return TasksDetector(landmarker, models)
+    return MediaPipeDetector(landmarker, models)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -134,9 +135,8 @@ def _write_video(source: Path, clip: Clip, info, config: ProcessConfig, detector
     """video.mp4 unless it is there; returns its size, its frames and the crop."""
     done = work / "video.json"
     if not done.is_file():
-        looker = open_detector(detector.name, landmarker=detector.landmarker, models=detector.models)
-        crop = video.choose_crop(source, info, config, looker)
-        looker.close()
+        with closing(open_detector(detector.name, landmarker=detector.landmarker, models=detector.models)) as looker:
+            crop = video.choose_crop(source, info, config, looker)
         size, count = video.write_video(source, clip.video, info, crop, config, quiet)
         write_json(done, {"size": size, "frames": count, "crop": crop})
     values = read_json(done)

@@ -1,6 +1,10 @@
 """The whole chain on a few seconds of the synthetic actor: process → stage 1 → stage 2 → torso → synth, by commands."""
 
 import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +52,15 @@ def test_the_avatar_speaks_an_unheard_sentence(trained):
     assert abs(len(load_audio(root / "talk.mp4")) - 48000) <= 1024
     said = load_landmarks(root / "said.npy")
     assert correlation(lip_opening(said), lip_opening(spoken)) > 0.5
+
+
+def test_synthesis_needs_no_face_tracker(trained):
+    root, _ = trained
+    code = ("import sys; sys.modules.update(mediapipe=None, cv2=None, process_data=None); from cli import cli; "
+            "cli(['synth', 'me.avatar', 'unheard.wav', '-o', 'alone.mp4'])")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root,
+                   env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
+    assert len(list(read_video(root / "alone.mp4"))) == 75
 
 
 def test_pictures_of_held_out_frames_are_like_the_video(trained):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -6,7 +7,17 @@ import numpy as np
 import pytest
 
 from process_data.detect_fan import FAN_SCHEME
-from process_data.detect_mediapipe import MESH_SCHEME, MediaPipeDetector, largest_first, matte_bytes
+from process_data.detect_mediapipe import (
+    LANDMARKER,
+    MESH_SCHEME,
+    MODELS,
+    SHIPPED,
+    MediaPipeDetector,
+    find_models,
+    largest_first,
+    matte_bytes,
+    squared,
+)
 from process_data.detector import open_detector
 from shared.errors import TalkheadError
 from shared.landmarks import LIPS
@@ -36,8 +47,8 @@ def test_a_scheme_names_points_that_exist_and_do_not_speak(scheme):
 
 
 def test_opening_imports_no_library_before_it_is_needed():
-    code = ("import sys, process_data.detector, process_data.detect_mediapipe, process_data.detect_tasks, "
-            "process_data.detect_fan; print([name for name in ('mediapipe', 'torch', 'face_alignment') if name in sys.modules])")
+    code = ("import sys, process_data.detector, process_data.detect_mediapipe, process_data.detect_fan; "
+            "print([name for name in ('mediapipe', 'torch', 'face_alignment') if name in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"
@@ -49,7 +60,7 @@ def test_an_unknown_detector_lists_those_there_are():
     assert str(error.value) == "no detector is called 'dlib'; there are mediapipe, fan"
 
 
-def test_the_solutions_find_the_actor(frames):
+def test_mediapipe_finds_the_actor(frames):
     detector = open_detector()
     assert isinstance(detector, MediaPipeDetector)
     points = [detector.points(frame) for frame in frames]
@@ -95,3 +106,81 @@ def test_boxes_are_sorted_and_mattes_have_one_size():
     assert largest_first(boxes)[:, 2].tolist() == [5, 4, 2]
     matte = matte_bytes(np.full((64, 48), 1.7, np.float32))
     assert matte.shape == (256, 256) and (matte == 255).all()
+
+
+def test_a_picture_is_squared_in_its_middle():
+    square, scale, left, top = squared(np.full((40, 100, 3), 7, np.uint8), 50)
+    assert square.shape == (50, 50, 3) and (scale, left, top) == (0.5, 0, 15)
+    assert (square[15:35] == 7).all() and square.sum() == 7 * 20 * 50 * 3
+    square, scale, left, top = squared(np.full((100, 40, 3), 7, np.uint8), 200)
+    assert square.shape == (100, 100, 3) and (scale, left, top) == (1, 30, 0)
+
+
+def test_small_faces_in_tall_pictures_are_found_where_they_are(frames):
+    picture = np.full((1280, 720, 3), 90, np.uint8)
+    picture[700:956, 400:656] = frames[0]
+    detector = open_detector()
+    (inside,), (face,) = detector.faces(frames[0]), detector.faces(picture)
+    detector.close()
+    assert np.abs(face - [400, 700, 400, 700] - inside).max() < 0.15 * (inside[2] - inside[0])
+
+
+def test_nothing_is_said_and_nothing_leaves_the_machine(tmp_path):
+    code = ("import os, numpy as np; from process_data.detector import open_detector\n"
+            "detector = open_detector(); frame = np.zeros((96, 96, 3), np.uint8)\n"
+            "detector.points(frame), detector.faces(frame), detector.person(frame), detector.hands(frame)\n"
+            "assert os.environ['https_proxy'] == 'http://127.0.0.1:9'\n"
+            "detector.restart(); detector.points(frame); detector.close()\n"
+            "assert os.environ['https_proxy'] == 'http://own'")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2],
+                          env=os.environ | {"https_proxy": "http://own", "HOME": str(tmp_path / "none")})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def sentence(**options) -> str:
+    with pytest.raises(TalkheadError) as error:
+        open_detector("mediapipe", **options)
+    return str(error.value)
+
+
+def test_files_of_the_user_take_the_place_of_those_that_ship(tmp_path):
+    assert sentence(models=tmp_path) == (f"{tmp_path} holds none of {', '.join(MODELS.values())}; leave --models out for those "
+                                         "that ship")
+    file = tmp_path / LANDMARKER
+    assert sentence(landmarker=file) == f"{file} does not exist; leave --landmarker out for the one that ships, or name a file"
+    file.touch()
+    shipped = find_models(None, None)
+    assert shipped == {name: SHIPPED / model for name, model in MODELS.items()}
+    assert find_models(None, tmp_path) == shipped | {"mesh": file}
+    other = tmp_path / "other.task"
+    other.touch()
+    assert find_models(other, tmp_path) == shipped | {"mesh": other}
+
+
+@pytest.mark.parametrize("content", [b"no model", b"", b"PK" + bytes(40)])
+def test_a_damaged_file_is_named(tmp_path, content):
+    file = tmp_path / LANDMARKER
+    file.write_bytes(content)
+    detector = open_detector(landmarker=file)
+    with pytest.raises(TalkheadError) as error:
+        detector.points(np.zeros((64, 64, 3), np.uint8))
+    assert str(error.value) == f"{file} is not a model that this mediapipe can read; get it anew"
+
+
+def test_mediapipe_that_does_not_load_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    assert sentence().startswith("mediapipe cannot be imported (") and sentence().endswith("tells what is missing")
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ["anchor71s", "portrait20s_hevc", "portrait10s_hevc"])
+def test_one_face_in_real_pictures(realdata_dir, name):
+    detector = open_detector()
+    for frame in list(read_video(realdata_dir / f"clips/{name}.mp4", stop=51))[::25]:
+        (face,) = detector.faces(frame)
+        (x, y), size = (face[:2] + face[2:]) / 2, face[2] - face[0]
+        left, top = int(max(0, x - 1.4 * size)), int(max(0, y - 1.4 * size))  # as the crop shows it
+        detector.restart()
+        points = detector.points(frame[top : int(y + 1.4 * size), left : int(x + 1.4 * size)])[:, :2] + [left, top]
+        assert np.abs(points.mean(0) - [x, y]).max() < 0.2 * size
+    detector.close()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import binary_erosion, map_coordinates
 
+from process_data.detector import open_detector
 from process_data.synthetic import (
     actor_landmarks,
     actor_motion,
@@ -139,18 +140,18 @@ def test_wrong_requests_are_refused(spoken):
 
 
 def test_mediapipe_sees_the_face_and_its_lips(spoken):
-    mediapipe = pytest.importorskip("mediapipe")
     opening = lip_opening(spoken[0])
     chosen = np.unique([opening.argmax(), 0, *np.linspace(5, len(opening) - 5, 8).astype(int)])
     landmarks, poses, torso = (array[chosen] for array in spoken)
     gaps, places = [], []
-    with mediapipe.solutions.face_mesh.FaceMesh(static_image_mode=True, refine_landmarks=True) as mesh:
-        for picture, _ in render_actor(landmarks, poses, torso, size=256):
-            faces = mesh.process(picture).multi_face_landmarks
-            assert faces, "no face found"
-            marks = np.array([[mark.x, mark.y] for mark in faces[0].landmark]) * 256
-            gaps.append(marks[14, 1] - marks[13, 1])
-            places.append(marks[[33, 263, 61, 291]])
+    detector = open_detector()
+    for picture, _ in render_actor(landmarks, poses, torso, size=256):
+        detector.restart()
+        marks = detector.points(picture)
+        assert marks is not None, "no face found"
+        gaps.append(marks[14, 1] - marks[13, 1])
+        places.append(marks[[33, 263, 61, 291], :2])
+    detector.close()
     assert np.corrcoef(gaps, opening[chosen])[0, 1] > 0.9
     truth = project(landmarks, poses, default_intrinsics(256))[:, [36, 45, 48, 54]]
     assert np.linalg.norm(np.array(places) - truth, axis=-1).mean() < 2.5
