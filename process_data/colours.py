@@ -126,8 +126,8 @@ def learn_colours(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pi
     """
     skin, hair, clothes = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
     for frame, matte, points in zip(frames, mattes, pixels):
-        for counts, mask in zip((skin, hair, clothes), sample_masks(matte, points, *frame.shape[:2])):
-            counts += histogram(_pick(frame, mask))
+        for seen, mask in zip((skin, hair, clothes), sample_masks(matte, points, *frame.shape[:2])):
+            seen += histogram(_pick(frame, mask))
     skin_log, level = _skin_model(skin)
     skin_like = np.exp(skin_log) + FLOOR
     hair *= _share(hair, skin_like)

@@ -159,9 +159,9 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
         prior = SHAPE_PRIOR * np.trace(hess_point[seen], axis1=1, axis2=2).mean() / 3
         hess_point = hess_point + prior * np.eye(3)
         grad_point = grad_point + prior * (points - start)
-        cross = np.zeros((len(frames), number, 6, 3))
-        cross[rows, columns[shown]] = (by_pose.swapaxes(2, 3) @ by_point)[shown]
-        cross = cross.swapaxes(1, 2).reshape(len(frames), 6, number * 3)
+        mixed = np.zeros((len(frames), number, 6, 3))
+        mixed[rows, columns[shown]] = (by_pose.swapaxes(2, 3) @ by_point)[shown]
+        cross = mixed.swapaxes(1, 2).reshape(len(frames), 6, number * 3)
         solved = np.linalg.solve(hess_pose + 1e-6 * np.eye(6), np.concatenate([grad_pose[..., None], cross], axis=2))
         schur = -(cross.reshape(-1, number * 3).T @ solved[..., 1:].reshape(-1, number * 3))
         for n in range(number):

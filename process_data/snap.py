@@ -59,7 +59,7 @@ def lip_evidence(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     colours = _profiles(frame, inner, inward, right[0], unit)
     features = _features(colours)
     for k in np.flatnonzero(room >= NARROWEST):
-        found[k] = _edge(colours[k], features[k], SPREAD[k], room[k], thickness[k], upper=k < UPPER)
+        found[k] = _edge(colours[k], features[k], SPREAD[k], room[k], thickness[k], upper=bool(k < UPPER))
     return found
 
 

@@ -130,8 +130,8 @@ def _contours(identity: Identity, rest: np.ndarray) -> tuple[np.ndarray, np.ndar
             below = np.array([0, -down, 0]) - np.outer(back * (2 * s_brow - 1) ** 2, [0, 0, 1])
             weights.append(follow * rows)
             offsets.append((1 - follow) * rows @ rest + below)
-    joined, offset = np.concatenate(weights), np.concatenate(offsets)
-    places = joined @ rest + offset
+    joined, shift = np.concatenate(weights), np.concatenate(offsets)
+    places = joined @ rest + shift
     fresh = cKDTree(rest).query(places)[0] > 0.35  # millimetres: not a landmark again
     joined, places = joined[fresh], places[fresh]
     first = np.sort(np.unique(np.round(places, 2), axis=0, return_index=True)[1])

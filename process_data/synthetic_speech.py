@@ -158,10 +158,10 @@ def animate(neutral: np.ndarray, track: np.ndarray, rng: np.random.Generator) ->
     frames = len(track)
     landmarks = shape_mouth(neutral, track)
     time = np.arange(frames) / FPS
-    brows = sum(np.sin(2 * np.pi * rate * time + rng.uniform(0, 6.28)) for rate in (0.11, 0.23, 0.41)) / 3
+    brows = np.sum([np.sin(2 * np.pi * rate * time + rng.uniform(0, 6.28)) for rate in (0.11, 0.23, 0.41)], axis=0) / 3
     landmarks[:, BROW_RIGHT + BROW_LEFT, 1] += 0.0016 * brows[:, None]
     landmarks[:, [37, 38, 43, 44], 1] += 0.0003 * brows[:, None]
-    smile = 0.5 + 0.5 * sum(np.sin(2 * np.pi * rate * time + rng.uniform(0, 6.28)) for rate in (0.07, 0.17)) / 2
+    smile = 0.5 + 0.5 * np.sum([np.sin(2 * np.pi * rate * time + rng.uniform(0, 6.28)) for rate in (0.07, 0.17)], axis=0) / 2
     for corners, side in (((48, 60), -1), ((54, 64), 1)):
         landmarks[:, corners] += 0.0011 * smile[:, None, None] * np.array([side, 0.8, -0.3])
     return apply_blink(landmarks, natural_blinks(frames, rng)).astype(np.float32)

@@ -126,7 +126,7 @@ def lag_ms(reference: np.ndarray, curve: np.ndarray, max_frames: int = 8) -> flo
     reach = min(max_frames, (len(a) - 3) // 2)
     if reach < 1 or a.std() < 1e-12 or b.std() < 1e-12:
         return 0.0
-    shifts = np.arange(-reach, reach + 1)
+    shifts = range(-reach, reach + 1)
     values = np.array(
         [correlation(a[max(0, -s) : len(a) - max(0, s)], b[max(0, s) : len(b) + min(0, s)]) for s in shifts]
     )
