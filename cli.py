@@ -222,8 +222,8 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
               help="Frames of a split; may be repeated.  [default: train the first 90 %, test the rest]")
 @click.option("--detector", type=click.Choice(["mediapipe", "fan"]), default="mediapipe", show_default=True,
               help="What finds the face; fan needs `pip install 'talkhead[fan]'` and its weights.")
-@click.option("--landmarker", type=PATH, help="face_landmarker.task, for mediapipe releases without models of their own.")
-@click.option("--models", type=PATH, help="Folder with model files of mediapipe or fan.")
+@click.option("--landmarker", type=PATH, help="Another face_landmarker.task than the one that ships.")
+@click.option("--models", type=PATH, help="Folder with model files that replace those that ship, or with fan's.")
 @click.option("--fix-sync", is_flag=True, help="Shift the sound so that it goes with the lips.")
 @click.option("--workers", type=click.IntRange(1, 1024),
               help="Processes that work.  [default: as many as processors and memory allow]")

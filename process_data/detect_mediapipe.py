@@ -17,6 +17,7 @@ SEGMENTER = "selfie_segmenter.tflite"
 HAND_LANDMARKER = "hand_landmarker.task"
 MODELS = {"mesh": LANDMARKER, "faces": FACE_DETECTOR, "person": SEGMENTER, "hands": HAND_LANDMARKER}
 CONFIDENCE = 0.4
+MAX_FACES = 4  # followed at a time; of one alone mediapipe smooths the points, which then come half a frame late
 FRAME_MS = 40
 FACES_SIZE = 960  # pixels: a larger picture is shrunk before faces are looked for, at 192 pixels
 # mediapipe reports its use to its maker when a task closes; through this proxy, which does not exist, nothing is sent
@@ -181,7 +182,7 @@ def _follow_face(path: Path):
     from mediapipe.tasks.python import vision
 
     return vision.FaceLandmarker.create_from_options(vision.FaceLandmarkerOptions(
-        base_options=_base(path), running_mode=vision.RunningMode.VIDEO, num_faces=int(os.environ.get('NF', 1)),
+        base_options=_base(path), running_mode=vision.RunningMode.VIDEO, num_faces=MAX_FACES,
         min_face_detection_confidence=CONFIDENCE, min_face_presence_confidence=CONFIDENCE,
         min_tracking_confidence=CONFIDENCE))
 
