@@ -72,7 +72,7 @@ def _problem(kind: Any, value: Any, bounds: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral if number is int else numbers.Real):
         return f"should be {number.__name__}, found {shown(value)}"
     low, high = bounds.get("low"), bounds.get("high")
-    if not math.isfinite(value):
+    if value != value or value in (math.inf, -math.inf):
         return f"should be a finite number, found {value}"
     if low is not None and value < low:
         return f"should be at least {_plain(low)}, found {shown(value)}"

@@ -6,6 +6,7 @@ from process_data.registration import registration
 from process_data.torso_motion import compose
 from shared.camera import pose_matrix, project
 from shared.clip import BACKGROUND, HEAD, TORSO, Clip, ClipInfo, Shot
+from shared.face_check import TEMPLATE
 from shared.landmarks import save_array, save_landmarks
 from shared.video_io import GrayVideoWriter, VideoWriter
 
@@ -26,7 +27,7 @@ def swaying(tmp_path_factory):
     torso = np.stack([5 * np.sin(t / 3), 3 * np.cos(t / 4), 0 * t, 1 + 0 * t], -1).astype(np.float32)
     poses = pose_matrix(np.tile(np.diag([1.0, -1.0, -1.0]), (FRAMES, 1, 1)),
                         np.stack([0.016 * np.sin(t / 5), 0 * t - 0.08, 1 + 0 * t], -1))
-    shape = (rng.uniform(-0.05, 0.05, (68, 3)) * [1, 1, 0]).astype(np.float32)
+    shape = (TEMPLATE * [1, 1, 0.02]).astype(np.float32)
     pixels = project(np.tile(shape, (FRAMES, 1, 1)), poses, INTRINSICS)
     with VideoWriter(clip.video, SIZE, SIZE, crf=4) as video, GrayVideoWriter(clip.labels, SIZE, SIZE) as marks:
         for k in range(FRAMES):
