@@ -209,9 +209,9 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
             raise TalkheadError(f"--split takes NAME=START:STOP in frames, found {value!r}")
         split.setdefault(name, []).append((int(start), int(stop)))
     spans = [(name, *span) for name, found in split.items() for span in found]
-    for (name, a, b), (other, start, stop) in itertools.combinations(spans, 2):
-        if name != other and a < stop and start < b:
-            raise TalkheadError(f"--split {name}={a}:{b} and --split {other}={start}:{stop} overlap; a frame has one split")
+    for (name, a, b), (other, c, d) in itertools.combinations(spans, 2):
+        if name != other and a < d and c < b:
+            raise TalkheadError(f"--split {name}={a}:{b} and --split {other}={c}:{d} overlap; a frame has one split")
     return split or None
 
 

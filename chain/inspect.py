@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening,
 from shared.poses import load_poses
 from shared.video_io import probe, read_png
 
+UNTRAINED = "not trained yet"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
@@ -85,9 +87,9 @@ def _clip(clip: Clip) -> Iterator[str]:
     if clip.fitted_poses.is_file():
         parts["poses_fitted.npy"] = lambda: _shape(clip.load_best_poses())
     if clip.video.is_file():
-        parts |= {file.name: lambda file=file: _video(file, info.width, info.height, info.frames)
-                  for file in (clip.video, clip.labels, clip.alpha) if file == clip.video or file.is_file()}
-        parts |= {shot.background: lambda name=shot.background: plate(name) for shot in info.shots}
+        videos = [file for file in (clip.video, clip.labels, clip.alpha) if file.is_file()]
+        parts |= {file.name: partial(_video, file, info.width, info.height, info.frames) for file in videos}
+        parts |= {shot.background: partial(plate, shot.background) for shot in info.shots}
     yield from _checked(parts)
 
 
@@ -103,7 +105,7 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
     }
     for part in PARTS:
         file = getattr(avatar, part)
-        parts[part] = lambda part=part, file=file: _part(part, file) if file.is_file() else "not trained yet"
+        parts[part] = partial(_part, part, file)
     yield from _checked(parts)
 
 
@@ -113,7 +115,7 @@ def _checked(parts: dict[str, Callable[[], str]]) -> Iterator[str]:
     for name, look in parts.items():
         try:
             found = look()
-            yield f"  {name}: {found}" + ("" if found == "not trained yet" else ", valid")
+            yield f"  {name}: {found}" + ("" if found == UNTRAINED else ", valid")
         except TalkheadError as error:
             wrong.append(name)
             yield f"  {name}: NOT VALID: {error}"
@@ -144,6 +146,8 @@ def _video(path: Path, width: int, height: int, frames: int) -> str:
 
 def _part(part: str, path: Path) -> str:
     """Load a trained part as synthesis does."""
+    if not path.is_file():
+        return UNTRAINED
     if part == "stage1":
         from stage1_audio2lmk.train import load_model
 

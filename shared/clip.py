@@ -102,7 +102,7 @@ def check_spans(where: str, info: ClipInfo) -> None:
         raise TalkheadError(f"{where}: shots should follow each other from 0 to {info.frames}, found "
                             f"{shown([(shot.start, shot.stop) for shot in info.shots])}")
     for shot in info.shots:
-        if shot.background != Path(shot.background).name or shot.background in ("", ".", ".."):
+        if shot.background != Path(shot.background).name or not shot.background.isprintable() or not shot.background:
             raise TalkheadError(f"{where}: the background of a shot should be a file in the clip folder, found "
                                 f"{shown(shot.background)}")
 

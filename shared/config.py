@@ -9,7 +9,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,9 +89,7 @@ def _name(kind: Any) -> str:
     return {bool: "true or false", str: "text"}.get(kind, getattr(kind, "__name__", str(kind)))
 
 
-@functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def config_to_dict(config: Any) -> dict[str, Any]:
@@ -99,7 +97,7 @@ def config_to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def config_from_dict(cls: type[T], values: dict[str, Any], where: str = "config") -> T:
+def config_from_dict(cls: type[T], values: Any, where: str = "config") -> T:
     """Dictionary -> dataclass `cls`, nested ones, lists and dictionaries included; keys that lack take their default.
 
     Raises TalkheadError, beginning with `where`: an unknown key, a key missing that has no default, a wrong type, and for

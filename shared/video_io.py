@@ -1,5 +1,6 @@
 """Video files and pictures: decoding by timestamps to exactly 25 fps, H.264 with sound and lossless grey writing."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +19,7 @@ from shared.landmarks import FPS
 from shared.sound_track import SoundTrack, add_sound
 
 SEEK_MARGIN = 0.1  # seconds
+LARGEST_PICTURE = 8192**2  # pixels
 BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
 
 
@@ -363,24 +365,31 @@ def write_png(path: Path | str, image: np.ndarray) -> None:
         Image.fromarray(image).save(partial, format="PNG")
 
 
-def read_png(path: Path | str) -> np.ndarray:
-    """Read a picture as uint8 (H, W, 3) RGB. Raises TalkheadError if it is missing or no picture."""
+def _read_picture(path: Path | str, mode: str) -> np.ndarray:
+    """Read a picture as uint8 (H, W, channels of `mode`); its size is looked at before anything is allocated."""
     try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.width * image.height > LARGEST_PICTURE:
+                    raise TalkheadError(f"{path} tells of a picture of {image.width}x{image.height}, which is too large")
+                return np.array(image.convert(mode))
+    except TalkheadError:
+        raise
     except FileNotFoundError:
         raise TalkheadError(f"{path} does not exist") from None
-    except OSError as error:
-        raise TalkheadError(f"{path} is not a readable picture") from error
+    except Exception as error:  # what Pillow raises on damaged files is of many types
+        raise TalkheadError(f"{path} is not a readable picture; copy or make it again") from error
+
+
+def read_png(path: Path | str) -> np.ndarray:
+    """Read a picture as uint8 (H, W, 3) RGB. Raises TalkheadError if it is missing or no picture."""
+    return _read_picture(path, "RGB")
 
 
 def read_rgba(path: Path | str, size: tuple[int, int]) -> np.ndarray:
     """Read a picture with straight alpha as uint8 (H, W, 4). Raises TalkheadError unless it is (H, W) = `size`."""
-    try:
-        with Image.open(path) as image:
-            rgba = np.array(image.convert("RGBA"))
-    except OSError as error:
-        raise TalkheadError(f"{path} is not a readable picture") from error
+    rgba = _read_picture(path, "RGBA")
     if rgba.shape[:2] != size:
         raise TalkheadError(f"{path}: expected a picture of {size[1]}x{size[0]}, found {rgba.shape[1]}x{rgba.shape[0]}")
     return rgba

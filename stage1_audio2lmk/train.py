@@ -208,7 +208,8 @@ def load_model(path: Path, device: torch.device | str,
     if meta.get("kind") != "stage1":
         raise TalkheadError(f"{path} is no stage-1 model, but {shown(meta.get('kind', 'something else'))}")
     config, encoder, heard = config_from_dict(Stage1Config, meta.get("config"), str(path)), None, None
-    card, speakers = meta.get("encoder"), meta.get("speakers")
+    card: Any = meta.get("encoder")
+    speakers: Any = meta.get("speakers")
     if not isinstance(card, dict if config.encoder is not None else str):
         raise TalkheadError(f"{path} is damaged: it should tell what it hears with, found {shown(card)}")
     if not isinstance(speakers, list) or not speakers or not all(isinstance(speaker, str) for speaker in speakers):

@@ -1,6 +1,7 @@
 """Using a trained torso: load it, draw torso and neck, put the whole frame together."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def load_torso(path: Path | str, device: torch.device | str = "cpu") -> Torso:
     if meta.get("kind") != KIND:
         raise TalkheadError(f"{path} should be a torso checkpoint, found {shown(meta.get('kind'))}")
     config = config_from_dict(TorsoConfig, meta.get("config"), str(path))
-    sizes = [meta.get(name) for name in ("width", "height", "margin")]
+    sizes: list[Any] = [meta.get(name) for name in ("width", "height", "margin")]
     if not config.channels or any(type(size) is not int or not 0 <= size <= LARGEST_SIDE for size in sizes):
         raise TalkheadError(f"{path} is damaged: its width, height and margin should be pixels, found {shown(sizes)}")
     torso = load_module(lambda: Torso(config, *sizes), tensors, path)

@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parents[2]
 LINES = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", (ROOT / "docs/bad_inputs.md").read_text(), re.M)
 TABLE = {what: (happens, sentence) for what, happens, sentence in LINES if what != "input" and not what.startswith("---")}
 ELSEWHERE = {"a killed process": ("tests/process_data/test_pipeline.py", "test_an_interrupted_run_continues_and_ends_the_same")}
+_EDITED = (ROOT / "docs/bad_inputs.md").read_text("utf-8").split("\n## What people edit\n")[1].split("\n## ")[0]
+ELSEWHERE |= {what: ("tests/shared/test_edited_files.py", "test_an_edited_file_is_refused_or_read_as_the_page_says")
+              for what, *_ in re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", _EDITED, re.M) if what in TABLE}
 REFUSED = {}  # row -> function (folder) -> arguments of the command, the paths that VIDEO and CLIP stand for
 PROVEN = set()
 TAKES = {"one frame": 1, "two seconds": 50}
@@ -170,7 +173,8 @@ def test_every_row_of_the_page_is_proven():
         assert f"def {name}(" in (ROOT / path).read_text()
 
 
-@pytest.mark.parametrize("row", [what for what, (happens, _) in TABLE.items() if happens == "refused" and what not in TAKES])
+@pytest.mark.parametrize("row", [what for what, (happens, _) in TABLE.items() if happens == "refused"
+                                 and what not in TAKES and what not in ELSEWHERE])
 def test_it_is_refused_with_the_sentence_of_the_page(row, tmp_path):
     made = REFUSED[row](tmp_path)
     check_refusal(row, *(made if isinstance(made, tuple) else (made,)), folder=tmp_path)
