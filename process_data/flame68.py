@@ -81,7 +81,7 @@ def read_ply(path: Path | str) -> np.ndarray:
             lines = data[body:].split(b"\n", count)[:count]
             table = np.array([line.split() for line in lines], float).reshape(count, len(names))
             vertices = table[:, [names.index(axis) for axis in "xyz"]]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise TalkheadError(f"{path}: the file ends or breaks before its {count} vertices") from error
     if not np.isfinite(vertices).all():
         raise TalkheadError(f"{path}: some of its vertices are not finite numbers")
@@ -138,7 +138,7 @@ def read_triangles(path: Path) -> np.ndarray:
             lines = data[body:].split(b"\n", vertices + faces)[vertices : vertices + faces]
             table = np.array([line.split() for line in lines], int).reshape(faces, -1)
             sizes, triangles = table[:, 0], table[:, 1:]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise wrong from error
     if faces == 0 or (sizes != 3).any() or triangles.shape[1] != 3:
         raise wrong
@@ -193,7 +193,9 @@ def _read_embedding(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         return _whole(faces[0].reshape(-1), path), weights[0].reshape(-1, 3).astype(float)
     except FileNotFoundError:
         raise TalkheadError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
+    except TalkheadError:
+        raise
+    except Exception as error:  # what NumPy and json raise on damaged files is of many types
         raise TalkheadError(f"{path}: expected JSON, .npy or .npz with numbers; pickled files are never loaded") from error
 
 

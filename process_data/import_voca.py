@@ -203,7 +203,7 @@ def _read_vertices(path: Path) -> np.ndarray:
     """(N,5023,3) float64 from an array (N, 15069) or (N, 5023, 3). Raises TalkheadError."""
     try:
         vertices = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # what NumPy raises on damaged headers is of many types
         raise TalkheadError(f"{path}: expected a NumPy array of numbers; pickled arrays are never loaded") from error
     wide = FLAME_VERTICES * 3
     shape = getattr(vertices, "shape", None)

@@ -132,7 +132,9 @@ def _axes(face: np.ndarray) -> tuple[float, tuple[int, ...], tuple[int, ...]]:
     found, expected = (points[CALM] - points[CALM].mean(0) for points in (face, TEMPLATE))
     cross = found.T @ expected / max(np.linalg.norm(found) * np.linalg.norm(expected), 1e-300)
     own = float(np.trace(cross))
-    best, order, signs = own, tuple(range(3)), (1,) * 3
+    best = own
+    order: tuple[int, ...] = (0, 1, 2)
+    signs: tuple[int, ...] = (1, 1, 1)
     for tried in itertools.permutations(range(3)):
         for turned in itertools.product((1, -1), repeat=3):
             alike = float(sum(sign * cross[axis, k] for k, (axis, sign) in enumerate(zip(tried, turned))))
