@@ -184,13 +184,13 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+
 
 
 def _parse_yaml(data: bytes | str, where: str) -> Any:
-    """One YAML document. Raises TalkheadError with one line that names the place."""
+    """One YAML document, a file's bytes or a value's text. Raises TalkheadError with one line that names the place."""
     if len(data) > LARGEST_YAML:
         raise TalkheadError(f"{where} is {len(data)} bytes long, too much for settings")
     try:
         return yaml.load(data, _Loader)
     except yaml.MarkedYAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark and isinstance(data, bytes) else ""
         tab = "; indent with spaces, not tabs" if "'\\t'" in str(error.problem) else ""
         raise TalkheadError(f"{where}{line} is not readable YAML: {' '.join(str(error.problem).split())[:200]}{tab}") from error
     except yaml.YAMLError as error:

@@ -209,12 +209,12 @@ def load_model(path: Path, device: torch.device | str,
         raise TalkheadError(f"{path} is no stage-1 model, but {shown(meta.get('kind', 'something else'))}")
     config, encoder, heard = config_from_dict(Stage1Config, meta.get("config"), str(path)), None, None
     card, speakers = meta.get("encoder"), meta.get("speakers")
-    if isinstance(card, dict) != (config.encoder is not None) or not isinstance(card, (dict, str)):
+    if not isinstance(card, (dict, str)) or isinstance(card, dict) != (config.encoder is not None):
         raise TalkheadError(f"{path} is damaged: it should tell what it hears with, found {shown(card)}")
     if not isinstance(speakers, list) or not speakers or not all(isinstance(speaker, str) for speaker in speakers):
         raise TalkheadError(f"{path} is damaged: it should name its speakers, found {shown(speakers)}")
-    if config.encoder is not None:
-        encoder = load_encoder_of(dict(card), device, place)
+    if isinstance(card, dict):
+        encoder = load_encoder_of(card, device, place)
         tuned = {name.removeprefix("tuned."): tensors.pop(name) for name in list(tensors) if name.startswith("tuned.")}
         check_finite(tuned, path)
         try:

@@ -221,6 +221,44 @@ INPUTS |= {
 }
 
 
+def process(*options):
+    return lambda folder: ("process", folder / "me.mp4", folder / "clip", *options)
+
+
+INPUTS |= {
+    "--split train=0:5²": process("--split", "train=0:5²"),
+    "--split train=0:125 --split test=50:125": process("--split", "train=0:125", "--split", "test=50:125"),
+    "--seed -1": lambda d: ("edit", d / "a.npy", "-o", d / "b.npy", "--seed", "-1"),
+    "--smile inf": lambda d: ("edit", d / "a.npy", "-o", d / "b.npy", "--smile", "inf"),
+    "--mouth-gain nan": lambda d: ("edit", d / "a.npy", "-o", d / "b.npy", "--mouth-gain", "nan"),
+    "--liveliness nan": lambda d: ("synth", d / "a.avatar", d / "a.wav", "--liveliness", "nan"),
+    "--orbit nan": lambda d: ("stage2", "render", d / "a.npy", "--avatar", d / "a", "-o", d / "b", "--orbit", "nan"),
+    "--set lr=.nan": lambda d: ("stage1", "finetune", d / "clip", "--set", "lr=.nan"),
+    "--set batch=0": lambda d: ("stage1", "finetune", d / "clip", "--set", "batch=0"),
+    "--set heads=3": lambda d: ("stage1", "finetune", d / "clip", "--set", "heads=3"),
+    "--set seed=-1": lambda d: ("stage2", "train", d / "clip", "--set", "seed=-1"),
+    "--set seed=99999999999999999999": lambda d: ("torso", "train", d / "clip", "--set", "seed=99999999999999999999"),
+    "--set lr=[": lambda d: ("stage1", "finetune", d / "clip", "--set", "lr=["),
+}
+
+
+def config(text):
+    def make(folder):
+        (folder / "c.yaml").write_text(text)
+        return "stage1", "finetune", folder / "clip", "--config", folder / "c.yaml"
+
+    return make
+
+
+INPUTS |= {
+    "--config with tabs": config("steps: 3\n\tlr: 1\n"),
+    "--config with a key twice": config("steps: 3\nsteps: 4\n"),
+    "--config with a list": config("- steps\n"),
+    "--config with aliases": config("a: &a [1]\nb: [*a, *a]\n"),
+    "--config with 5,000 brackets": config("steps: " + "[" * 5000),
+}
+
+
 def zipped(folder):
     avatar = make_avatar(folder)
     shutil.make_archive(str(folder / "me"), "zip", avatar.root)
