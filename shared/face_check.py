@@ -43,14 +43,14 @@ def check_face(rows: np.ndarray, name: str) -> None:
     face = np.median(rows[::step].astype(np.float64), axis=0)
     if problem := _problem(face) or (_mixed_order(face) if len(rows) >= LEAST_ROWS else ""):
         raise TalkheadError(f"{name}: {problem}")
-    size = np.linalg.norm(rows[:, 45] - rows[:, 36], axis=1)
-    if len(odd := np.flatnonzero((size < EYE_DISTANCE / 5) | (size > EYE_DISTANCE * 5))):
-        raise TalkheadError(f"{name}: row {odd[0]} is no face: its outer eye corners are {size[odd[0]]:.3g} m apart, expected "
-                            f"about {EYE_DISTANCE}")
     if len(odd := np.argwhere(np.abs(rows).max(2) > FAR)):
         row, point = odd[0]
         raise TalkheadError(f"{name}: point {point} of row {row} lies at {_place(rows[row, point])}, over {FAR:g} m "
                             "from the face")
+    size = np.linalg.norm(rows[:, 45] - rows[:, 36], axis=1)
+    if len(odd := np.flatnonzero((size < EYE_DISTANCE / 5) | (size > EYE_DISTANCE * 5))):
+        raise TalkheadError(f"{name}: row {odd[0]} is no face: its outer eye corners are {size[odd[0]]:.3g} m apart, expected "
+                            f"about {EYE_DISTANCE}")
 
 
 def looks_like_a_face(rows: np.ndarray) -> bool:
