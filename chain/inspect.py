@@ -15,7 +15,9 @@ from shared.config import read_yaml, shown
 from shared.errors import TalkheadError
 from shared.files import read_json
 from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening, load_array, load_landmarks
+from shared.lock import folder_lock, holder
 from shared.poses import load_poses
+from shared.publish import WORK
 from shared.video_io import probe, read_png
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -59,6 +61,9 @@ def _folder(path: Path) -> Iterator[str]:
         yield from _clip(clip)
     elif avatar.json.is_file():
         yield from _avatar(avatar)
+    elif (path / WORK).is_dir():
+        yield "an unfinished run of `talkhead process`; the same command continues it"
+        yield from _busy(path)
     else:
         raise TalkheadError(f"{path} is neither a clip folder (clip.json) nor an avatar folder (avatar.json)")
 
@@ -83,11 +88,18 @@ def _clip(clip: Clip) -> Iterator[str]:
         "audio.wav": lambda: f"{len(load_audio(clip.audio)) / SAMPLE_RATE:.1f} s",
     }
     if clip.fitted_poses.is_file():
-        parts["poses_fitted.npy"] = lambda: _shape(clip.load_best_poses())
+        parts["poses_fitted.npy"] = lambda: _shape(load_poses(clip.fitted_poses))
     if clip.video.is_file():
         parts |= {file.name: lambda file=file: _video(file, info.width, info.height, info.frames)
                   for file in (clip.video, clip.labels, clip.alpha) if file == clip.video or file.is_file()}
         parts |= {shot.background: lambda name=shot.background: plate(name) for shot in info.shots}
+    for name in clip.changed():
+        yield f"  {name} is no longer as `process` wrote it"
+    for state in sorted(clip.training.glob("*/state.safetensors")):
+        yield f"  {state.parent.name}: an unfinished training; its command finishes it"
+    if (clip.root / WORK).is_dir():
+        yield "  an unfinished run of `talkhead process … --overwrite`; its command finishes it"
+    yield from _busy(clip.root, *sorted(clip.training.glob("*/")))
     yield from _checked(parts)
 
 
@@ -102,8 +114,12 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
         "background.png": lambda: _of_size(avatar.load_background(), made.width, made.height, avatar.background),
     }
     for part in PARTS:
-        file = getattr(avatar, part)
-        parts[part] = lambda part=part, file=file: _part(part, file) if file.is_file() else "not trained yet"
+        parts[part] = lambda part=part: _part(avatar, part) if avatar.part(part).is_file() else "not trained yet"
+    if len({known["clip"] for known in made.parts.values()}) > 1:
+        yield "  its parts are of different clips; train them on one"
+    for file in avatar.edited():
+        yield f"  {file.name} was edited; `talkhead inspect {avatar.root} --accept` takes it over"
+    yield from _busy(avatar.root)
     yield from _checked(parts)
 
 
@@ -142,8 +158,17 @@ def _video(path: Path, width: int, height: int, frames: int) -> str:
     return f"{info.duration:.1f} s of {width}x{height}"
 
 
-def _part(part: str, path: Path) -> str:
-    """Load a trained part as synthesis does."""
+def _busy(*folders: Path) -> Iterator[str]:
+    """Who works in the folders."""
+    for folder in folders:
+        if (who := holder(folder_lock(folder))) is not None:
+            yield f"  in use: {folder} is being written by {who}"
+
+
+def _part(avatar: Avatar, part: str) -> str:
+    """Load a trained part as synthesis does, and say which clip it is of."""
+    path, known = avatar.part(part), avatar.info.parts.get(part)
+    avatar.verify(part)
     if part == "stage1":
         from stage1_audio2lmk.train import load_model
 
@@ -160,7 +185,7 @@ def _part(part: str, path: Path) -> str:
         from torso_styleunet.composite import load_torso
 
         load_torso(path)
-    return f"{path.stat().st_size / 1e6:.2f} MB"
+    return f"{path.stat().st_size / 1e6:.2f} MB" + (f" of the clip {known['name']!r} ({known['clip'][:8]})" if known else "")
 
 
 def _array(path: Path) -> Iterator[str]:

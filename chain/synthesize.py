@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ from shared.video_io import TransparentVideoWriter, VideoWriter, read_rgba, writ
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
 APART_SECONDS = 0.1  # by which sound and landmarks may differ in length without a word
+RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso\.npy|\.DS_Store")  # what a folder of rendered frames holds
+
 
 
 def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
@@ -137,13 +140,14 @@ def render_head(head: Any, info: Any, landmarks: np.ndarray, poses: np.ndarray,
                               info.intrinsics, info.width, info.height)
 
 
-def head_frames(avatar: Avatar, clip: Clip, device: torch.device) -> Callable[[np.ndarray], Tensor]:
-    """What torso training asks for: frame indices (B,) of the clip -> rendered head RGBA (B,H,W,4)."""
+def head_frames(avatar: Avatar, clip: Clip, poses: np.ndarray, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+    """What torso training asks for: frame indices (B,) of the clip -> head RGBA (B,H,W,4), rendered at their rows of poses
+    (T,4,4)."""
     from stage2_gaussian.render import load_head
 
     avatar.require("stage2")
     head = load_head(avatar.stage2, device)
-    landmarks, poses = clip.load_landmarks(), clip.load_best_poses()
+    landmarks = clip.load_landmarks()
 
     @torch.no_grad()
     def render(indices: np.ndarray) -> Tensor:
@@ -324,7 +328,7 @@ def check_head_output(output: Path, audio: Path | None) -> bool:
     if audio is not None:
         raise TalkheadError(f"{output} is to be a folder of pictures, which holds no sound; leave --audio out, or name a "
                             ".mov or a .webm")
-    if output.exists() and not (output / "poses.npy").is_file() and not (output.is_dir() and not any(output.iterdir())):
+    if output.exists() and not (output.is_dir() and all(RENDERED.fullmatch(path.name) for path in output.iterdir())):
         raise TalkheadError(f"{output} is no folder of rendered frames, so it will not be replaced; name another folder")
     return False
 
