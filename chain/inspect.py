@@ -8,7 +8,7 @@ import numpy as np
 
 from shared.array_file import missing, npy_header, read_start
 from shared.audio_io import load_audio
-from shared.avatar import PARTS, Avatar
+from shared.avatar import PARTS, Avatar, AvatarInfo
 from shared.checkpoint import check_finite, load_checkpoint
 from shared.clip import Clip
 from shared.config import read_yaml, shown
@@ -116,7 +116,7 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
     for part in PARTS:
         parts[part] = lambda part=part: _part(avatar, part) if avatar.part(part).is_file() else "not trained yet"
     if len({known["clip"] for known in made.parts.values()}) > 1:
-        yield "  its parts are of different clips; train them on one"
+        yield f"  its parts are of different clips: {', '.join(f'{part} of {_clip_of(made, part)}' for part in made.parts)}"
     for file in avatar.edited():
         yield f"  {file.name} was edited; `talkhead inspect {avatar.root} --accept` takes it over"
     yield from _busy(avatar.root)
@@ -158,6 +158,11 @@ def _video(path: Path, width: int, height: int, frames: int) -> str:
     return f"{info.duration:.1f} s of {width}x{height}"
 
 
+def _clip_of(info: AvatarInfo, part: str) -> str:
+    """Name of the clip that a part was trained on, and digits that tell it from others of that name."""
+    return f"{info.parts[part]['name']!r} ({info.parts[part]['clip'][:8]})"
+
+
 def _busy(*folders: Path) -> Iterator[str]:
     """Who works in the folders."""
     for folder in folders:
@@ -167,7 +172,7 @@ def _busy(*folders: Path) -> Iterator[str]:
 
 def _part(avatar: Avatar, part: str) -> str:
     """Load a trained part as synthesis does, and say which clip it is of."""
-    path, known = avatar.part(part), avatar.info.parts.get(part)
+    path, known = avatar.part(part), part in avatar.info.parts
     avatar.verify(part)
     if part == "stage1":
         from stage1_audio2lmk.train import load_model
@@ -185,7 +190,7 @@ def _part(avatar: Avatar, part: str) -> str:
         from torso_styleunet.composite import load_torso
 
         load_torso(path)
-    return f"{path.stat().st_size / 1e6:.2f} MB" + (f" of the clip {known['name']!r} ({known['clip'][:8]})" if known else "")
+    return f"{path.stat().st_size / 1e6:.2f} MB" + (f" of the clip {_clip_of(avatar.info, part)}" if known else "")
 
 
 def _array(path: Path) -> Iterator[str]:

@@ -13,9 +13,11 @@ from chain.training import train_head, train_landmarks, train_torso, training_of
 from cli import cli
 from shared import lock
 from shared.avatar import Avatar
+from shared.camera import pose_matrix
 from shared.checkpoint import save_checkpoint
 from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
 from shared.files import sha256
 from shared.landmarks import save_array, save_landmarks
 from shared.lock import lock_folder, lock_output
@@ -25,15 +27,20 @@ CPU = torch.device("cpu")
 LENGTH = 6
 
 
+def pose(distance):
+    """(1, 4, 4) head → camera: upright, facing the camera."""
+    return pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, distance]))[None].astype(np.float32)
+
+
 def make_clip(root, grey=100):
     clip = Clip(root)
     with VideoWriter(clip.video, 16, 16) as writer:
         for _ in range(LENGTH):
             writer.write(np.full((16, 16, 3), grey, np.uint8))
     clip.audio.write_bytes(b"sound")
-    save_landmarks(clip.landmarks, np.zeros((LENGTH, 68, 3)))
-    save_landmarks(clip.neutral, np.zeros((1, 68, 3)))
-    save_array(clip.poses, np.broadcast_to(np.eye(4), (LENGTH, 4, 4)))
+    save_landmarks(clip.landmarks, np.repeat(TEMPLATE[None], LENGTH, 0))
+    save_landmarks(clip.neutral, TEMPLATE[None])
+    save_array(clip.poses, np.repeat(pose(0.8), LENGTH, 0))
     save_array(clip.torso, np.zeros((LENGTH, 4)))
     write_png(clip.background, np.full((16, 16, 3), grey, np.uint8))
     clip.save_info(ClipInfo(root.name, "me.mov", "00", 16, 16, LENGTH, (20.0, 20.0, 8.0, 8.0), (0, 0, 16),
@@ -41,7 +48,7 @@ def make_clip(root, grey=100):
     return clip
 
 
-FITTED = np.broadcast_to(2 * np.eye(4, dtype=np.float32), (LENGTH, 4, 4))
+FITTED = np.repeat(pose(0.9), LENGTH, 0)
 
 
 @pytest.fixture
@@ -196,7 +203,7 @@ def test_parts_of_another_clip_by_command(tmp_path, stubs):
     assert done.exit_code == 0
     assert "warning: the avatar's torso is still of another clip, 'me'; run `talkhead torso train" in done.output
     shown = run("inspect", avatar).output
-    assert "of the clip 'me'" in shown and "of the clip 'you'" in shown and "its parts are of different clips" in shown
+    assert "its parts are of different clips: stage1 of 'me' (" in shown and "stage2 of 'you' (" in shown
     (tmp_path / "s.wav").write_bytes(b"")
     done = run("synth", avatar, tmp_path / "s.wav", "-o", tmp_path / "t.mp4")
     assert done.exit_code == 2 and "its stage2 was trained on the clip 'you', its torso on another clip, 'me'" in done.output
@@ -206,7 +213,7 @@ def test_parts_of_another_clip_by_command(tmp_path, stubs):
     ["synth", "A", "w.wav", "-o", "w.wav"],
     ["synth", "A", "w.wav", "-o", "t.mp4", "--landmarks", "l.npy", "--save-landmarks", "l.npy"],
     ["synth", "A", "w.wav", "-o", "A/neutral.npy"], ["synth", "A", "w.wav", "-o", "x.npy", "--save-landmarks", "x.npy"],
-    ["stage1", "predict", "w.wav", "--avatar", "A", "-o", "link.wav"],
+    ["stage1", "predict", "w.wav", "--avatar", "A", "-o", "link.npy", "--neutral", "l.npy"],
     ["stage1", "predict", "w.wav", "--avatar", "A", "-o", "A/neutral.npy"],
     ["stage1", "predict", "w.wav", "--avatar", "A", "-o", "l.npy", "--neutral", "l.npy"],
     ["stage2", "render", "l.npy", "--avatar", "A", "-o", "."], ["stage2", "render", "l.npy", "--avatar", "A", "-o", "A"],
@@ -223,9 +230,9 @@ def test_no_output_is_written_over_an_input_or_another_folder(command, tmp_path,
     make_clip(Path("me"))
     Path("A").mkdir()
     for name in ("A/neutral.npy", "l.npy", "n.npy", "p.npy"):
-        save_landmarks(name, np.random.default_rng(0).normal(size=(1, 68, 3)))
+        save_landmarks(name, TEMPLATE[None])
     Path("w.wav").write_bytes(b"sound")
-    Path("link.wav").symlink_to("w.wav")
+    Path("link.npy").symlink_to("l.npy")
     Path("l.ply").symlink_to("l.npy")
     Path("frames").mkdir()
     before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}

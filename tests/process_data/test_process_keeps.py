@@ -12,8 +12,10 @@ from cli import cli
 from process_data import pipeline
 from process_data.pipeline import BUILT, finish_clip, save_with_content
 from shared.audio_io import save_wav
+from shared.camera import pose_matrix
 from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
 from shared.files import write_json
 from shared.landmarks import save_array, save_landmarks
 from shared.lock import lock_folder
@@ -21,6 +23,11 @@ from shared.publish import WORK, work_folder
 from shared.video_io import VideoWriter, write_png
 
 FRAMES = 80
+
+
+def pose(distance):
+    """(1, 4, 4) head → camera: upright, facing the camera."""
+    return pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, distance]))[None].astype(np.float32)
 
 
 def film(path, grey=120, frames=FRAMES):
@@ -34,9 +41,9 @@ def write_clip(clip, grey, name="me"):
     """Every file of a clip, of a grey picture."""
     film(clip.video, grey, 4)
     save_wav(clip.audio, np.zeros(4 * 640))
-    save_landmarks(clip.landmarks, np.zeros((4, 68, 3)))
-    save_landmarks(clip.neutral, np.zeros((1, 68, 3)))
-    save_array(clip.poses, np.broadcast_to(np.eye(4), (4, 4, 4)))
+    save_landmarks(clip.landmarks, np.repeat(TEMPLATE[None], 4, 0))
+    save_landmarks(clip.neutral, TEMPLATE[None])
+    save_array(clip.poses, np.repeat(pose(0.8), 4, 0))
     save_array(clip.torso, np.zeros((4, 4)))
     for path in (clip.labels, clip.alpha, clip.report):
         path.write_bytes(bytes([grey]))

@@ -8,14 +8,21 @@ import numpy as np
 import pytest
 
 from shared.avatar import Avatar, add_part, create_from_clip, refined_poses, refuse_other_clip
+from shared.camera import pose_matrix
 from shared.clip import Bad, Clip, ClipInfo, Shot
 from shared.errors import TalkheadError, TalkheadWarning
+from shared.face_check import TEMPLATE
 from shared.files import read_json, sha256, write_json
 from shared.landmarks import save_array, save_landmarks
 from shared.training import load_state
 from shared.video_io import VideoWriter, write_png
 
 LENGTH = 6
+
+
+def pose(distance):
+    """(1, 4, 4) head → camera: upright, facing the camera."""
+    return pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, distance]))[None].astype(np.float32)
 
 
 def make_clip(root, grey=100, name="me"):
@@ -25,9 +32,9 @@ def make_clip(root, grey=100, name="me"):
             writer.write(np.full((16, 16, 3), grey + k, np.uint8))
     clip.audio.write_bytes(b"sound")
     clip.labels.write_bytes(b"labels")
-    save_landmarks(clip.landmarks, np.zeros((LENGTH, 68, 3)))
-    save_landmarks(clip.neutral, np.zeros((1, 68, 3)))
-    save_array(clip.poses, np.broadcast_to(np.eye(4), (LENGTH, 4, 4)))
+    save_landmarks(clip.landmarks, np.repeat(TEMPLATE[None], LENGTH, 0))
+    save_landmarks(clip.neutral, TEMPLATE[None])
+    save_array(clip.poses, np.repeat(pose(0.8), LENGTH, 0))
     save_array(clip.torso, np.zeros((LENGTH, 4)))
     write_png(clip.background, np.full((16, 16, 3), grey, np.uint8))
     info = ClipInfo(name, "me.mov", "00", 16, 16, LENGTH, (20.0, 20.0, 8.0, 8.0), (0, 0, 16), [Shot(0, LENGTH, "background.png")],
@@ -93,7 +100,7 @@ def test_a_clip_from_before_has_no_record_of_its_content(clip):
 
 def test_fitted_poses_are_of_one_head_and_one_content(clip, tmp_path):
     avatar = Avatar(tmp_path / "me.avatar")
-    fitted = np.broadcast_to(2 * np.eye(4, dtype=np.float32), (LENGTH, 4, 4))
+    fitted = np.repeat(pose(0.9), LENGTH, 0)
     train(avatar, clip, "stage2")
     assert np.array_equal(refined_poses(avatar, clip), clip.load_poses())
     clip.save_fitted_poses(fitted, sha256(avatar.stage2))
@@ -108,14 +115,14 @@ def test_fitted_poses_are_of_one_head_and_one_content(clip, tmp_path):
     with pytest.warns(TalkheadWarning, match="the tracked poses are"):
         assert np.array_equal(refined_poses(avatar, clip), clip.load_poses())
     clip.save_fitted_poses(fitted, sha256(avatar.stage2))
-    save_array(clip.poses, np.broadcast_to(3 * np.eye(4), (LENGTH, 4, 4)))
+    save_array(clip.poses, np.repeat(pose(1.0), LENGTH, 0))
     with pytest.warns(TalkheadWarning, match="or the clip has changed since"):
         assert np.array_equal(refined_poses(avatar, clip), clip.load_poses())
 
 
 def test_fitted_poses_of_another_length_are_no_dead_end(clip, tmp_path):
     avatar = Avatar(tmp_path / "me.avatar")
-    save_array(clip.fitted_poses, np.broadcast_to(np.eye(4), (580, 4, 4)))  # as an older talkhead left them
+    save_array(clip.fitted_poses, np.repeat(pose(0.8), 580, 0))  # as an older talkhead left them
     values = read_json(clip.json)
     del values["content"]
     write_json(clip.json, values)
@@ -163,7 +170,7 @@ def test_parts_of_different_clips_are_refused(clip, other, tmp_path):
 def test_edited_landmarks_and_another_split_leave_the_parts_together(clip, tmp_path):
     avatar = Avatar(tmp_path / "me.avatar")
     train(avatar, clip, "stage1")
-    save_landmarks(clip.landmarks, np.full((LENGTH, 68, 3), 0.01))
+    save_landmarks(clip.landmarks, np.repeat(TEMPLATE[None] + 0.001, LENGTH, 0))
     clip.save_info(dataclasses.replace(clip.info, split={"train": [(0, 4)]}))
     refuse_other_clip(avatar, clip, "stage2", overwrite=False)
     train(avatar, clip, "stage2")
