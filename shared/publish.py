@@ -2,15 +2,17 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import TalkheadError
-from shared.files import read_json, write_json
+from shared.files import atomic_path, make_folder, read_json, write_json
 from shared.lock import lock_folder
 
 WORK = ".partial"  # in a folder: what is not finished
 JOURNAL = "move.json"
+NEW = "new"  # the work folder of `whole_folder`
 PATIENCE = 60.0  # seconds in which another process finishes its move
 
 
@@ -35,6 +37,28 @@ def publish(folder: Path, name: str, last: str, stale: Iterable[str] = ()) -> No
     _sync(journal)
     _sync(journal.parent)
     _move(folder)
+
+
+@contextmanager
+def whole_folder(folder: Path, last: str, stale: Callable[[str], bool]) -> Iterator[Path]:
+    """Yield a folder to write files into; on success `folder` has them all at once, and none of before for which `stale` of
+    the name is true. On an error nothing has changed."""
+    if not folder.is_dir():
+        with atomic_path(folder) as partial:
+            partial.mkdir()
+            yield partial
+        return
+    with lock_folder(folder):
+        remove_work(folder, NEW)
+        work = work_folder(folder, NEW)
+        make_folder(work)
+        try:
+            yield work
+            publish(folder, NEW, last, [path.name for path in folder.iterdir() if stale(path.name)])
+        except BaseException:
+            if not (folder / WORK / JOURNAL).is_file():
+                remove_work(folder, NEW)
+            raise
 
 
 def finish_move(folder: Path) -> None:

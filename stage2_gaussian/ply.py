@@ -22,7 +22,7 @@ from shared.checkpoint import load_checkpoint
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.lock import lock_output
-from shared.publish import WORK
+from shared.publish import whole_folder
 from stage2_gaussian.head import ATTRIBUTES, LARGEST, Head
 from stage2_gaussian.render import load_head, save_head
 
@@ -283,13 +283,14 @@ def import_head(avatar: Avatar, path: Path, output: Path | None) -> tuple[Change
         save_head(avatar.work("stage2"), head, meta)
         replace_edited_head(avatar, trained)
         return changes, warnings, kept
-    with lock_output(output), atomic_path(output) as partial:
-        shutil.copytree(avatar.root, partial, ignore=shutil.ignore_patterns("eval", "stage2.*", WORK, ".lock"))
+    own = {file.name for file in avatar.files()}
+    with lock_output(output), whole_folder(output, avatar.json.name, own.__contains__) as partial:
         new = Avatar(partial)
+        for file in avatar.files():
+            if file.is_file() and file != avatar.stage2:
+                shutil.copyfile(file, partial / file.name)
         save_head(new.work("stage2"), head, meta)
         replace_edited_head(new, trained)
-        if output.is_dir():
-            shutil.rmtree(output)
     return changes, warnings, output
 
 

@@ -196,3 +196,19 @@ def test_an_output_that_is_an_input_is_refused_by_any_path(tmp_path):
     with pytest.raises(TalkheadError, match="a.npy, which is read, lies in .*, which would be replaced"):
         refuse_inputs(tmp_path, source)
     refuse_inputs(tmp_path / "new.npy", source, None)
+
+
+def test_a_folder_of_output_is_replaced_at_once_and_not_at_all_on_an_error(tmp_path):
+    folder = tmp_path / "frames"
+    with publish.whole_folder(folder, "b", lambda name: name != "mine") as work:
+        (work / "a").write_text("1")
+        (work / "b").write_text("1")
+    (folder / "mine").write_text("kept")
+    with pytest.raises(KeyboardInterrupt), publish.whole_folder(folder, "b", lambda name: name != "mine") as work:
+        (work / "b").write_text("2")
+        raise KeyboardInterrupt
+    assert state(folder) == {"a": "1", "b": "1", "mine": "kept"} and not (folder / WORK).exists()
+    with publish.whole_folder(folder, "b", lambda name: name in ("a", "b")) as work:
+        (work / "b").write_text("2")
+        assert state(folder)["b"] == "1"
+    assert state(folder) == {"b": "2", "mine": "kept"} and sorted(path.name for path in folder.iterdir()) == ["b", "mine"]
