@@ -18,7 +18,8 @@ import talkhead_guard
 talkhead_guard.check_or_exit(*talkhead_guard.PACKAGES)
 
 from shared import machine  # noqa: E402  only now is it certain to be ours
-from shared.errors import TalkheadError  # noqa: E402
+from shared.errors import TalkheadError, TalkheadWarning  # noqa: E402
+from shared.files import refuse_existing, refuse_inputs, same_file  # noqa: E402
 from shared.options import SEED, FiniteFloat  # noqa: E402
 
 STARTS_ANEW = "Stopped; nothing was written. The same command starts anew."
@@ -35,6 +36,25 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print a TalkheadWarning as one sentence, once."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", TalkheadWarning)
+        show = warnings.showwarning
+
+        def plain(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+            if issubclass(category, TalkheadWarning):
+                print_error(f"Warning: {one_line(str(message))}")
+            else:
+                show(message, category, *rest, **more)
+
+        warnings.showwarning = plain
+        yield
+
+
 class Main(click.Group):
     """Prints what a user can mend as one sentence and exits with 2; a traceback only with --debug."""
 
@@ -46,7 +66,8 @@ class Main(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with plain_warnings():
+                return super().invoke(context)
         except KeyboardInterrupt as stop:
             print_error("\n" + context.meta.get(STOPPED, STARTS_ANEW))
             context.exit(128 + getattr(stop, "number", signal.SIGINT))
@@ -170,32 +191,9 @@ def avatar_of(clip_folder: Path, avatar: Path | None) -> Path:
     return named.with_name(named.name + ".avatar")
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raise TalkheadError if `path` exists and may not be replaced, or is a pipe or a device."""
-    from shared.files import refuse_special
-
-    refuse_special(path)
-    if path.exists() and not overwrite:
-        raise TalkheadError(f"{path} exists already; add --overwrite to replace it")
-
-
-@contextmanager
-def training_of(out: Path, state: Path, overwrite: bool) -> Iterator[None]:
-    """Nothing is trained over a finished part unasked; with --overwrite the old one stays until the new one is done.
-
-    A replacement that was broken off is finished without asking again.
-    """
-    import shutil
-
-    replaces = state / "replaces"
-    if overwrite:
-        shutil.rmtree(state, ignore_errors=True)
-    refuse_existing(out, overwrite or replaces.exists())
-    if out.exists():
-        state.mkdir(parents=True, exist_ok=True)
-        replaces.touch()
-    yield
-    replaces.unlink(missing_ok=True)
+def named_file(poses: str) -> Path | None:
+    """The file that --poses names, if it names one."""
+    return None if poses in ("loop", "still") else Path(poses)
 
 
 def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | None:
@@ -338,6 +336,7 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
     torchrun --nproc-per-node 2 --no-python talkhead stage1 pretrain clips/* -o base.safetensors
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
+    from chain.training import training_of
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
@@ -350,6 +349,7 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
     for clip in opened:
         _ = clip.info
     state = output.with_name(output.stem + ".training")
+    refuse_inputs(output, speech)
     with distributed.processes(pick_device(device)) as own:
         first = distributed.rank() == 0
         with training_of(output, state, overwrite) if first else nullcontext():
@@ -383,15 +383,15 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     from dataclasses import replace
 
-    from shared.avatar import Avatar, create_from_clip, require_video
+    from chain.training import train_landmarks
+    from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
     from stage1_audio2lmk.config import Stage1Config
-    from stage1_audio2lmk.train import SHIPPED_BASE, train
+    from stage1_audio2lmk.train import SHIPPED_BASE
 
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
-    state = source.training / "stage1"
     if base is None:
         base = None if encoder else SHIPPED_BASE
     elif str(base) == "none":
@@ -399,12 +399,9 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     config = load_config(Stage1Config, config_file, overrides)
     if encoder:  # a folder is found again from anywhere
         config = replace(config, encoder=str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder)
-    _ = source.info
-    require_video(source)
-    with training_of(target.stage1, state, overwrite):
-        numbers = train([source], target.stage1, config=config, device=pick_device(device), state_dir=state, init=base)
-    report(numbers, target.stage1)
-    create_from_clip(target, source)
+    refuse_inputs(target.stage1, base)
+    numbers = train_landmarks(source, target, config=config, device=pick_device(device), base=base, overwrite=overwrite)
+    report_part(numbers, target, "stage1", source)
 
 
 def tell(warnings: list[str]) -> None:
@@ -418,6 +415,15 @@ def report(numbers: dict[str, Any], out: Path) -> None:
     text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                      for key, value in numbers.items() if isinstance(value, (int, float, str)))
     click.echo(f"{out}: {text}")
+
+
+def report_part(numbers: dict[str, Any], avatar: Any, part: str, clip: Any) -> None:
+    """Print what the training of an avatar's part returned, and which parts do not go with it."""
+    from chain.training import others_of_another_clip
+
+    report(numbers, avatar.part(part))
+    for warning in others_of_another_clip(avatar, clip):
+        click.echo(f"  warning: {warning}")
 
 
 @stage1.command()
@@ -442,6 +448,7 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     from shared.audio_io import iter_audio
     from shared.avatar import Avatar
     from shared.landmarks import check_output_name, load_landmarks, save_landmarks
+    from shared.lock import lock_output
     from shared.sound_check import SoundCheck
     from shared.spool import readable_again
     from shared.training import pick_device
@@ -449,15 +456,17 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
 
     check_output_name(output)
     source = Avatar(avatar)
+    refuse_inputs(output, audio, neutral, *source.files())
     source.require("stage1")
     refuse_existing(output, overwrite)
-    rest = load_landmarks(neutral)[:1] if neutral else source.load_neutral()
-    predictor = load_predictor(source.stage1, pick_device(device), encoder)
-    check = SoundCheck()
-    with readable_again(audio) as sound:
-        chunks = iter_predict(predictor, check.listen(iter_audio(sound)), rest, seed=seed, liveliness=liveliness)
-        rows = np.concatenate(list(chunks))
-    save_landmarks(output, rows)
+    with lock_output(output):
+        rest = load_landmarks(neutral)[:1] if neutral else source.load_neutral()
+        predictor = load_predictor(source.stage1, pick_device(device), encoder)
+        check = SoundCheck()
+        with readable_again(audio) as sound:
+            chunks = iter_predict(predictor, check.listen(iter_audio(sound)), rest, seed=seed, liveliness=liveliness)
+            rows = np.concatenate(list(chunks))
+        save_landmarks(output, rows)
     tell(check.warnings())
     click.echo(f"{output}: {len(rows)} frames")
 
@@ -519,22 +528,17 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     talkhead stage2 train me --set steps=3000
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
-    from shared.avatar import Avatar, create_from_clip, require_video
+    from chain.training import train_head
+    from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
     from stage2_gaussian.config import Stage2Config
-    from stage2_gaussian.train import train
 
     config = load_config(Stage2Config, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
-    require_video(source)
-    state = source.training / "stage2"
-    with training_of(target.stage2, state, overwrite):
-        create_from_clip(target, source)
-        numbers = train(source, target.stage2, config=config, device=pick_device(device), state_dir=state)
-    create_from_clip(target, source)  # again, now with the fitted poses
-    report(numbers, target.stage2)
+    numbers = train_head(source, target, config=config, device=pick_device(device), overwrite=overwrite)
+    report_part(numbers, target, "stage2", source)
 
 
 @stage2.command("render")
@@ -564,20 +568,23 @@ def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit
     """
     from chain.synthesize import HeadView, Orbit, check_head_output, render_to_folder, render_to_video
     from shared.avatar import Avatar
+    from shared.lock import lock_output
     from shared.spool import readable_again
     from shared.training import pick_device
 
     if period is not None and orbit is None:
         raise TalkheadError(f"--period {period:g} is the time of a swing; add --orbit DEGREES")
+    refuse_inputs(output, landmarks, audio, named_file(poses), *Avatar(avatar).files())
     refuse_existing(output, overwrite)
     with readable_again(audio) as sound:
         to_video = check_head_output(output, sound)
         view = HeadView(Avatar(avatar), landmarks, poses, None if orbit is None else Orbit(orbit, period))
         picked = pick_device(device)
-        if to_video:
-            made = render_to_video(view, output, audio=sound, device=picked)
-        else:
-            made = render_to_folder(view, output, device=picked)
+        with lock_output(output):
+            if to_video:
+                made = render_to_video(view, output, audio=sound, device=picked)
+            else:
+                made = render_to_folder(view, output, device=picked)
     tell(made.warnings)
     click.echo(f"{output}: {made.frames} RGBA frames")
 
@@ -609,6 +616,7 @@ def stage2_export(avatar: Path, output: Path, landmarks: Path | None, frame: int
     at = frame or 0
     if rows is not None and at >= len(rows):
         raise TalkheadError(f"--frame {at}: {landmarks} has {len(rows)} rows, 0 to {len(rows) - 1}")
+    refuse_inputs(output, landmarks, *Avatar(avatar).files())
     refuse_existing(output, overwrite)
     count = export_head(Avatar(avatar), output, landmarks=None if rows is None else rows[at],
                         frame=f"with the expression of row {at}")
@@ -634,6 +642,8 @@ def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool)
     from shared.avatar import Avatar
     from stage2_gaussian.ply import import_head
 
+    if output is not None and not same_file(output, avatar):
+        refuse_inputs(output, ply)
     refuse_existing(output or Avatar(avatar).stage2, overwrite)
     changes, warnings, file = import_head(Avatar(avatar), ply, output)
     for warning in warnings:
@@ -663,7 +673,7 @@ def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align:
     talkhead stage2 eval me
     talkhead stage2 eval me --split test --every 10 --no-align
     """
-    from shared.avatar import Avatar, require_video
+    from shared.avatar import Avatar, refined_poses, require_video
     from shared.clip import Clip
     from shared.training import pick_device
     from stage2_gaussian.evaluate import evaluate_head
@@ -673,7 +683,7 @@ def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align:
     target.require("stage2")
     folder = output or source.training / "stage2" / "eval"
     tables = evaluate_head(source, target.stage2, folder, splits=held_out(source, splits), device=pick_device(device),
-                           align=align, every=every, lpips=lpips)
+                           align=align, every=every, lpips=lpips, poses=refined_poses(target, source))
     for title, table in tables.items():
         click.echo(f"\n{title}\n{format_table(table)}")
     click.echo(f"\n{folder / 'eval.html'}")
@@ -698,22 +708,17 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
     talkhead torso train me
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
-    from chain.synthesize import head_frames
+    from chain.training import train_torso
     from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
     from torso_styleunet.config import TorsoConfig
-    from torso_styleunet.train import train
 
     config = load_config(TorsoConfig, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
-    target.require("stage2")
-    state, picked = source.training / "torso", pick_device(device)
-    with training_of(target.torso, state, overwrite):
-        frames = head_frames(target, source, picked)
-        numbers = train(source, frames, target.torso, config=config, device=picked, state_dir=state)
-    report(numbers, target.torso)
+    numbers = train_torso(source, target, config=config, device=pick_device(device), overwrite=overwrite)
+    report_part(numbers, target, "torso", source)
 
 
 @torso.command()
@@ -731,11 +736,13 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
     """
     from chain.synthesize import composite_folder
     from shared.avatar import Avatar
+    from shared.lock import lock_output
     from shared.spool import readable_again
     from shared.training import pick_device
 
+    refuse_inputs(output, audio, frames, *Avatar(avatar).files())
     refuse_existing(output, overwrite)
-    with readable_again(audio) as sound:
+    with lock_output(output), readable_again(audio) as sound:
         made = composite_folder(Avatar(avatar), frames, output, audio=sound, device=pick_device(device))
     tell(made.warnings)
     click.echo(f"{output}: {made.frames} frames")
@@ -766,14 +773,21 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     from chain.synthesize import synthesize
     from shared.avatar import Avatar
     from shared.landmarks import check_output_name
+    from shared.lock import lock_output
     from shared.spool import readable_again
     from shared.training import pick_device
 
+    read = (audio, landmarks, named_file(poses), *Avatar(avatar).files())
+    refuse_inputs(output, *read)
     refuse_existing(output, overwrite)
     if save_landmarks:
         check_output_name(save_landmarks)
+        refuse_inputs(save_landmarks, *read)
+        if save_landmarks.absolute() == output.absolute() or same_file(save_landmarks, output):
+            raise TalkheadError(f"--save-landmarks and -o are the same file, {output}; name two")
         refuse_existing(save_landmarks, overwrite)
-    with readable_again(audio) as sound:
+    with (lock_output(output), lock_output(save_landmarks) if save_landmarks else nullcontext(),
+          readable_again(audio) as sound):
         made = synthesize(Avatar(avatar), sound, output, device=pick_device(device), landmarks=landmarks, poses=poses,
                           seed=seed, liveliness=liveliness, encoder=encoder, save_landmarks_to=save_landmarks)
     tell(made.warnings)
@@ -808,6 +822,7 @@ def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | N
     check_output_name(output)
     rows = load_landmarks(source)
     refuse_existing(output, overwrite)
+    refuse_inputs(output, neutral)
     if mouth_gain is not None:
         rest = load_landmarks(neutral)[0] if neutral else rows[int(np.abs(lip_opening(rows)).argmin())]
         rows = landmark_edit.mouth_gain(rows, rest, mouth_gain)
@@ -825,15 +840,21 @@ def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | N
 
 @cli.command()
 @click.argument("path", type=PATH)
-def inspect(path: Path) -> None:
+@click.option("--accept", is_flag=True, help="Take over what you edited of an avatar's neutral, motion track and background.")
+def inspect(path: Path, accept: bool) -> None:
     """What is this file or folder, and is it valid? One screen.
 
     \b
     talkhead inspect me
     talkhead inspect predicted.npy
+    talkhead inspect me.avatar --accept
     """
     from chain.inspect import describe
+    from shared.avatar import Avatar
 
+    if accept:
+        for file in Avatar(path).accept_edits():
+            click.echo(f"{file}: taken over as it is")
     for line in describe(path):
         click.echo(line)
 
@@ -895,15 +916,22 @@ def demo(output: Path, size: int, seed: int, overwrite: bool, device: str) -> No
     when_stopped("Stopped. The same command with --overwrite starts anew.")
     import shutil
 
-    from chain.demo import run_demo
+    from chain.demo import check_demo_folder, run_demo
+    from shared.files import atomic_path
+    from shared.lock import lock_output
     from shared.training import pick_device
 
-    if output.exists() and any(output.iterdir()):
+    replaced = check_demo_folder(output)
+    if replaced:
         refuse_existing(output, overwrite)
-        if not (output / "actor.mp4").is_file():
-            raise TalkheadError(f"{output} is no earlier demo, so it will not be replaced; name another folder")
-        shutil.rmtree(output)
-    tables, video = run_demo(output, size=size, seed=seed, device=pick_device(device))
+    with lock_output(output):
+        if replaced:  # it stays until the new one is done
+            with atomic_path(output) as partial:
+                tables, video = run_demo(partial, size=size, seed=seed, device=pick_device(device))
+                shutil.rmtree(output)
+            video = output / video.name
+        else:
+            tables, video = run_demo(output, size=size, seed=seed, device=pick_device(device))
     for title, table in tables.items():
         click.echo(f"\n{title}\n{format_table(table)}")
     click.echo(f"\n{video}")

@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from chain.evaluate import evaluate_pictures
-from chain.synthesize import head_frames, synthesize
+from chain.synthesize import synthesize
+from chain.training import train_head, train_landmarks, train_torso
 from shared.audio_io import save_wav
-from shared.avatar import Avatar, create_from_clip
+from shared.avatar import Avatar
 from shared.clip import Clip
+from shared.errors import TalkheadError
 from shared.landmarks import INNER51, LIPS, SAMPLES_PER_FRAME, lip_opening, load_landmarks
 from shared.metrics import correlation, lag_ms, landmark_motion_error, rotation_error_degrees, velocity_ratio
 from shared.video_io import read_video
@@ -19,16 +21,30 @@ from shared.video_io import read_video
 Table = dict[str, dict[str, float]]
 
 
+MADE = {"actor.mp4", "truth", "clip", "actor.avatar", "unheard.wav", "talk.mp4", "predicted.npy"}
+
+
+def check_demo_folder(out: Path) -> bool:
+    """Whether `out` is an earlier demo. Raises TalkheadError if it is anything else than that, empty or missing."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / "actor.mp4").is_file():
+        raise TalkheadError(f"{out} is no earlier demo, so it will not be replaced; name another folder")
+    other = sorted({path.name for path in out.iterdir()} - MADE - {".DS_Store"})
+    if other:
+        raise TalkheadError(f"{out} is an earlier demo, but holds other files too ({', '.join(other[:3])}); move them, or name "
+                            "another folder")
+    return True
+
+
 def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[dict[str, Table], Path]:
     """Actor video → clip → three trainings → talking video of an unheard sentence; returns tables and the video's path."""
     from process_data.config import ProcessConfig
     from process_data.pipeline import process
     from process_data.synthetic import actor_landmarks, make_actor
-    from stage1_audio2lmk import train as stage1
     from stage1_audio2lmk.config import Stage1Config
-    from stage2_gaussian import train as stage2
+    from stage1_audio2lmk.train import SHIPPED_BASE
     from stage2_gaussian.config import Stage2Config
-    from torso_styleunet import train as torso
     from torso_styleunet.config import TorsoConfig
 
     seconds: dict[str, float] = {}
@@ -42,13 +58,9 @@ def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[
     truth = timed("actor", lambda: make_actor(out, size=size, seed=seed))
     clip = timed("process", lambda: process(out / "actor.mp4", out / "clip", config=ProcessConfig()))
     avatar = Avatar(out / "actor.avatar")
-    create_from_clip(avatar, clip)
-    timed("stage 1", lambda: stage1.train([clip], avatar.stage1, config=Stage1Config(), device=device,
-                                          init=stage1.SHIPPED_BASE, state_dir=clip.training / "stage1"))
-    timed("stage 2", lambda: stage2.train(clip, avatar.stage2, config=Stage2Config(), device=device,
-                                          state_dir=clip.training / "stage2"))
-    timed("torso", lambda: torso.train(clip, head_frames(avatar, clip, device), avatar.torso, config=TorsoConfig(),
-                                       device=device, state_dir=clip.training / "torso"))
+    timed("stage 1", lambda: train_landmarks(clip, avatar, config=Stage1Config(), device=device, base=SHIPPED_BASE))
+    timed("stage 2", lambda: train_head(clip, avatar, config=Stage2Config(), device=device))
+    timed("torso", lambda: train_torso(clip, avatar, config=TorsoConfig(), device=device))
     sound, spoken = actor_landmarks("test", seed=seed)
     save_wav(out / "unheard.wav", sound)
     video = out / "talk.mp4"

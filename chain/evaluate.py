@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from chain.synthesize import Motion, Renderer, batch_size, to_uint8
-from shared.avatar import Avatar
+from shared.avatar import Avatar, refined_poses
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.files import make_folder, write_json
@@ -43,7 +43,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
     renderer = Renderer(avatar, device)
     info = clip.info
     landmarks, motion = clip.load_landmarks(), clip.load_torso()
-    poses = clip.load_best_poses() if fitted else clip.load_poses()
+    poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
     shots = clip.shot_of_frames()
     table: dict[str, dict[str, float]] = {}
@@ -123,7 +123,8 @@ def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.
     landmarks, motion = clip.load_landmarks(), clip.load_torso()
     plates, shots = clip.load_plates(), clip.shot_of_frames()
     rows = [clip.read_frames(indices)]
-    for poses in [clip.load_poses(), *[clip.load_best_poses()] * clip.fitted_poses.is_file()]:
+    fitted = clip.load_fitted_poses(avatar.trained_head())
+    for poses in [clip.load_poses(), *([] if fitted is None else [fitted])]:
         rendered = []
         for t in indices:
             head = renderer.head_rgba(landmarks[t : t + 1], poses[t : t + 1])
@@ -147,7 +148,7 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
     sheet = None
     if avatar.stage2.is_file() and avatar.torso.is_file():
         tables[PICTURES.format("tracked")] = evaluate_pictures(avatar, clip, splits, device)
-        if clip.fitted_poses.is_file():
+        if clip.load_fitted_poses(avatar.trained_head()) is not None:
             tables[PICTURES.format("fitted")] = evaluate_pictures(avatar, clip, splits, device, fitted=True)
         tables["frames a second"] = {"this machine": render_speed(avatar, device)}
         held = np.concatenate([_good_frames(clip, name) for name in splits])

@@ -9,14 +9,16 @@ import numpy as np
 
 from shared.array_file import missing, npy_header, read_start
 from shared.audio_io import load_audio
-from shared.avatar import PARTS, Avatar
+from shared.avatar import PARTS, Avatar, AvatarInfo
 from shared.checkpoint import check_finite, load_checkpoint
 from shared.clip import Clip
 from shared.config import read_yaml, shown
 from shared.errors import TalkheadError
 from shared.files import read_json
 from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening, load_array, load_landmarks
+from shared.lock import folder_lock, holder
 from shared.poses import load_poses
+from shared.publish import WORK
 from shared.video_io import probe, read_png
 
 UNTRAINED = "not trained yet"
@@ -61,6 +63,9 @@ def _folder(path: Path) -> Iterator[str]:
         yield from _clip(clip)
     elif avatar.json.is_file():
         yield from _avatar(avatar)
+    elif (path / WORK).is_dir():
+        yield "an unfinished run of `talkhead process`; the same command continues it"
+        yield from _busy(path)
     else:
         raise TalkheadError(f"{path} is neither a clip folder (clip.json) nor an avatar folder (avatar.json)")
 
@@ -85,11 +90,18 @@ def _clip(clip: Clip) -> Iterator[str]:
         "audio.wav": lambda: f"{len(load_audio(clip.audio)) / SAMPLE_RATE:.1f} s",
     }
     if clip.fitted_poses.is_file():
-        parts["poses_fitted.npy"] = lambda: _shape(clip.load_best_poses())
+        parts["poses_fitted.npy"] = lambda: _shape(load_poses(clip.fitted_poses))
     if clip.video.is_file():
         videos = [file for file in (clip.video, clip.labels, clip.alpha) if file.is_file()]
         parts |= {file.name: partial(_video, file, info.width, info.height, info.frames) for file in videos}
         parts |= {shot.background: partial(plate, shot.background) for shot in info.shots}
+    for name in clip.changed():
+        yield f"  {name} is no longer as `process` wrote it"
+    for state in sorted(clip.training.glob("*/state.safetensors")):
+        yield f"  {state.parent.name}: an unfinished training; its command finishes it"
+    if (clip.root / WORK).is_dir():
+        yield "  an unfinished run of `talkhead process … --overwrite`; its command finishes it"
+    yield from _busy(clip.root, *sorted(clip.training.glob("*/")))
     yield from _checked(parts)
 
 
@@ -104,8 +116,12 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
         "background.png": lambda: _of_size(avatar.load_background(), made.width, made.height, avatar.background),
     }
     for part in PARTS:
-        file = getattr(avatar, part)
-        parts[part] = partial(_part, part, file)
+        parts[part] = partial(_part, avatar, part)
+    if len({known["clip"] for known in made.parts.values()}) > 1:
+        yield f"  its parts are of different clips: {', '.join(f'{part} of {_clip_of(made, part)}' for part in made.parts)}"
+    for file in avatar.edited():
+        yield f"  {file.name} was edited; `talkhead inspect {avatar.root} --accept` takes it over"
+    yield from _busy(avatar.root)
     yield from _checked(parts)
 
 
@@ -144,10 +160,24 @@ def _video(path: Path, width: int, height: int, frames: int) -> str:
     return f"{info.duration:.1f} s of {width}x{height}"
 
 
-def _part(part: str, path: Path) -> str:
-    """Load a trained part as synthesis does."""
+def _clip_of(info: AvatarInfo, part: str) -> str:
+    """Name of the clip that a part was trained on, and digits that tell it from others of that name."""
+    return f"{info.parts[part]['name']!r} ({info.parts[part]['clip'][:8]})"
+
+
+def _busy(*folders: Path) -> Iterator[str]:
+    """Who works in the folders."""
+    for folder in folders:
+        if (who := holder(folder_lock(folder))) is not None:
+            yield f"  in use: {folder} is being written by {who}"
+
+
+def _part(avatar: Avatar, part: str) -> str:
+    """Load a trained part as synthesis does, and say which clip it is of."""
+    path, known = avatar.part(part), part in avatar.info.parts
     if not path.is_file():
         return UNTRAINED
+    avatar.verify(part)
     if part == "stage1":
         from stage1_audio2lmk.train import load_model
 
@@ -164,7 +194,7 @@ def _part(part: str, path: Path) -> str:
         from torso_styleunet.composite import load_torso
 
         load_torso(path)
-    return f"{path.stat().st_size / 1e6:.2f} MB"
+    return f"{path.stat().st_size / 1e6:.2f} MB" + (f" of the clip {_clip_of(avatar.info, part)}" if known else "")
 
 
 def _array(path: Path) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-import shutil
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,6 @@ from shared.audio_io import iter_audio
 from shared.avatar import Avatar
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.files import atomic_path
 from shared.landmarks import (
     FPS,
     SAMPLES_PER_FRAME,
@@ -26,6 +25,7 @@ from shared.landmarks import (
     save_landmarks,
 )
 from shared.poses import load_poses
+from shared.publish import WORK, finish_move, whole_folder
 from shared.sound_check import SoundCheck
 from shared.spool import SpooledSound
 from shared.training import progress
@@ -33,6 +33,9 @@ from shared.video_io import TransparentVideoWriter, VideoWriter, read_rgba, writ
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
 APART_SECONDS = 0.1  # by which sound and landmarks may differ in length without a word
+RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso\.npy")  # what a folder of rendered frames holds
+CLUTTER = (WORK, ".lock", ".DS_Store")  # and what may lie there besides
+
 
 
 def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
@@ -137,13 +140,14 @@ def render_head(head: Any, info: Any, landmarks: np.ndarray, poses: np.ndarray,
                               info.intrinsics, info.width, info.height)
 
 
-def head_frames(avatar: Avatar, clip: Clip, device: torch.device) -> Callable[[np.ndarray], Tensor]:
-    """What torso training asks for: frame indices (B,) of the clip -> rendered head RGBA (B,H,W,4)."""
+def head_frames(avatar: Avatar, clip: Clip, poses: np.ndarray, device: torch.device) -> Callable[[np.ndarray], Tensor]:
+    """What torso training asks for: frame indices (B,) of the clip -> head RGBA (B,H,W,4), rendered at their rows of poses
+    (T,4,4)."""
     from stage2_gaussian.render import load_head
 
     avatar.require("stage2")
     head = load_head(avatar.stage2, device)
-    landmarks, poses = clip.load_landmarks(), clip.load_best_poses()
+    landmarks = clip.load_landmarks()
 
     @torch.no_grad()
     def render(indices: np.ndarray) -> Tensor:
@@ -324,22 +328,20 @@ def check_head_output(output: Path, audio: Path | None) -> bool:
     if audio is not None:
         raise TalkheadError(f"{output} is to be a folder of pictures, which holds no sound; leave --audio out, or name a "
                             ".mov or a .webm")
-    if output.exists() and not (output / "poses.npy").is_file() and not (output.is_dir() and not any(output.iterdir())):
+    if output.exists() and not (output.is_dir() and all(RENDERED.fullmatch(path.name) or path.name in CLUTTER
+                                                        for path in output.iterdir())):
         raise TalkheadError(f"{output} is no folder of rendered frames, so it will not be replaced; name another folder")
     return False
 
 
 def render_to_folder(view: HeadView, folder: Path, *, device: torch.device, quiet: bool = False) -> Rendered:
     """`folder` gets 000000.png, … (RGBA, straight alpha), poses.npy and torso.npy; returns the number of frames and warnings."""
-    with atomic_path(folder) as partial:
-        partial.mkdir()
+    with whole_folder(folder, "torso.npy", lambda name: RENDERED.fullmatch(name) is not None) as partial:
         save_array(partial / "poses.npy", view.poses)
         save_array(partial / "torso.npy", view.torso)
         pictures = (picture for rgba in view.batches(device, quiet) for picture in to_uint8(straight(rgba)))
         for k, picture in enumerate(pictures):
             write_png(partial / f"{k:06d}.png", picture)
-        if folder.is_dir():
-            shutil.rmtree(folder)
     return Rendered(len(view), unseen_warnings(view.hidden, len(view)))
 
 
@@ -361,6 +363,7 @@ def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path 
     refuse_own_sound(output, audio)
     if not folder.is_dir():
         raise TalkheadError(f"{folder} is no folder of rendered frames; make one with `talkhead stage2 render`")
+    finish_move(folder)
     pictures = sorted(folder.glob("*.png"))
     pose, torso = load_poses(folder / "poses.npy"), load_array(folder / "torso.npy", (4,))
     if not pictures or not len(pictures) == len(pose) == len(torso):

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 
 from process_data.config import ProcessConfig
-from process_data.pipeline import process
+from process_data.pipeline import check_target, clip_lock, finish_clip, process, save_with_content
 from process_data.report import write_report
 from shared.audio_io import load_audio
 from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Bad, Clip
@@ -30,10 +30,12 @@ from shared.config import config_to_dict
 from shared.errors import TalkheadError
 from shared.files import read_json, write_json
 from shared.landmarks import FPS, SAMPLES_PER_FRAME
+from shared.publish import remove_work, work_folder
 from shared.training import progress
 from shared.video_io import GrayVideoWriter, VideoWriter, read_png, write_png
 
 Split = dict[str, list[tuple[int, int]]]
+IMPORT = "import"  # in the work folder
 SUFFIXES = (".jpg", ".jpeg", ".png")
 MOST_MISSING = 0.5  # share of pictures whose lack is too much
 SOUND_TOLERANCE = 0.5  # seconds by which sound and pictures may differ without a word
@@ -65,23 +67,24 @@ def import_adnerf(source: Path, clip_dir: Path, *, config: ProcessConfig, worker
     clip = Clip(clip_dir)
     if clip.exists() and not overwrite:
         raise TalkheadError(f"{clip_dir} is a finished clip already; add --overwrite to make it again")
-    if not clip.exists() and clip_dir.exists() and (not clip_dir.is_dir() or any(clip_dir.iterdir())):
+    if not clip.exists() and clip_dir.exists() and not clip_dir.is_dir():
         raise TalkheadError(f"{clip_dir} exists and is no clip; name another folder")
+    check_target(clip, source, source / "aud.wav", source / "bc.jpg")
     pictures = find_pictures(source)
     if not (source / "aud.wav").is_file():
         raise TalkheadError(f"{source} holds no aud.wav; a talking head needs its sound")
-    name = clip_dir.resolve().name
-    work = clip_dir.resolve().with_name(f".{name}.import")
-    try:
-        made = _import(source, pictures, work, name, config, workers, quiet)
-    except TalkheadError:
-        # a folder that cannot be used leaves nothing behind; a killed run leaves its work to go on with
-        shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(clip_dir, ignore_errors=True)
-    made.root.rename(clip_dir)
-    shutil.rmtree(work)
-    return clip
+    with clip_lock(clip):
+        work = work_folder(clip_dir, IMPORT)
+        continues = work.is_dir()
+        try:
+            _import(source, pictures, work, clip_dir.resolve().name, config, workers, quiet)
+        except TalkheadError:
+            # a folder that cannot be used leaves nothing behind; a killed run leaves its work to go on with
+            if not continues:
+                remove_work(clip_dir, IMPORT)
+            raise
+        finish_clip(clip, f"{IMPORT}/{clip_dir.resolve().name}")
+    return Clip(clip_dir)
 
 
 def _import(source: Path, pictures: Pictures, work: Path, name: str, config: ProcessConfig, workers: int | None,
@@ -111,7 +114,7 @@ def _import(source: Path, pictures: Pictures, work: Path, name: str, config: Pro
     info = clip.info
     bad = [Bad(start, stop, REASON) for start, stop in _runs([t for t in written["missing"] if t < info.frames])]
     # the run before may have been killed after this
-    clip.save_info(dataclasses.replace(
+    save_with_content(clip, dataclasses.replace(
         info, source_name=source.resolve().name, warnings=list(dict.fromkeys([*info.warnings, *notes])),
         bad=sorted(dict.fromkeys([*info.bad, *bad]), key=lambda stretch: stretch.start)))
     write_report(clip)

@@ -26,11 +26,13 @@ from process_data.flame68 import (
     load_embedding,
     read_ply,
 )
+from process_data.pipeline import BUILT, check_target, clip_lock, finish_clip, save_with_content
 from shared.audio_io import load_audio, save_wav
 from shared.camera import pose_matrix, umeyama
 from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
 from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening, save_array, save_landmarks
+from shared.publish import remove_work, work_folder
 from shared.training import progress
 
 VOCA_FPS = 60.0
@@ -86,6 +88,7 @@ def import_voca(root: Path, out: Path, *, embedding: Path | None = None, fps: fl
             if clip.exists() and not overwrite:
                 done.kept.append(sentence.clip)
             else:
+                check_target(clip, sentence.sound, sentence.meshes)
                 points = points or _embedding(embedding, sentence)
                 unfit, warnings = _import_sentence(sentence, clip, points, fps)
                 (done.left_out if unfit else done.made).append(sentence.clip)
@@ -153,9 +156,20 @@ def _import_sentence(sentence: Sentence, clip: Clip, points: Embedding, fps: flo
 
 def _write_clip(sentence: Sentence, clip: Clip, landmarks: np.ndarray, neutral: np.ndarray, samples: np.ndarray,
                 warnings: list[str], digest: str) -> None:
-    """Everything that stage 1 reads, clip.json last; poses and torso motion, which meshes do not have, stand still."""
+    """Everything that stage 1 reads, moved to its place at once; poses and torso motion, which meshes lack, stand still."""
+    with clip_lock(clip):
+        remove_work(clip.root, BUILT)
+        try:
+            _write_files(sentence, Clip(work_folder(clip.root, BUILT)), landmarks, neutral, samples, warnings, digest)
+        except TalkheadError:
+            remove_work(clip.root, BUILT)
+            raise
+        finish_clip(clip, BUILT)
+
+
+def _write_files(sentence: Sentence, clip: Clip, landmarks: np.ndarray, neutral: np.ndarray, samples: np.ndarray,
+                 warnings: list[str], digest: str) -> None:
     count = len(landmarks)
-    clip.json.unlink(missing_ok=True)
     save_landmarks(clip.landmarks, landmarks)
     save_landmarks(clip.neutral, neutral)
     save_array(clip.poses, pose_matrix(np.tile(_UPRIGHT, (count, 1, 1)), np.tile([0, 0, DISTANCE], (count, 1))))
@@ -163,7 +177,7 @@ def _write_clip(sentence: Sentence, clip: Clip, landmarks: np.ndarray, neutral: 
     length = count * SAMPLES_PER_FRAME
     save_wav(clip.audio, np.pad(samples[:length], (0, max(0, length - len(samples)))))
     focal = FOCAL_SIZES * SIZE
-    clip.save_info(ClipInfo(
+    save_with_content(clip, ClipInfo(
         name=sentence.clip, source_name=sentence.meshes.name, source_sha256=digest, width=SIZE, height=SIZE, frames=count,
         intrinsics=(focal, focal, SIZE / 2, SIZE / 2), crop=(0, 0, SIZE), shots=[Shot(0, count, clip.background.name)],
         split={"train": [(0, count)]}, versions=_versions(), warnings=[NO_VIDEO, *warnings]))

@@ -1,8 +1,11 @@
 """Video → clip folder, stage by stage. A stage whose result lies in the work folder is not done again."""
 
+import dataclasses
+import hashlib
 import json
+import re
 import shutil
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -20,12 +23,17 @@ from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot, good_frames
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
-from shared.files import make_folder, read_json, sha256, write_json
+from shared.files import make_folder, read_json, same_file, sha256, write_json
 from shared.landmarks import FPS, save_array, save_landmarks
+from shared.lock import PARTIAL, lock_folder
+from shared.publish import WORK, publish, remove_work, work_folder
 from shared.video_io import probe
 
 Split = dict[str, list[tuple[int, int]]]
-WORK = ".partial"
+OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso)\.npy|poses_fitted\.json|"
+                 r"(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|training|\.cache|\.partial|\.lock")
+DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # of a clip, by what came after `process`
+CLUTTER = (".lock", ".DS_Store", "Thumbs.db", "desktop.ini")
 LEAST_READ = 0.98  # of the seconds that the file promises; less is told
 
 
@@ -34,37 +42,103 @@ def process(source: Path, clip_dir: Path, *, config: ProcessConfig, detector: De
             quiet: bool = False) -> Clip:
     """Make a clip folder of any video of one person; returns it. An interrupted run continues where it was.
 
-    Raises TalkheadError: no video, no audio track, no face, too little that can be used, a finished clip already there.
+    A clip that is there stays as it is until the new one is complete; then what was derived from another content (fitted
+    poses, training states, caches) goes with it. Raises TalkheadError: no video, no audio track, no face, too little that
+    can be used, a finished clip already there, a folder of other things, a source that would be written over, another run.
     """
     clip = Clip(clip_dir)
     if clip.exists() and not overwrite:
         raise TalkheadError(f"{clip_dir} is a finished clip already; add --overwrite to make it again")
+    check_target(clip, source)
     if splits is not None and "train" not in splits:
         raise TalkheadError("--split names no frames for train; add --split train=START:STOP")
     info = probe(source)
     next(iter_audio(source, seconds=0.1))
-    made_here = not clip_dir.exists()
+    digest = sha256(source)
+    name = run_name(digest, config, detector)
+    with clip_lock(clip):
+        work = work_folder(clip.root, name)
+        if not resume:
+            remove_work(clip.root, name)
+        continues = work.is_dir()
+        make_folder(work)
+        try:
+            with Workers(workers) as pool:
+                _process(source, clip, work, digest, info, config, detector, splits, pool, quiet)
+        except TalkheadError:
+            # a video that cannot be used leaves nothing behind; a killed run leaves its work to go on with
+            if not continues:
+                remove_work(clip.root, name)
+            raise
+        finish_clip(clip, f"{name}/{BUILT}")
+    return Clip(clip_dir)
+
+
+BUILT = "clip"  # in the work folder: the new clip
+
+
+def run_name(digest: str, config: ProcessConfig, detector: DetectorChoice) -> str:
+    """The name of the work folder of runs on the source of that SHA-256: what others left unfinished is not continued."""
+    key = {"sha256": digest, "config": config_to_dict(config), "detector": str(detector)}
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
+
+
+def check_target(clip: Clip, *sources: Path) -> None:
+    """Raise TalkheadError where files of a clip may not be written: over `sources`, or into a folder of other things.
+
+    A folder is taken if it is empty, a clip, or what an interrupted run left.
+    """
+    root = clip.root
+    if not root.is_dir():
+        return
     try:
-        with Workers(workers) as pool:
-            return _process(source, clip, info, config, detector, resume, splits, pool, quiet)
-    except TalkheadError:
-        # a video that cannot be used leaves nothing behind; a killed run leaves its work to go on with
-        if made_here:
-            shutil.rmtree(clip_dir, ignore_errors=True)
-        raise
+        entries = sorted(path for path in root.iterdir() if path.name not in CLUTTER and not PARTIAL.fullmatch(path.name))
+    except OSError as error:
+        raise TalkheadError(f"cannot read the folder {root}: {error.strerror}") from error
+    own = [path for path in entries if OWN.fullmatch(path.name)]
+    for path in [file for entry in own for file in ([entry] if entry.is_file() else entry.rglob("*"))]:
+        for source in sources:
+            if same_file(source, path):
+                raise TalkheadError(f"{source} is the same file as {path}, which would be written over; name another folder for "
+                                    "the clip")
+    if clip.exists():
+        return
+    if (root / "avatar.json").is_file():
+        raise TalkheadError(f"{root} is an avatar folder; name another folder for the clip")
+    other = [path.name for path in entries if path not in own] if (root / WORK).is_dir() else [path.name for path in entries]
+    if other:
+        raise TalkheadError(f"{root} is no clip and holds other files ({', '.join(other[:3])}{', …' if len(other) > 3 else ''}); "
+                            "name a new or an empty folder")
 
 
-def _process(source: Path, clip: Clip, info, config: ProcessConfig, detector: DetectorChoice, resume: bool,
-             splits: Split | None, pool: Workers, quiet: bool) -> Clip:
-    work = clip.root / WORK
-    key = {"sha256": sha256(source), "config": json.loads(json.dumps(config_to_dict(config))), "detector": str(detector)}
-    if not resume or not (work / "key.json").is_file() or read_json(work / "key.json") != key:
-        shutil.rmtree(work, ignore_errors=True)
+def clip_lock(clip: Clip) -> ExitStack:
+    """Hold a clip folder and the states of its trainings; use as a context manager. Raises TalkheadError."""
+    with ExitStack() as stack:
+        stack.enter_context(lock_folder(clip.root))
+        for state in sorted(clip.training.glob("*/")):
+            stack.enter_context(lock_folder(state))
+        return stack.pop_all()
+
+
+def finish_clip(clip: Clip, name: str) -> None:
+    """Move the complete clip in work_folder(clip.root, name) to its place; what another content left there goes."""
+    try:
+        old = clip.content() if clip.exists() else {}
+    except TalkheadError:  # its clip.json is damaged
+        old = {}
+    built = Clip(work_folder(clip.root, name))
+    stale = [path.name for path in clip.root.iterdir() if OWN.fullmatch(path.name)
+             and path.name not in (*DERIVED, *CLUTTER, WORK)]
+    if old != built.info.content:
+        stale += DERIVED
+    publish(clip.root, name, last=clip.json.name, stale=stale)
+    shutil.rmtree(clip.root / WORK, ignore_errors=True)
+
+
+def _process(source: Path, target: Clip, work: Path, digest: str, info, config: ProcessConfig, detector: DetectorChoice,
+             splits: Split | None, pool: Workers, quiet: bool) -> None:
+    clip = Clip(work / BUILT)
     make_folder(clip.root)
-    work.mkdir(exist_ok=True)
-    clip.json.unlink(missing_ok=True)
-    write_json(work / "key.json", key)
-
     size, count, crop = _write_video(source, clip, info, config, detector, work, quiet)
     check_splits(splits, count)
     seen = observe.observe(clip.video, count, work, detector, pool, quiet)
@@ -112,14 +186,19 @@ def _process(source: Path, clip: Clip, info, config: ProcessConfig, detector: De
         warnings.append(f"the clothes of shot(s) {', '.join(map(str, untied))} do not match those of the longest one; "
                         "wear the same, and keep the framing")
     held = int(round(count * (1 - config.test_share)))
-    clip.save_info(ClipInfo(
-        name=clip.root.resolve().name, source_name=source.name, source_sha256=key["sha256"], width=size, height=size,
+    made = ClipInfo(
+        name=target.root.resolve().name, source_name=source.name, source_sha256=digest, width=size, height=size,
         frames=count, intrinsics=intrinsics, crop=crop, shots=parts, bad=bad,
         split=splits or {"train": [(0, held)], "test": [(held, count)]}, versions=_versions(), warnings=warnings,
-        lag_ms=0.0 if config.fix_sync and lag is not None else lag))
+        lag_ms=0.0 if config.fix_sync and lag is not None else lag)
+    save_with_content(clip, made)
     report.write_report(clip, irises)
-    shutil.rmtree(work)
-    return clip
+
+
+def save_with_content(clip: Clip, info: ClipInfo) -> None:
+    """Write clip.json with the hashes of the files that lie beside it."""
+    clip.save_info(info)
+    clip.save_info(dataclasses.replace(info, content=clip.content()))
 
 
 def check_splits(splits: Split | None, count: int) -> None:

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import shutil
+import warnings
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +15,39 @@ import numpy as np
 from shared.array_file import is_address, missing
 from shared.clip import Clip, check_picture
 from shared.config import config_from_dict, shown
-from shared.errors import TalkheadError
-from shared.files import atomic_path, read_json, write_json
+from shared.errors import TalkheadError, TalkheadWarning
+from shared.files import make_folder, read_json, sha256, write_json
 from shared.landmarks import load_array, load_landmarks, save_array
+from shared.lock import lock_folder
 from shared.poses import load_poses
+from shared.publish import PATIENCE, finish_move, publish, work_folder
 from shared.video_io import read_png
 
 AVATAR_FORMAT = 1
 PARTS = ("stage1", "stage2", "torso")
+COMMANDS = {"stage1": "stage1 finetune", "stage2": "stage2 train", "torso": "torso train"}  # that train a part
 
 
 @dataclass(frozen=True)
 class AvatarInfo:
-    """avatar.json: the person's name, picture size and intrinsics (fx, fy, cx, cy in pixels)."""
+    """avatar.json: the person's name, picture size and intrinsics (fx, fy, cx, cy in pixels).
+
+    parts says of each trained part the "sha256" of its file, the identity and the name of its "clip", and of an edited head
+    "trained", the hash that training gave it. files holds the SHA-256 of the other files by name. Both lack in older avatars.
+    """
 
     name: str
     width: int
     height: int
     intrinsics: tuple[float, float, float, float]
     fps: int
+    parts: dict[str, dict[str, str]] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     format: int = AVATAR_FORMAT
 
 
 class Avatar:
-    """An avatar folder. Making the object touches no file."""
+    """An avatar folder. Making the object touches no file; reading does, and finishes an update that was cut short."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -48,6 +59,8 @@ class Avatar:
         self.poses = self.root / "motion_poses.npy"
         self.motion = self.root / "motion_torso.npy"
         self.background = self.root / "background.png"
+        self.editable = (self.neutral, self.poses, self.motion, self.background)
+        self._verified: set[str] = set()
 
     @functools.cached_property
     def info(self) -> AvatarInfo:
@@ -59,6 +72,7 @@ class Avatar:
         if not self.root.is_dir():
             raise TalkheadError(f"{self.root}: there is no avatar here; train one with `talkhead stage1 finetune`, "
                                 "`talkhead stage2 train` and `talkhead torso train`")
+        finish_move(self.root)
         if not self.json.is_file():
             raise TalkheadError(f"{self.root} is not an avatar folder (no avatar.json in it)")
         values: dict[str, Any] = read_json(self.json)
@@ -69,12 +83,78 @@ class Avatar:
         return info
 
     def require(self, *parts: str) -> None:
-        """Raise TalkheadError, naming the command that makes it, unless this is an avatar with all the `parts`."""
+        """Raise TalkheadError, naming the command that mends it, unless this is an avatar with all the `parts`, each as its
+        training wrote it and all of one clip. Warns of other files that were edited."""
         _ = self.info
-        commands = {"stage1": "stage1 finetune", "stage2": "stage2 train", "torso": "torso train"}
         for part in parts:
-            if not getattr(self, part).is_file():
-                raise TalkheadError(f"{self.root}: the avatar has no {part} yet; run `talkhead {commands[part]} CLIP`")
+            if not self.part(part).is_file():
+                raise TalkheadError(f"{self.root}: the avatar has no {part} yet; run `talkhead {COMMANDS[part]} CLIP`")
+            self.verify(part)
+        self._require_one_clip(parts)
+        if "files" not in self._verified:
+            self._verified.add("files")
+            for path in self.edited():
+                warnings.warn(f"{path} is not as training wrote it; if the edit is yours, `talkhead inspect {self.root} "
+                              "--accept` takes it over", TalkheadWarning, stacklevel=2)
+
+    def verify(self, part: str) -> None:
+        """Raise TalkheadError unless the file of `part` is the one that the manifest names; one in no manifest passes."""
+        known = self.info.parts.get(part)
+        if known is not None and part not in self._verified and sha256(self.part(part)) != known["sha256"]:
+            raise TalkheadError(f"{self.part(part)} is not the file that training wrote: its bytes were damaged or replaced; "
+                                f"copy the avatar again, or run `talkhead {COMMANDS[part]} CLIP --overwrite`")
+        self._verified.add(part)
+
+    def _require_one_clip(self, parts: tuple[str, ...]) -> None:
+        known = [part for part in parts if part in self.info.parts]
+        for part in known[1:]:
+            first, other = self.info.parts[known[0]], self.info.parts[part]
+            if first["clip"] != other["clip"]:
+                name = f"{other['name']!r}{', which has the same name' if first['name'] == other['name'] else ''}"
+                raise TalkheadError(
+                    f"{self.root}: its {known[0]} was trained on the clip {first['name']!r}, its {part} on another clip, {name}; "
+                    f"train both on one: `talkhead {COMMANDS[part]} CLIP --avatar {self.root} --overwrite`")
+
+    def part(self, part: str) -> Path:
+        """The file of a part."""
+        return self.root / f"{part}.safetensors"
+
+    def files(self) -> list[Path]:
+        """Every file that makes up an avatar, there or not."""
+        return [self.json, *(self.part(part) for part in PARTS), *self.editable]
+
+    def edited(self) -> list[Path]:
+        """Neutral, motion track and background where they are no longer as training wrote them."""
+        return [path for path in self.editable
+                if path.name in self.info.files and path.is_file() and sha256(path) != self.info.files[path.name]]
+
+    def accept_edits(self) -> list[Path]:
+        """Take over what `edited` names; returns it. Raises TalkheadError for a file that is not valid."""
+        edited = self.edited()
+        self.load_neutral(), self.load_motion(), self.load_background()
+        self.save_info(dataclasses.replace(self.info, files=self.info.files | {path.name: sha256(path) for path in edited}))
+        return edited
+
+    def save_info(self, info: AvatarInfo) -> None:
+        """Write avatar.json, atomically."""
+        write_json(self.json, dataclasses.asdict(info))
+        self.forget()
+
+    def forget(self) -> None:
+        """Read and verify anew when the avatar is used next."""
+        self.__dict__.pop("info", None)
+        self._verified.clear()
+
+    def work(self, part: str) -> Path:
+        """Where training writes a part, beside those that are there, until it is taken over by `add_part`."""
+        return work_folder(self.root, part) / f"{part}.safetensors"
+
+    def trained_head(self) -> str | None:
+        """SHA-256 of the head as training wrote it, before any edit; None without a head."""
+        if not self.stage2.is_file():
+            return None
+        known = self.info.parts.get("stage2", {}) if self.json.is_file() else {}
+        return known.get("trained") or known.get("sha256") or sha256(self.stage2)
 
     def load_neutral(self) -> np.ndarray:
         """(1,68,3) float32 metres."""
@@ -99,26 +179,116 @@ def require_video(clip: Clip) -> None:
         raise TalkheadError(f"{clip.root} has no video; it serves `stage1 pretrain` only")
 
 
-def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train") -> None:
-    """Write manifest, neutral, motion track and background from `clip`; trained parts already there stay.
+def refuse_other_clip(avatar: Avatar, clip: Clip, part: str, overwrite: bool) -> None:
+    """Raise TalkheadError if the avatar holds parts of another clip that training `part` on this one would be mixed with.
 
-    The motion track is the longest unbroken stretch of the split within one shot. Raises TalkheadError for a clip without
-    video, before anything is written.
+    With `overwrite` that is allowed, since the others can be trained anew afterwards; but no torso is trained to a head of
+    another clip.
+    """
+    if not avatar.json.is_file():
+        return
+    others = {name: known for name, known in avatar.info.parts.items()
+              if name != part and known["clip"] != clip.identity() and avatar.part(name).is_file()}
+    if not others or (overwrite and not (part == "torso" and "stage2" in others)):
+        return
+    name, known = ("stage2", others["stage2"]) if "stage2" in others else next(iter(others.items()))
+    mend = (f"run `talkhead {COMMANDS[name]} {clip.root} --avatar {avatar.root} --overwrite` first" if part == "torso" else
+            "name another avatar with --avatar, or add --overwrite and then train its other parts anew too")
+    same = " before it was processed again, or one of its name" if known["name"] == clip.info.name else ""
+    raise TalkheadError(f"{avatar.root}: its {name} was trained on another clip than {clip.root}, on {known['name']!r}{same}; "
+                        f"{mend}")
+
+
+def refined_poses(avatar: Avatar, clip: Clip) -> np.ndarray:
+    """(T,4,4) of the clip as `stage2 train` fitted them with the avatar's head; as tracked where it fitted none for this
+    head and this content of the clip. Nowhere else is that decided."""
+    poses = clip.load_fitted_poses(avatar.trained_head())
+    if poses is not None:
+        return poses
+    if clip.fitted_poses.is_file():
+        warnings.warn(f"{clip.fitted_poses} is not used, since it was fitted with another head than {avatar.stage2}, or the clip "
+                      "has changed since; the tracked poses are", TalkheadWarning, stacklevel=2)
+    return clip.load_poses()
+
+
+def add_part(avatar: Avatar, clip: Clip, part: str) -> None:
+    """Take over what training wrote to avatar.work(part), at once with the manifest that holds its hash and its clip.
+
+    The avatar must have its other files already, see `create_from_clip`.
+    """
+    with lock_folder(avatar.root, wait=PATIENCE):
+        avatar.forget()
+        _publish(avatar, part, avatar.info, {part: _entry(avatar.work(part), clip.identity(), clip.info.name)})
+
+
+def replace_edited_head(avatar: Avatar, trained: str | None) -> None:
+    """Take over an edited head from avatar.work("stage2"): it stays of its clip, and poses fitted with the head of SHA-256
+    `trained`, from which it was made, stay its own."""
+    with lock_folder(avatar.root, wait=PATIENCE):
+        avatar.forget()
+        old = avatar.info.parts.get("stage2")
+        parts = {"stage2": old | {"sha256": sha256(avatar.work("stage2")), "trained": trained}} if old and trained else {}
+        _publish(avatar, "stage2", avatar.info, parts)
+
+
+def _entry(file: Path, clip: str, name: str) -> dict[str, str]:
+    return {"sha256": sha256(file), "clip": clip, "name": name}
+
+
+def _publish(avatar: Avatar, work: str, info: AvatarInfo, parts: Mapping[str, dict[str, str]]) -> None:
+    made = dataclasses.replace(info, parts={**info.parts, **parts})
+    write_json(work_folder(avatar.root, work) / avatar.json.name, dataclasses.asdict(made))
+    publish(avatar.root, work, last=avatar.json.name)
+    avatar.forget()
+
+
+def motion_track(clip: Clip, split: str = "train") -> tuple[np.ndarray, int]:
+    """Frames (M,) of the longest unbroken stretch of a split within one shot, and the number of the shot.
+
+    Raises TalkheadError for a clip of which no avatar can be made.
     """
     require_video(clip)
-    info = clip.info
     indices = clip.split(split)
     if len(indices) == 0:
         raise TalkheadError(f"{clip.root}: the split {split!r} holds no good frame")
-    shot = clip.shot_of_frames()[indices]
-    breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(shot) != 0)) + 1
+    shots = clip.shot_of_frames()[indices]
+    breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(shots) != 0)) + 1
     stretch = max(np.split(np.arange(len(indices)), breaks), key=len)
-    track = indices[stretch]
-    save_array(avatar.poses, clip.load_best_poses()[track])
-    save_array(avatar.motion, clip.load_torso()[track])
-    save_array(avatar.neutral, clip.load_neutral())
-    with atomic_path(avatar.background) as partial:
-        shutil.copyfile(clip.plate_path(int(shot[stretch[0]])), partial)
-    made = AvatarInfo(info.name, info.width, info.height, info.intrinsics, info.fps)
-    write_json(avatar.json, dataclasses.asdict(made))
-    avatar.__dict__.pop("info", None)
+    for array in (clip.load_poses, clip.load_torso, clip.load_neutral):
+        array()
+    shot = int(shots[stretch[0]])
+    if not clip.plate_path(shot).is_file():
+        raise TalkheadError(f"{clip.plate_path(shot)} does not exist")
+    return indices[stretch], shot
+
+
+def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: str | None = None) -> None:
+    """Write manifest, neutral, motion track and background from `clip`; trained parts already there stay.
+
+    With `part`, what training wrote to avatar.work(part) is taken over as well; all at once. The motion track is the longest
+    unbroken stretch of the split within one shot, at the poses of `refined_poses`. A neutral, motion track or background that
+    the user edited stays, while the avatar is of one clip. Raises TalkheadError for a clip without video, before anything
+    is written.
+    """
+    track, shot = motion_track(clip, split)
+    info = clip.info
+    with lock_folder(avatar.root, wait=PATIENCE):
+        avatar.forget()
+        old = avatar.info if avatar.json.is_file() else None
+        work = Avatar(work_folder(avatar.root, part or "files"))
+        make_folder(work.root)
+        parts = dict(old.parts) if old else {}
+        if part is not None:
+            parts[part] = _entry(avatar.work(part), clip.identity(), info.name)
+        head = work if work.stage2.is_file() else avatar
+        save_array(work.poses, refined_poses(head, clip)[track])
+        save_array(work.motion, clip.load_torso()[track])
+        save_array(work.neutral, clip.load_neutral())
+        shutil.copyfile(clip.plate_path(shot), work.background)
+        files = {path.name: sha256(path) for path in work.editable}
+        if old and all(known["clip"] == clip.identity() for known in parts.values()):
+            for path in avatar.edited():
+                (work.root / path.name).unlink()
+                files[path.name] = old.files[path.name]
+        made = AvatarInfo(info.name, info.width, info.height, info.intrinsics, info.fps, parts, files)
+        _publish(avatar, part or "files", made, {})

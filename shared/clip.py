@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +15,15 @@ from shared.array_file import MOST_ROWS
 from shared.audio_io import load_audio
 from shared.config import config_from_dict, shown
 from shared.errors import TalkheadError
-from shared.files import atomic_path, read_json, write_json
-from shared.landmarks import FPS, load_array, load_landmarks
+from shared.files import atomic_path, read_json, sha256, write_json
+from shared.landmarks import FPS, load_array, load_landmarks, save_array
+from shared.lock import remove_abandoned
 from shared.poses import load_poses
+from shared.publish import finish_move
 from shared.video_io import read_gray_video, read_png, read_video
 
 CLIP_FORMAT = 1
+ABANDONED = 3600.0  # seconds after which a half-written cache file is nobody's, on any host
 LARGEST_SIDE = 8192  # pixels
 MOST_PIXELS = 1e6  # of a focal length or a principal point
 BACKGROUND, TORSO, NECK, HEAD, MOUTH = range(5)
@@ -44,7 +49,8 @@ class Bad:
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """clip.json. intrinsics are fx, fy, cx, cy in pixels; crop is x, y, size in source pixels."""
+    """clip.json. intrinsics are fx, fy, cx, cy in pixels; crop is x, y, size in source pixels; content holds the SHA-256 of
+    each file that `process` wrote, by name (none in older clips)."""
 
     name: str
     source_name: str
@@ -60,6 +66,7 @@ class ClipInfo:
     versions: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     lag_ms: float | None = None
+    content: dict[str, str] = field(default_factory=dict)
     fps: int = FPS
     format: int = CLIP_FORMAT
 
@@ -131,6 +138,7 @@ class Clip:
         self.landmarks = self.root / "landmarks.npy"
         self.poses = self.root / "poses.npy"
         self.fitted_poses = self.root / "poses_fitted.npy"
+        self.fitted_record = self.root / "poses_fitted.json"
         self.neutral = self.root / "neutral.npy"
         self.torso = self.root / "torso.npy"
         self.labels = self.root / "labels.mkv"
@@ -141,7 +149,8 @@ class Clip:
         self.cache = self.root / ".cache"
 
     def exists(self) -> bool:
-        """True if this is a finished clip folder (clip.json is written last)."""
+        """True if this is a finished clip folder (clip.json is written last). Finishes a move that was cut short."""
+        finish_move(self.root)
         return self.json.is_file()
 
     @functools.cached_property
@@ -164,11 +173,62 @@ class Clip:
         """(T,4,4) float32 head → camera."""
         return self._of_length(load_poses(self.poses), self.poses)
 
-    def load_best_poses(self) -> np.ndarray:
-        """(T,4,4) as `stage2 train` fitted them to the pictures, where it did; else as tracked."""
-        if self.fitted_poses.is_file():
-            return self._of_length(load_poses(self.fitted_poses), self.fitted_poses)
-        return self.load_poses()
+    def load_fitted_poses(self, head: str | None) -> np.ndarray | None:
+        """(T,4,4) that `stage2 train` fitted with the head file of SHA-256 `head` to this content of the clip; else None.
+
+        What clips made before such records existed hold is taken as it is.
+        """
+        if not self.fitted_poses.is_file():
+            return None
+        if self.fitted_record.is_file():
+            record = read_json(self.fitted_record)
+            if record != {"head": head, "clip": self._pictures(), "poses": sha256(self.fitted_poses)}:
+                return None
+        elif self.info.content:
+            return None
+        poses = load_poses(self.fitted_poses)
+        return poses if len(poses) == self.info.frames else None
+
+    def save_fitted_poses(self, poses: np.ndarray, head: str) -> None:
+        """Write poses (T,4,4), and that they were fitted with the head file of SHA-256 `head` to the clip as it is now."""
+        self.drop_fitted_poses()
+        save_array(self.fitted_poses, poses)
+        write_json(self.fitted_record, {"head": head, "clip": self._pictures(), "poses": sha256(self.fitted_poses)})
+
+    def drop_fitted_poses(self) -> None:
+        """Remove the poses of another head."""
+        self.fitted_poses.unlink(missing_ok=True)
+        self.fitted_record.unlink(missing_ok=True)
+
+    def content(self) -> dict[str, str]:
+        """SHA-256 of each file that training reads, as it is now, by name."""
+        plates = [name for shot in self.info.shots for name in (shot.background, seen_file(Path(shot.background)).name)]
+        paths = (self.video, self.audio, self.landmarks, self.poses, self.neutral, self.torso, self.labels, self.alpha,
+                 *(self.root / name for name in dict.fromkeys(plates)))
+        return {path.name: sha256(path) for path in paths if path.is_file()}
+
+    def changed(self) -> list[str]:
+        """Names of files that are no longer as `process` wrote them."""
+        now = self.content()
+        return [name for name, digest in self.info.content.items() if now.get(name) != digest]
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of all that a training learns from: the files' bytes, splits, bad stretches, shots, camera."""
+        info = self.info
+        return _digest(self.content(), info.split, [dataclasses.astuple(bad) for bad in info.bad],
+                       [dataclasses.astuple(shot) for shot in info.shots], info.frames, info.intrinsics)
+
+    def identity(self) -> str:
+        """Hexadecimal digest of video and camera: the same for parts of an avatar that go together.
+
+        Landmarks, poses and splits may be edited between trainings. A clip without video is known by its sound.
+        """
+        return _digest(sha256(self.video if self.video.is_file() else self.audio), self.info.intrinsics)
+
+    def _pictures(self) -> str:
+        """Digest of what poses are fitted to."""
+        content = {name: value for name, value in self.content().items() if name not in (self.audio.name, self.torso.name)}
+        return _digest(content, [dataclasses.astuple(bad) for bad in self.info.bad], self.info.intrinsics)
 
     def load_torso(self) -> np.ndarray:
         """(T,4) float32 torso motion: dx, dy pixels, angle radians, scale."""
@@ -249,11 +309,16 @@ class Clip:
         kept: dict[str, FrameFile] = self.__dict__.setdefault("_files", {})
         if name in kept:
             return kept[name]
-        path = self.cache / f"{name}.npy"
         info = self.info
         shape = (info.frames, info.height, info.width, *channels)
         source_file = {"frames": self.video, "labels": self.labels, "alpha": self.alpha}[name]
-        if not path.is_file() or path.stat().st_mtime < source_file.stat().st_mtime:
+        if not source_file.is_file():
+            raise TalkheadError(f"{source_file} does not exist")
+        path = self.cache / f"{name}-{sha256(source_file)[:16]}.npy"
+        if not path.is_file():
+            for other in (self.cache / f"{name}.npy", *self.cache.glob(f"{name}-*.npy")):
+                other.unlink(missing_ok=True)  # of what the file was before
+            remove_abandoned(self.cache, age=ABANDONED)
             with atomic_path(path) as partial, open(partial, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
                 count = 0
@@ -266,6 +331,11 @@ class Clip:
         if kept[name].shape != shape:
             raise TalkheadError(f"{path}: expected shape {shape}, found {kept[name].shape}; delete {self.cache}")
         return kept[name]
+
+
+def _digest(*values: Any) -> str:
+    """Hexadecimal digest of values that JSON can hold."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 class FrameFile:

@@ -1,5 +1,9 @@
-"""The one error that a user can cause."""
+"""The one error that a user can cause, and the one warning."""
 
 
 class TalkheadError(Exception):
     """One sentence for the user: what is wrong, where, and what to do. The CLI prints it and exits with 2."""
+
+
+class TalkheadWarning(UserWarning):
+    """One sentence for the user about something that may be wrong. The CLI prints it and goes on."""

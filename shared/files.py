@@ -187,3 +187,29 @@ def sha256(path: Path | str) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def same_file(one: Path | str, other: Path | str) -> bool:
+    """Whether two paths lead to one file or folder, by way of links too; False if either is missing."""
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise TalkheadError if `path` exists and may not be replaced, or is a pipe or a device."""
+    refuse_special(path)
+    if path.exists() and not overwrite:
+        raise TalkheadError(f"{path} exists already; add --overwrite to replace it")
+
+
+def refuse_inputs(output: Path, *inputs: Path | None) -> None:
+    """Raise TalkheadError if `output` is one of the `inputs`, by way of links too, or a folder that holds one."""
+    for source in inputs:
+        if source is None:
+            continue
+        if same_file(output, source):
+            raise TalkheadError(f"{output} is the same file as {source}, which is read; name another output")
+        if output.is_dir() and any(same_file(output, folder) for folder in source.absolute().parents):
+            raise TalkheadError(f"{source}, which is read, lies in {output}, which would be replaced; name another output")

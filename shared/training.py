@@ -1,5 +1,6 @@
 """What every training loop needs: a device, a seeded generator, a progress bar, TensorBoard scalars."""
 
+import json
 import os
 import re
 import time
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from shared.checkpoint import load_checkpoint
 from shared.errors import TalkheadError
 from shared.files import make_folder
 
@@ -30,6 +32,25 @@ def pick_device(name: str = "auto") -> torch.device:
         if (device.index or 0) >= torch.cuda.device_count():
             raise TalkheadError(f"--device {name!r}: this machine has {torch.cuda.device_count()} CUDA GPU(s), numbered from 0")
     return device
+
+
+def load_state(path: Path, inputs: dict[str, Any],
+               device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """The state that an interrupted training with the same `inputs` left in `path` -> (tensors, meta), None without one.
+
+    inputs names all that a training learns from ("clip", "settings", …) with values that JSON can hold; training saves them
+    as meta["inputs"]. Raises TalkheadError if the state is of a training with others.
+    """
+    if not path.is_file():
+        return None
+    tensors, meta = load_checkpoint(path, device)
+    saved, wanted = meta.get("inputs", {}), json.loads(json.dumps(inputs))
+    changed = [name for name in wanted if saved.get(name) != wanted[name]]
+    if changed:
+        what = " and ".join(f"{'other' if name.endswith('s') else 'another'} {name}" for name in changed)
+        raise TalkheadError(f"{path.parent} holds an unfinished training with {what}; repeat that one to finish it, or add "
+                            "--overwrite to start anew")
+    return tensors, meta
 
 
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -20,6 +20,7 @@ from shared.sound_track import SoundTrack, add_sound
 
 SEEK_MARGIN = 0.1  # seconds
 LARGEST_PICTURE = 8192**2  # pixels
+BITEXACT = 0x400  # FFmpeg's AVFMT_FLAG_BITEXACT
 BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
 
 
@@ -282,6 +283,7 @@ class GrayVideoWriter:
         self._stream = self._container.add_stream("ffv1", rate=Fraction(FPS))
         self._stream.width, self._stream.height, self._stream.pix_fmt = self.width, self.height, "gray"
         self._stream.options = {"level": "3", "g": "1"}
+        self._container.flags |= BITEXACT  # no random number of the file: the same frames make the same bytes
         return self
 
     def write(self, gray: np.ndarray) -> None:
@@ -333,6 +335,7 @@ def join_gray_videos(parts: Sequence[Path], target: Path | str) -> None:
                 if stream is None:
                     stream = whole.add_stream_from_template(source)
                     stream.time_base = Fraction(1, FPS)
+                    whole.flags |= BITEXACT
                 for packet in piece.demux(source):
                     if packet.dts is None:
                         continue

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
+from shared.checkpoint import pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_to_dict, setting, with_default
 from shared.errors import TalkheadError
 from shared.files import sha256
 from shared.landmarks import lip_opening
 from shared.metrics import correlation
-from shared.training import Scalars, follow, progress
+from shared.training import Scalars, follow, load_state, progress
 from stage1_audio2lmk import distributed
 from stage1_audio2lmk.clip_stream import (
     ClipRows,
@@ -128,12 +128,9 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     first = distributed.rank() == 0
     quiet = quiet or not first
     prints = [fingerprint(clip, config.seed) for clip in clips]
-    inputs = {"config": config_to_dict(config), "clips": prints, "speech": sha256(speech) if speech else None}
+    inputs = {"clips": prints, "settings": config_to_dict(config), "speech encoder": sha256(speech) if speech else None}
     state = state_dir / "state.safetensors"
-    tensors, meta = load_checkpoint(state) if state.is_file() else ({}, {"inputs": inputs})
-    if meta["inputs"] != inputs:
-        raise TalkheadError(f"{state_dir} holds a training that was started with other settings or clips; add --overwrite to "
-                            "start anew, or use the old ones to continue")
+    saved = load_state(state, inputs)
 
     rows = _rows(clips, [state_dir / "rows" / name for name in prints], config, quiet)
     learner = _learner(config, encoder, rows)
@@ -145,7 +142,8 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     averaged = {name: value.detach().clone() for name, value in model.state_dict().items()}
     best = {name: value.clone() for name, value in averaged.items()}
     history: dict[str, Any] = {"step": 0, "best_step": 0, "best": float("inf"), "losses": []}
-    if tensors:
+    if saved is not None:
+        tensors, meta = saved
         learner.load_state_dict(saved_under(tensors, "learner"))
         for kind, values in (("averaged", averaged), ("best", best)):
             values |= {name: value.to(device) for name, value in saved_under(tensors, kind).items()}

@@ -21,7 +21,8 @@ from shared.checkpoint import (
 from shared.clip import Clip
 from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
-from shared.training import Scalars, cpu_threads, follow, generator, progress
+from shared.files import sha256
+from shared.training import Scalars, cpu_threads, follow, generator, load_state, progress
 from stage1_audio2lmk import tuning
 from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
@@ -68,6 +69,10 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
         encoder = load_encoder(config.encoder, device, block=config.encoder_block, context=config.encoder_context,
                                ahead=config.encoder_ahead)
     _check_encoder(config, encoder)
+    inputs = {"clip": [clip.fingerprint() for clip in clips], "settings": config_to_dict(config),
+              "base model": sha256(init) if init is not None else None,
+              "encoder": encoder.card() if encoder is not None else None}
+    saved = load_state(state_dir / "state.safetensors", inputs)
     if encoder is not None:
         encoder.to(device)
     hears = [hearing(encoder, clip.training / "encoder") for clip in clips]
@@ -78,7 +83,7 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
         if config.other_voices and encoder is None:
             weight = VOICE_WEIGHT if config.speech else BARE_VOICE_WEIGHT
             voices = [voice for pair in zip(clips, recordings) for voice in in_other_voices(*pair, weight)]
-        numbers = _train(clips, recordings, voices, silence, out, config, device, state_dir, base, encoder, quiet)
+        numbers = _train(clips, recordings, voices, silence, out, config, device, state_dir, base, encoder, inputs, saved, quiet)
     return numbers | {"seconds": time.perf_counter() - started}
 
 
@@ -96,7 +101,7 @@ def _check_encoder(config: Stage1Config, encoder: Encoder | None) -> None:
 
 def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recording], silence: Recording, out: Path,
            config: Stage1Config, device: torch.device, state_dir: Path, base: LandmarkModel | None, encoder: Encoder | None,
-           quiet: bool) -> dict[str, Any]:
+           inputs: dict[str, Any], saved: tuple[dict[str, Tensor], dict[str, Any]] | None, quiet: bool) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = LandmarkModel(config, len(recordings), heard=(encoder.layers, encoder.size) if encoder else None)
@@ -133,8 +138,8 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
     history: dict[str, Any] = {"step": 0, "best_step": 0, "best": (1 - config.worthwhile) * kernel_only}
     rng = generator(config.seed)
     state = state_dir / "state.safetensors"
-    if state.is_file():
-        history = _restore(state, config, learner, optimizer, averaged, best, rng)
+    if saved is not None:
+        history = _restore(*saved, learner, optimizer, averaged, best, rng)
     scalars = Scalars(state_dir / "curves")
     with progress(config.steps, "stage 1", initial=history["step"], quiet=quiet) as bar:
         for step in range(history["step"], config.steps):
@@ -173,7 +178,7 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
             if step + 1 - history["best_step"] >= config.patience:
                 break
             if (step + 1) % config.save_every == 0:
-                _save_state(state, config, learner, optimizer, averaged, best, rng, history)
+                _save_state(state, inputs, learner, optimizer, averaged, best, rng, history)
     scalars.close()
     learner.load_state_dict(best)
     held = judged()
@@ -230,21 +235,17 @@ def load_model(path: Path, device: torch.device | str,
     return model.to(device).eval(), speakers, encoder
 
 
-def _save_state(path: Path, config: Stage1Config, model: nn.Module, optimizer: torch.optim.Optimizer,
+def _save_state(path: Path, inputs: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
                 averaged: dict[str, Tensor], best: dict[str, Tensor], rng: torch.Generator, history: dict) -> None:
     packed, meta = pack_optimizer(optimizer, "adam")
     tensors = {f"{group}/{name}": value for group, values in
                (("model", model.state_dict()), ("averaged", averaged), ("best", best)) for name, value in values.items()}
     save_checkpoint(path, tensors | packed | {"rng": rng.get_state()},
-                    {"config": config_to_dict(config), "adam": meta, "history": history})
+                    {"inputs": inputs, "adam": meta, "history": history})
 
 
-def _restore(path: Path, config: Stage1Config, model: nn.Module, optimizer: torch.optim.Optimizer,
+def _restore(tensors: dict[str, Tensor], meta: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
              averaged: dict[str, Tensor], best: dict[str, Tensor], rng: torch.Generator) -> dict[str, Any]:
-    tensors, meta = load_checkpoint(path)
-    if config_from_dict(Stage1Config, meta["config"]) != config:
-        raise TalkheadError(f"{path.parent} holds a training that was started with other settings; add --overwrite to "
-                            "start anew, or use the old settings to continue")
     model.load_state_dict(saved_under(tensors, "model"))
     for name, value in saved_under(tensors, "averaged").items():
         averaged[name].copy_(value)

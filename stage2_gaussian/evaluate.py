@@ -88,11 +88,13 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
 
 
 def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: Iterable[str], device: torch.device,
-                  align: bool = True, every: int = 1, lpips: Path | None = None, quiet: bool = False) -> dict[str, Table]:
+                  align: bool = True, every: int = 1, lpips: Path | None = None, poses: np.ndarray | None = None,
+                  quiet: bool = False) -> dict[str, Table]:
     """{title: {row: {column: number}}} of the splits, written with all frames' figures and a sheet to `folder`.
 
     Makes eval.json and eval.html. Measures each `every`-th frame; flicker is always measured on frames in a row. `lpips`
-    is a folder with weights (see `lpips.load_lpips`). Raises TalkheadError for a split without good frames.
+    is a folder with weights (see `lpips.load_lpips`). Edited faces are shown at `poses` (T, 4, 4), the tracked ones unless
+    given. Raises TalkheadError for a split without good frames.
     """
     head = load_head(head_path, device)
     perceptual = load_lpips(lpips, device) if lpips else None
@@ -121,7 +123,8 @@ def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: It
         seen = clip.split("train")
         page.heading("faces that nobody filmed")
         page.text(EDITED)
-        page.picture(edit_sheet(head, clip.load_landmarks()[seen], clip.load_best_poses()[seen], clip.load_neutral()[0],
+        shown = clip.load_poses() if poses is None else poses
+        page.picture(edit_sheet(head, clip.load_landmarks()[seen], shown[seen], clip.load_neutral()[0],
                                 clip.info.intrinsics, clip.info.width, clip.info.height, clip.load_plates()[0]))
     write_json(folder / "eval.json", {"clip": clip.info.name, "every": every, "tables": tables, "splits": record})
     page.write(folder / "eval.html")

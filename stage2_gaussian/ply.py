@@ -16,11 +16,13 @@ import torch
 from scipy.spatial import cKDTree
 from torch import nn
 
-from shared.avatar import Avatar
+from shared.avatar import Avatar, replace_edited_head
 from shared.camera import quaternion_from_matrix, quaternion_multiply
 from shared.checkpoint import load_checkpoint
 from shared.errors import TalkheadError
 from shared.files import atomic_path
+from shared.lock import lock_output
+from shared.publish import whole_folder
 from stage2_gaussian.head import ATTRIBUTES, LARGEST, Head
 from stage2_gaussian.render import load_head, save_head
 
@@ -275,16 +277,20 @@ def import_head(avatar: Avatar, path: Path, output: Path | None) -> tuple[Change
     if 2 * changes.new > len(head.positions):
         warnings.append(f"{changes.new} of {len(head.positions)} splats were moved or added; a file that was exported with "
                         "--landmarks shows an expression and should not be imported")
-    meta = {**meta, "imported": path.name}
+    meta, trained = {**meta, "imported": path.name}, avatar.trained_head()
     if output is None or output.resolve() == avatar.root.resolve():
         kept = _keep(avatar.stage2)
-        save_head(avatar.stage2, head, meta)
+        save_head(avatar.work("stage2"), head, meta)
+        replace_edited_head(avatar, trained)
         return changes, warnings, kept
-    with atomic_path(output) as partial:
-        shutil.copytree(avatar.root, partial, ignore=shutil.ignore_patterns("eval", "stage2.*"))
-        save_head(partial / avatar.stage2.name, head, meta)
-        if output.is_dir():
-            shutil.rmtree(output)
+    own = {file.name for file in avatar.files()}
+    with lock_output(output), whole_folder(output, avatar.json.name, own.__contains__) as partial:
+        new = Avatar(partial)
+        for file in avatar.files():
+            if file.is_file() and file != avatar.stage2:
+                shutil.copyfile(file, partial / file.name)
+        save_head(new.work("stage2"), head, meta)
+        replace_edited_head(new, trained)
     return changes, warnings, output
 
 

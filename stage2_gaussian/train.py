@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from shared.checkpoint import pack_optimizer, save_checkpoint, unpack_optimizer
 from shared.clip import Clip, good_frames
 from shared.config import config_to_dict
-from shared.errors import TalkheadError
-from shared.landmarks import LIPS, N_LANDMARKS, save_array
+from shared.files import sha256
+from shared.landmarks import LIPS, N_LANDMARKS
 from shared.metrics import psnr
-from shared.training import Scalars, cpu_threads, progress
+from shared.training import Scalars, cpu_threads, load_state, progress
 from stage2_gaussian.align import align_poses, fit_poses, refined
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames, batches, box_mask
@@ -237,13 +237,10 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
     state = state_dir / "state.safetensors"
     meta = {"config": config_to_dict(config), "clip": clip.info.name, "frames": len(indices),
             "intrinsics": list(clip.info.intrinsics), "size": [clip.info.width, clip.info.height]}
+    inputs = {"clip": clip.fingerprint(), "settings": config_to_dict(config)}
     spent = 0.0
-    if state.is_file():
-        tensors, saved = load_checkpoint(state, device)
-        changed = [key for key in meta if saved.get(key) != meta[key]]
-        if changed:
-            raise TalkheadError(f"{state} was left by a training with another {changed[0]}; repeat that command, or start "
-                                "again with --overwrite")
+    if (found := load_state(state, inputs, device)) is not None:
+        tensors, saved = found
         count = len(tensors["head/positions"])
         head = Head(tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
                     moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
@@ -253,13 +250,14 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
     else:
         trainer = Trainer(new_head(clip, indices, config).to(device), data, config)
     with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):  # the rasteriser has threads of its own
-        numbers = _run(trainer, Checks(clip, held, device), state, meta, Scalars(state_dir), began - spent, quiet)
+        numbers = _run(trainer, Checks(clip, held, device), state, inputs, Scalars(state_dir), began - spent, quiet)
         prune(trainer.head, data, np.random.default_rng(config.seed))
         data.kept.clear()
         save_head(out, trainer.head, meta)
-        clip.fitted_poses.unlink(missing_ok=True)  # those of another head
         if config.fits:
-            save_array(clip.fitted_poses, fitted_poses(trainer.head, clip, device, quiet))
+            clip.save_fitted_poses(fitted_poses(trainer.head, clip, device, quiet), sha256(out))
+        else:
+            clip.drop_fitted_poses()
     return {"steps": trainer.step, "seconds": time.perf_counter() - began + spent, **numbers,
             "splats": len(trainer.head.positions), "megabytes": out.stat().st_size / 1e6}
 
@@ -294,7 +292,7 @@ class Checks:
         return sums[0] / len(data), sums[1] / len(data)
 
 
-def _run(trainer: Trainer, checks: Checks, state: Path, meta: dict, scalars: Scalars, began: float,
+def _run(trainer: Trainer, checks: Checks, state: Path, inputs: dict, scalars: Scalars, began: float,
          quiet: bool) -> dict[str, float]:
     """All steps that are left; `began` is the clock's reading at a start without interruptions."""
     steps = trainer.config.steps
@@ -319,7 +317,7 @@ def _run(trainer: Trainer, checks: Checks, state: Path, meta: dict, scalars: Sca
                     break
             now = time.perf_counter()
             if now - saved > trainer.config.save_seconds or trainer.step == steps:
-                trainer.save(state, {**meta, "seconds": now - began})
+                trainer.save(state, {"inputs": inputs, "seconds": now - began})
                 saved = now
             bar.update()
     scalars.close()

@@ -180,7 +180,10 @@ def test_stage2_render_writes_pictures_or_a_transparent_video(tmp_path, face, so
     refused(run(*render, tmp_path / "head.mov", "--period", 2), "--period 2 is the time of a swing; add --orbit DEGREES")
     refused(run(*render, tmp_path / "new", "--audio", sound), "folder of pictures, which holds no sound")
     refused(run(*render, tmp_path / "head.mov", "--audio", tmp_path / "none.wav"), "none.wav does not exist")
-    refused(run(*render, tmp_path, "--overwrite"), "is no folder of rendered frames, so it will not be replaced")
+    refused(run(*render, tmp_path, "--overwrite"), "in.npy, which is read, lies in")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    refused(run(*render, tmp_path / "mine", "--overwrite"), "is no folder of rendered frames, so it will not be replaced")
     assert run(*render, tmp_path / "head.mov", "--orbit", 200).exit_code == 2
     assert not (tmp_path / "head.mov").exists() and (tmp_path / "in.npy").exists()
 

@@ -1,21 +1,21 @@
 """Training the torso of one clip: build the plate, then teach the StyleUNet what to change in it."""
 
-import hashlib
 import json
 import math
 import time
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
+from shared.checkpoint import pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_to_dict
-from shared.errors import TalkheadError
 from shared.metrics import psnr
-from shared.training import Scalars, generator, progress
+from shared.training import Scalars, generator, load_state, progress
 from torso_styleunet import losses
 from torso_styleunet.composite import save_torso
 from torso_styleunet.config import TorsoConfig, resolve
@@ -31,8 +31,9 @@ REPORT_EVERY = 20
 PICTURE_EVERY = 200
 
 
-def new_torso(clip: Clip, indices: np.ndarray, config: TorsoConfig, device: torch.device) -> Torso:
-    """An untrained torso: the median plate of the frames `indices`, motion statistics, seeded weights and noise."""
+def new_torso(clip: Clip, indices: np.ndarray, poses: np.ndarray, config: TorsoConfig, device: torch.device) -> Torso:
+    """An untrained torso: the median plate of the frames `indices`, statistics of their motion and of poses (T, 4, 4) there,
+    seeded weights and noise."""
     info = clip.info
     motion = torch.from_numpy(clip.load_torso()[indices]).to(device)
     margin = margin_of(motion, info.width, info.height)
@@ -41,7 +42,7 @@ def new_torso(clip: Clip, indices: np.ndarray, config: TorsoConfig, device: torc
         torso = Torso(config, info.width, info.height, margin)
     torso.noise.copy_(torch.randn(torso.noise.shape, generator=generator(config.seed)))
     torso.to(device)
-    torso.set_statistics(torch.from_numpy(clip.load_best_poses()[indices]).to(device), motion,
+    torso.set_statistics(torch.from_numpy(poses[indices]).to(device), motion,
                          torch.tensor(info.intrinsics, device=device))
     rows = np.unique(np.linspace(0, len(indices) - 1, config.plate_frames).round().astype(int))
     frames = zip(clip.read_frames(indices[rows]), clip.read_labels(indices[rows]))
@@ -114,24 +115,20 @@ class Trainer:
         self.judge.step()
         return loss
 
-    def save(self, path: Path, fingerprint: str, seconds: float) -> None:
+    def save(self, path: Path, inputs: dict[str, Any], seconds: float) -> None:
         """Everything needed to go on, atomically."""
         tensors = {f"torso/{name}": tensor for name, tensor in self.torso.state_dict().items()}
         packed, rest = pack_optimizer(self.optimizer, "optimizer")
         tensors |= packed
-        meta = {"step": self.step, "fingerprint": fingerprint, "seconds": seconds, "optimizer": rest}
+        meta = {"step": self.step, "inputs": inputs, "seconds": seconds, "optimizer": rest}
         if self.discriminator is not None:
             tensors |= {f"discriminator/{name}": t for name, t in self.discriminator.state_dict().items()}
             packed, meta["judge"] = pack_optimizer(self.judge, "judge")
             tensors |= packed
         save_checkpoint(path, tensors, meta)
 
-    def load(self, path: Path, fingerprint: str) -> float:
-        """Go on from what `save` wrote -> seconds already spent. Raises TalkheadError for a state of other data."""
-        tensors, meta = load_checkpoint(path, self.data.device)
-        if meta.get("fingerprint") != fingerprint:
-            raise TalkheadError(f"{path} was left by an interrupted training with another clip or configuration; "
-                                "delete it to start again, or train as before to finish it")
+    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> float:
+        """Go on from what `save` wrote -> seconds already spent."""
         self.torso.load_state_dict(saved_under(tensors, "torso"))
         unpack_optimizer(self.optimizer, tensors, meta["optimizer"], "optimizer")
         if self.discriminator is not None:
@@ -139,14 +136,6 @@ class Trainer:
             unpack_optimizer(self.judge, tensors, meta["judge"], "judge")
         self.step = meta["step"]
         return float(meta["seconds"])
-
-
-def _fingerprint(clip: Clip, indices: np.ndarray, config: TorsoConfig) -> str:
-    """What a resumed training must share with the one it continues."""
-    digest = hashlib.sha256(json.dumps([config_to_dict(config), clip.info.source_sha256]).encode())
-    for array in (indices, clip.load_best_poses(), clip.load_torso()):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 @torch.no_grad()
@@ -160,10 +149,11 @@ def _look(torso: Torso, batch: Batch) -> tuple[Tensor, float]:
 
 
 def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig, device: torch.device,
-          state_dir: Path, quiet: bool = False) -> dict[str, float]:
+          state_dir: Path, poses: np.ndarray | None = None, head: str = "", quiet: bool = False) -> dict[str, float]:
     """Train on the frames of clip.split("train") alone and write the torso to `out`, atomically.
 
-    `head_frames` takes frame indices (B,) and gives the rendered heads (B, H, W, 4), premultiplied float RGBA; each is
+    `poses` (T, 4, 4) are those that the heads are rendered at, the tracked ones unless given; `head` is the hash of the
+    head. `head_frames` takes frame indices (B,) and gives the rendered heads (B, H, W, 4), premultiplied float RGBA; each is
     asked for once and cached under `state_dir` while training lasts, beside the state from which a killed training
     goes on and the TensorBoard logs. Returns steps, seconds, the last loss and the PSNR of 16 training frames (dB).
     Raises TalkheadError for an empty split, labels without a torso or a state of another training.
@@ -172,12 +162,20 @@ def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig
     config = resolve(config, device)
     start = time.monotonic()
     indices = clip.split("train")
-    state, cache = state_dir / "state.safetensors", state_dir / "heads.npy"
+    poses = clip.load_poses() if poses is None else poses
+    inputs = {"clip": clip.fingerprint(), "settings": config_to_dict(config), "head": head,
+              "poses": sha256(np.ascontiguousarray(poses).tobytes()).hexdigest()}
+    state = state_dir / "state.safetensors"
+    found = load_state(state, inputs, device)
+    rendered = {name: value for name, value in inputs.items() if name != "settings"}
+    cache = state_dir / f"heads-{sha256(json.dumps(rendered).encode()).hexdigest()[:16]}.npy"
+    for other in state_dir.glob("heads*.npy"):
+        if other != cache:
+            other.unlink()
     heads = cache_heads(head_frames, indices, clip.info.height, clip.info.width, cache, quiet)
-    data = TorsoFrames(clip, indices, heads, device)
-    trainer = Trainer(new_torso(clip, indices, config, device), data, config)
-    fingerprint = _fingerprint(clip, indices, config)
-    spent = trainer.load(state, fingerprint) if state.is_file() else 0.0
+    data = TorsoFrames(clip, indices, heads, poses, device)
+    trainer = Trainer(new_torso(clip, indices, poses, config, device), data, config)
+    spent = trainer.restore(*found) if found is not None else 0.0
 
     shown = data.batch(np.linspace(0, len(data) - 1, min(16, len(data))).round().astype(int))
     scalars = Scalars(state_dir / "logs")
@@ -199,7 +197,7 @@ def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig
                 scalars.image("torso/composite_true", (pair * 255).byte().permute(1, 2, 0).cpu().numpy(), trainer.step)
                 scalars.add("torso/psnr", quality, trainer.step)
             if time.monotonic() - saved >= config.save_seconds:
-                trainer.save(state, fingerprint, spent + time.monotonic() - start)
+                trainer.save(state, inputs, spent + time.monotonic() - start)
                 saved = time.monotonic()
     quality = float(np.mean([_look(trainer.torso, Batch(*(t[k : k + 1] for t in shown)))[1]
                              for k in range(len(shown.frames))]))

@@ -17,13 +17,17 @@ from cli import cli
 from process_data import quality
 from process_data.chunks import Workers
 from process_data.config import ProcessConfig
+from process_data.observe import DetectorChoice
+from process_data.pipeline import BUILT, run_name
 from process_data.synthetic import make_actor
 from process_data.video import load_sound
 from shared.audio_io import load_audio, save_wav
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot
 from shared.face_check import TEMPLATE
+from shared.files import sha256
 from shared.landmarks import FPS, SAMPLE_RATE, save_array, save_landmarks
+from shared.publish import work_folder
 from shared.video_io import GrayVideoWriter, VideoWriter, probe, read_video, write_png
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +37,37 @@ ELSEWHERE = {"a killed process": ("tests/process_data/test_pipeline.py", "test_a
 _EDITED = (ROOT / "docs/bad_inputs.md").read_text("utf-8").split("\n## What people edit\n")[1].split("\n## ")[0]
 ELSEWHERE |= {what: ("tests/shared/test_edited_files.py", "test_an_edited_file_is_refused_or_read_as_the_page_says")
               for what, *_ in re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", _EDITED, re.M) if what in TABLE}
+KEEPS, CONTENT, LOCKS, TRAINING = ("tests/process_data/test_process_keeps.py", "tests/shared/test_content.py",
+                                   "tests/shared/test_lock_publish.py", "tests/chain/test_avatar_training.py")
+ELSEWHERE |= {
+    "VIDEO is CLIP/video.mp4, by path or by a link": (KEEPS, "test_the_source_is_never_written_over"),
+    "CLIP holds other files, be it the recording": (KEEPS, "test_a_folder_of_other_things_is_left_alone"),
+    "CLIP is an avatar": (KEEPS, "test_a_folder_of_other_things_is_left_alone"),
+    "a refused process --overwrite": (KEEPS, "test_a_refused_run_leaves_the_finished_clip_as_it_was"),
+    "a process that is killed while it replaces a clip": (LOCKS, "test_killed_at_any_step_the_folder_is_the_old_or_the_new_one"),
+    "another video into a trained clip, with --overwrite": (KEEPS, "test_what_was_derived_from_another_video_goes_with_it"),
+    "CLIP on which another talkhead works": (KEEPS, "test_one_run_a_clip"),
+    "an output that another talkhead makes": (LOCKS, "test_an_output_is_made_by_one_process_at_a_time"),
+    "a lock of a process that was killed": (LOCKS, "test_a_second_run_is_refused_and_told_which_process_is_at_work"),
+    "an output that is an input, by path or by a link": (LOCKS, "test_an_output_that_is_an_input_is_refused_by_any_path"),
+    "an output folder in which an input lies": (LOCKS, "test_an_output_that_is_an_input_is_refused_by_any_path"),
+    "stage2 render into a folder of other things": (TRAINING, "test_a_folder_with_other_files_is_no_folder_of_frames"
+                                                              "_and_no_earlier_demo"),
+    "demo into an earlier demo with other files": (TRAINING, "test_a_folder_with_other_files_is_no_folder_of_frames"
+                                                             "_and_no_earlier_demo"),
+    "a training that was broken off, of another clip or with other settings": (CONTENT, "test_a_state_of_anything_else_is_refused"
+                                                                                        "_by_name"),
+    "a training into an avatar of another clip": (CONTENT, "test_parts_of_different_clips_are_refused"),
+    "an avatar with parts of different clips": (CONTENT, "test_parts_of_different_clips_are_refused"),
+    "an avatar with damaged or replaced bytes in a part": (CONTENT, "test_a_damaged_or_swapped_part_is_refused"),
+    "an avatar whose neutral, motion track or background was edited": (CONTENT, "test_an_edited_background_is_shown_with_a_"
+                                                                               "warning_until_it_is_accepted"),
+    "fitted poses of another head or of another content of the clip": (CONTENT, "test_fitted_poses_are_of_one_head_and_one"
+                                                                               "_content"),
+    "an avatar made before parts knew their clip": (CONTENT, "test_avatars_from_before_still_open"),
+    "a training that is given --overwrite": (TRAINING, "test_overwrite_takes_what_can_be_resumed_and_leaves_evaluations"
+                                                       "_and_curves"),
+}
 REFUSED = {}  # row -> function (folder) -> arguments of the command, the paths that VIDEO and CLIP stand for
 PROVEN = set()
 TAKES = {"one frame": 1, "two seconds": 50}
@@ -173,8 +208,8 @@ def test_every_row_of_the_page_is_proven():
         assert f"def {name}(" in (ROOT / path).read_text()
 
 
-@pytest.mark.parametrize("row", [what for what, (happens, _) in TABLE.items() if happens == "refused"
-                                 and what not in TAKES and what not in ELSEWHERE])
+@pytest.mark.parametrize("row", [what for what, (happens, _) in TABLE.items()
+                                 if happens == "refused" and what not in {*TAKES, *ELSEWHERE}])
 def test_it_is_refused_with_the_sentence_of_the_page(row, tmp_path):
     made = REFUSED[row](tmp_path)
     check_refusal(row, *(made if isinstance(made, tuple) else (made,)), folder=tmp_path)
@@ -195,9 +230,8 @@ def check_refusal(row, arguments, stand_for=None, *, folder):
 
 
 def finished_files(folder):
-    """Files and when they were written, without what a later run takes up again: decoded frames and an avatar's plain parts."""
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and not (
-        {".cache", ".partial"} & set(path.parts) or path.parent.name == "clip.avatar" and path.suffix != ".safetensors")}
+    """Files and when they were written, but for decoded frames."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and ".cache" not in path.parts}
 
 
 # ------------------------------------------------------------------------------------------------------ videos that are refused
@@ -318,9 +352,11 @@ def _(folder):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     # the name that the video is written under before it is whole, so that FFmpeg itself meets the full disk
-    (folder / "clip").mkdir()
-    (folder / f"clip/.video.partial-{os.getpid()}.mp4").symlink_to("/dev/full")
-    return process(grey(folder, rate=30))
+    video = grey(folder, rate=30)
+    work = work_folder(folder / "clip", run_name(sha256(video), ProcessConfig(), DetectorChoice())) / BUILT
+    work.mkdir(parents=True)
+    (work / f".video.partial-{os.getpid()}.mp4").symlink_to("/dev/full")
+    return process(video)
 
 
 OPTIONS = {

@@ -271,7 +271,7 @@ def test_resumed_equals_uninterrupted(people: list[Clip], tmp_path: Path, monkey
     assert not (tmp_path / "b" / "m.safetensors").exists() and (tmp_path / "b" / "state" / "state.safetensors").exists()
     torch.manual_seed(99)  # another process starts with other global state
     for clips, changed in ((people[:1], config), (people, dataclasses.replace(config, lr=1e-4))):
-        with pytest.raises(TalkheadError, match="other settings or clips"):
+        with pytest.raises(TalkheadError, match="an unfinished training with other"):
             run(clips, tmp_path / "b", changed)
     monkeypatch.setattr(clip_stream, "load_recording", lambda *_: pytest.fail("rows were there already"))
     again, twice = run(people, tmp_path / "b", config)
@@ -358,8 +358,6 @@ def test_the_command(people: list[Clip], speech: Path, tmp_path: Path) -> None:
     before = out.read_bytes()
     absent = CliRunner().invoke(cli.cli, [*arguments, "--overwrite", "--speech", str(tmp_path / "absent")])
     assert absent.exit_code == 2 and "does not exist" in absent.output and out.read_bytes() == before
-    done = CliRunner().invoke(cli.cli, arguments)  # a replacement that was asked for goes on
-    assert done.exit_code == 0 and out.read_bytes() == before, done.output
     assert "exists already" in CliRunner().invoke(cli.cli, arguments).output
     assert CliRunner().invoke(cli.cli, [*arguments, "--overwrite"]).exit_code == 0
     assert "torchrun" in CliRunner().invoke(cli.cli, ["stage1", "pretrain", "--help"]).output

@@ -11,6 +11,7 @@ import torch
 from shared.camera import project
 from shared.clip import Clip
 from shared.errors import TalkheadError
+from shared.files import sha256
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames, behind_head, matte, sampling_weights
 from stage2_gaussian.evaluate import evaluate
@@ -78,11 +79,12 @@ def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, ki
     halves = train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
     assert clip.fitted_poses.read_bytes() == fitted and whole["held_out_psnr"] == halves["held_out_psnr"]
-    assert np.array_equal(clip.load_best_poses(), np.load(clip.fitted_poses)) and not np.array_equal(
-        clip.load_best_poses(), clip.load_poses())
+    fitted = clip.load_fitted_poses(sha256(tmp_path / "halves"))
+    assert np.array_equal(fitted, np.load(clip.fitted_poses)) and not np.array_equal(fitted, clip.load_poses())
+    assert clip.load_fitted_poses("another head") is None
     train(clip, tmp_path / "plain", config=Stage2Config(splats=200, steps=1, rank=6, hidden=8, fits=0), device=CPU,
           state_dir=tmp_path / "c", quiet=True)
-    assert not clip.fitted_poses.exists()  # they belonged to another head
+    assert not clip.fitted_poses.exists() and not clip.fitted_record.exists()  # they belonged to another head
 
 
 def test_the_best_head_is_kept_and_training_stops_when_none_is_better(cartoon, tmp_path, monkeypatch):
@@ -156,7 +158,7 @@ def test_a_state_of_other_settings_is_refused(cartoon, tmp_path):
     config = Stage2Config(splats=200, steps=2, rank=5, hidden=8)
     train(cartoon, tmp_path / "head", config=config, device=CPU, state_dir=tmp_path, quiet=True)
     other = Stage2Config(splats=200, steps=3, rank=5, hidden=8)
-    with pytest.raises(TalkheadError, match="another config"):
+    with pytest.raises(TalkheadError, match="unfinished training with other settings"):
         train(cartoon, tmp_path / "head", config=other, device=CPU, state_dir=tmp_path, quiet=True)
 
 
