@@ -18,11 +18,13 @@ from shared.audio_io import load_audio, save_wav
 from shared.avatar import Avatar
 from shared.camera import pose_matrix
 from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.video_io import read_video
 from stage1_audio2lmk import predict as stage1
 
 CPU = torch.device("cpu")
+UPRIGHT = pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))
 SPEECH = (0.2 * np.random.default_rng(0).standard_normal(16000)).clip(-0.9, 0.9).astype(np.float32)
 
 
@@ -57,9 +59,9 @@ def avatar(tmp_path, monkeypatch):
     made.root.mkdir()
     made.json.write_text(json.dumps({"name": "me", "width": 64, "height": 64, "intrinsics": [160, 160, 32, 32], "fps": 25,
                                      "format": 1}))
-    save_array(made.poses, np.tile(pose_matrix(np.eye(3), np.array([0, 0, 0.8])), (5, 1, 1)))
+    save_array(made.poses, np.tile(UPRIGHT, (5, 1, 1)))
     save_array(made.motion, np.zeros((5, 4)))
-    save_landmarks(made.neutral, np.random.default_rng(0).normal(size=(1, 68, 3)) * 0.05)
+    save_landmarks(made.neutral, TEMPLATE[None])
     for part in (made.stage1, made.stage2, made.torso):
         part.write_bytes(b"stands for a checkpoint")
     save_wav(tmp_path / "speech.wav", SPEECH)
@@ -70,7 +72,7 @@ def avatar(tmp_path, monkeypatch):
 
 
 def rows(folder, count):
-    save_landmarks(folder / f"{count}.npy", np.repeat(np.zeros((1, 68, 3)), count, axis=0))
+    save_landmarks(folder / f"{count}.npy", np.repeat(TEMPLATE[None], count, axis=0))
     return folder / f"{count}.npy"
 
 
@@ -103,7 +105,7 @@ def test_bad_sound_is_told_by_the_commands(avatar, tmp_path):
 
 
 def test_a_head_out_of_sight_is_told(avatar, tmp_path):
-    poses = np.tile(np.eye(4), (25, 1, 1))
+    poses = np.tile(UPRIGHT, (25, 1, 1))
     poses[10:, 0, 3] = 5
     save_array(tmp_path / "away.npy", poses)
     made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=str(tmp_path / "away.npy"),
@@ -129,10 +131,13 @@ def test_a_liveliness_that_is_no_number_is_refused(liveliness):
 
 def test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound(avatar, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    os.mkfifo("pipe.mp4")
+    rows(tmp_path, 26)
+    for name in ("pipe.mp4", "pipe.npy"):
+        os.mkfifo(name)
+    predict = ["stage1", "predict", "speech.wav", "--avatar", "me.avatar", "--overwrite"]
+    assert "Error: pipe.npy is a pipe, a device or" in CliRunner().invoke(cli, [*predict, "-o", "pipe.npy"]).output
     for output in ("pipe.mp4", "/dev/null", "/dev/stdout", "-"):
-        for command in (["synth", "me.avatar", "speech.wav"], ["stage1", "predict", "speech.wav", "--avatar", "me.avatar"],
-                        ["stage2", "render", "26.npy", "--avatar", "me.avatar"],
+        for command in (["synth", "me.avatar", "speech.wav"], ["stage2", "render", "26.npy", "--avatar", "me.avatar"],
                         ["torso", "composite", "frames", "--avatar", "me.avatar"]):
             done = CliRunner().invoke(cli, [*command, "-o", output, "--overwrite"])
             assert done.exit_code == 2 and done.output == (f"Error: {output} is a pipe, a device or standard output, where no "
@@ -146,10 +151,16 @@ def test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound(avatar,
 def test_an_avatar_holds_no_pictures_of_evaluations(avatar, tmp_path):
     with pytest.raises(TalkheadError, match="eval lies in the avatar, which is to hold no pictures of the person"):
         evaluate_avatar(avatar, None, ["test"], CPU, avatar.root / "eval")
-    assert not any("pictures" in line for line in describe(avatar.root))
+    def described():
+        try:
+            yield from describe(avatar.root)
+        except TalkheadError:  # its parts are no checkpoints
+            pass
+
+    assert not any("pictures" in line for line in described())
     (avatar.root / "eval").mkdir()
-    assert any(line.endswith("eval holds pictures of the person; delete it before you pass the avatar on")
-               for line in describe(avatar.root))
+    told = "eval holds pictures of the person; delete it before you pass the avatar on"
+    assert any(line.endswith(told) for line in described())
 
 
 def test_a_split_without_a_face_is_a_sentence():
