@@ -273,7 +273,7 @@ class Orbit:
 class HeadView:
     """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
 
-    `hidden` counts the frames rendered so far that show no head.
+    `hidden` is how many of the frames that were rendered last show no head.
     """
 
     def __init__(self, avatar: Avatar, landmarks: Path, poses: str, orbit: Orbit | None = None) -> None:
@@ -298,6 +298,7 @@ class HeadView:
         from stage2_gaussian.render import load_head, render_sequence
 
         head, info = load_head(self.avatar.stage2, device), self.avatar.info
+        self.hidden = 0
         with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
             for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
                                         info.width, info.height, batch_size(device)):

@@ -39,7 +39,7 @@ class SoundTrack(Protocol):
         """Mux what lies before `until` seconds; with `last`, the video ends there."""
 
 
-def add_sound(container: av.container.OutputContainer, ending: str, audio: np.ndarray | Path, codec: str) -> SoundTrack:
+def add_sound(container: av.container.OutputContainer, ending: str, audio: np.ndarray | Path | str, codec: str) -> SoundTrack:
     """Add a sound stream to a container of that `ending` that is being set up. Raises TalkheadError like `iter_audio`.
 
     `audio` is (n,) float32 at 16 kHz or a file. Packets of the file are copied if the container takes its codec, the sound
@@ -49,6 +49,7 @@ def add_sound(container: av.container.OutputContainer, ending: str, audio: np.nd
     if isinstance(audio, np.ndarray):
         pieces = (audio[None, start : start + SAMPLE_RATE] for start in range(0, len(audio), SAMPLE_RATE))
         return _Encoded(container, codec, SAMPLE_RATE, "mono", pieces)
+    audio = Path(audio)
     if _may_be_copied(audio, ending):
         return _Copied(container, audio)
     return _Encoded(container, codec, *_as_recorded(audio, codec))
