@@ -32,7 +32,7 @@ class Disc:
     """Stands for a trained avatar: a grey disc wherever the pose puts it, on black."""
 
     def __init__(self, avatar, device):
-        pass
+        self.device = device
 
     def head_rgba(self, landmarks, poses):
         visible = torch.as_tensor(np.abs(poses[:, 0, 3]) < 1).float()
