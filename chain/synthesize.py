@@ -219,10 +219,12 @@ def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.devic
     """
     avatar.require("stage2", "torso", *(() if landmarks else ("stage1",)))
     refuse_own_sound(output, audio)
+    writer = VideoWriter(output, avatar.info.width, avatar.info.height, audio=audio)
+    motion = Motion(avatar, poses)
     if landmarks is not None:
         rows = load_landmarks(landmarks)
         warnings = sound_warnings(check_sound(audio), len(rows), "landmarks")
-        count, hidden = _speak(avatar, [rows], len(rows), audio, output, device, poses, save_landmarks_to, quiet)
+        count, hidden = _speak(Renderer(avatar, device), motion, [rows], len(rows), writer, save_landmarks_to, quiet)
     else:
         from stage1_audio2lmk.predict import iter_predict, load_predictor
 
@@ -231,21 +233,17 @@ def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.devic
             warnings = sound.check.warnings()
             total = -(-sound.check.samples // SAMPLES_PER_FRAME)
             chunks = iter_predict(predictor, sound.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
-            count, hidden = _speak(avatar, chunks, total, audio, output, device, poses, save_landmarks_to, quiet)
+            count, hidden = _speak(Renderer(avatar, device), motion, chunks, total, writer, save_landmarks_to, quiet)
     return Rendered(count, warnings + unseen_warnings(hidden, count))
 
 
-def _speak(avatar: Avatar, chunks: Iterable[np.ndarray], total: int, audio: Path, output: Path, device: torch.device,
-           poses: str, save_landmarks_to: Path | None, quiet: bool) -> tuple[int, int]:
+def _speak(renderer: Renderer, motion: Motion, chunks: Iterable[np.ndarray], total: int, writer: VideoWriter,
+           save_landmarks_to: Path | None, quiet: bool) -> tuple[int, int]:
     """Write the video of landmarks that come in chunks; returns the number of frames and of those without a head."""
-    motion = Motion(avatar, poses)
-    renderer = Renderer(avatar, device)
     kept: list[np.ndarray] = []
-    count, hidden = 0, torch.zeros((), dtype=torch.long, device=device)
-    info = avatar.info
-    with (VideoWriter(output, info.width, info.height, audio=audio) as writer,
-          progress(total, "rendering", quiet=quiet, unit="frame") as bar):
-        for batch in rebatch(chunks, batch_size(device)):
+    count, hidden = 0, torch.zeros((), dtype=torch.long, device=renderer.device)
+    with writer, progress(total, "rendering", quiet=quiet, unit="frame") as bar:
+        for batch in rebatch(chunks, batch_size(renderer.device)):
             check_landmarks(batch, "what stage 1 predicts")
             if save_landmarks_to is not None:
                 kept.append(batch)
@@ -277,7 +275,7 @@ class Orbit:
 class HeadView:
     """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
 
-    `hidden` counts the frames rendered so far that show no head.
+    `hidden` is how many of the frames that were rendered last show no head.
     """
 
     def __init__(self, avatar: Avatar, landmarks: Path, poses: str, orbit: Orbit | None = None) -> None:
@@ -302,6 +300,7 @@ class HeadView:
         from stage2_gaussian.render import load_head, render_sequence
 
         head, info = load_head(self.avatar.stage2, device), self.avatar.info
+        self.hidden = 0
         with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
             for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
                                         info.width, info.height, batch_size(device)):

@@ -9,7 +9,7 @@ from shared.landmarks import SAMPLE_RATE
 SILENT = 0.01  # peak of full scale below which nobody speaks
 DIVIDED = 1e-4  # peak of sound whose integers were divided twice
 CLIPPED, CLIPPED_SHARE = 0.999, 0.001
-TOO_LOUD_SHARE = 0.25  # of the samples at full scale, more than a clipped recording has
+TOO_LOUD_SHARE = 0.5  # of the samples at full scale, more than a clipped recording has
 OFF_CENTRE = 0.05  # mean of full scale
 SHORT_SECONDS = 0.5
 

@@ -39,7 +39,7 @@ class SoundTrack(Protocol):
         """Mux what lies before `until` seconds; with `last`, the video ends there."""
 
 
-def add_sound(container: av.container.OutputContainer, ending: str, audio: np.ndarray | Path, codec: str) -> SoundTrack:
+def add_sound(container: av.container.OutputContainer, ending: str, audio: np.ndarray | Path | str, codec: str) -> SoundTrack:
     """Add a sound stream to a container of that `ending` that is being set up. Raises TalkheadError like `iter_audio`.
 
     `audio` is (n,) float32 at 16 kHz or a file. Packets of the file are copied if the container takes its codec, the sound
@@ -49,6 +49,7 @@ def add_sound(container: av.container.OutputContainer, ending: str, audio: np.nd
     if isinstance(audio, np.ndarray):
         pieces = (audio[None, start : start + SAMPLE_RATE] for start in range(0, len(audio), SAMPLE_RATE))
         return _Encoded(container, codec, SAMPLE_RATE, "mono", pieces)
+    audio = Path(audio)
     if _may_be_copied(audio, ending):
         return _Copied(container, audio)
     return _Encoded(container, codec, *_as_recorded(audio, codec))
@@ -80,11 +81,16 @@ def _packets(source: av.container.InputContainer, stream: Any) -> Iterator[Any]:
 def _may_be_copied(path: Path, ending: str) -> bool:
     source, stream = _open(path)
     with source:
-        if stream.codec_context.codec.canonical_name not in COPIED[ending]:
+        codec = stream.codec_context.codec.canonical_name
+        if codec not in COPIED[ending]:
             return False
         zero, clock = time_zero(source), None
+        forms = set()
         for packet in _packets(source, stream):
             if packet.pts is None or packet.duration is None or packet.is_corrupt:
+                return False
+            forms.add(_form(codec, bytes(memoryview(packet)[:4])))
+            if len(forms) > 1:
                 return False
             start = float(packet.pts * packet.time_base) - zero
             if start > STEP if clock is None else abs(start - clock) > LEAST_GAP:
@@ -94,6 +100,15 @@ def _may_be_copied(path: Path, ending: str) -> bool:
         return clock is not None and _sounds_alike(path, ending)
     except (av.error.FFmpegError, ValueError):  # the muxer refuses it
         return False
+
+
+def _form(codec: str, head: bytes) -> tuple:
+    """Rate and channels that the first bytes of a packet give, where it has a header of its own (ADTS, MPEG audio)."""
+    if codec not in ("aac", "mp3", "mp2") or len(head) < 4 or head[0] != 0xFF or head[1] < 0xE0:
+        return ()
+    if codec == "aac":
+        return head[2] & 0xFD, head[3] & 0xC0
+    return head[1] & 0xFE, head[2] & 0x0C, head[3] >> 6 == 3
 
 
 def _sounds_alike(path: Path, ending: str) -> bool:
@@ -230,24 +245,33 @@ def _decoded(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     source, stream = _open(path)
     channels = av.AudioLayout(layout).nb_channels
     with source:
-        zero, form, clock = time_zero(source), None, None
+        zero, form = time_zero(source), None
+        clock: float | None = None  # seconds of sound up to now
         resampler: av.AudioResampler | None = None
-        for frame in decode(source, stream):
-            gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
-            check_gap(path, gap)
-            silence = gap > (0.0 if clock is None else LEAST_GAP)
-            found = frame.format.name, frame.layout.name, frame.sample_rate
-            if resampler is None or silence or found != form:
-                if resampler is not None:
-                    yield from _pieces(resampler, None)
-                resampler, form = _resampler(frame, rate, layout), found
-            if silence:
-                yield np.zeros((channels, round(gap * rate)), np.float32)
-            clock = (clock or 0.0) + (gap if silence else 0.0) + frame.samples / frame.sample_rate
-            frame.pts = None
-            yield from _pieces(resampler, frame)
-        if resampler is not None:
-            yield from _pieces(resampler, None)
+        early = 0  # samples before time zero, still to be left out
+        try:
+            for frame in decode(source, stream):
+                gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
+                check_gap(path, gap)
+                silence = gap > (0.0 if clock is None else LEAST_GAP)
+                found = frame.format.name, frame.layout.name, frame.sample_rate
+                if resampler is None or silence or found != form:
+                    if resampler is not None:
+                        yield from _pieces(resampler, None)
+                    resampler, form = _resampler(frame, rate, layout), found
+                if silence:
+                    yield np.zeros((channels, round(gap * rate)), np.float32)
+                if clock is None:
+                    clock, early = min(gap, 0.0), round(max(-gap, 0.0) * rate)
+                clock += (gap if silence else 0.0) + frame.samples / frame.sample_rate
+                frame.pts = None
+                for piece in _pieces(resampler, frame):
+                    yield piece[:, early:]
+                    early = max(0, early - piece.shape[1])
+            if resampler is not None:
+                yield from _pieces(resampler, None)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise TalkheadError(f"{path}: the audio track cannot be decoded; convert the file") from error
 
 
 def _pieces(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:

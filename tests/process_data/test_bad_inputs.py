@@ -68,6 +68,31 @@ ELSEWHERE |= {
     "a training that is given --overwrite": (TRAINING, "test_overwrite_takes_what_can_be_resumed_and_leaves_evaluations"
                                                        "_and_curves"),
 }
+ELSEWHERE |= {what: ("tests/shared/test_sound_track.py", test) for what, test in {
+    "sound whose codec the video's container takes": "test_the_sound_is_that_of_the_file_and_in_step",
+    "sound of another codec": "test_encoded_sound_keeps_its_rate_and_channels",
+    "sound to be spoken that starts late or has gaps": "test_sound_that_starts_late_keeps_its_silence",
+    "damaged packets of sound": "test_damaged_sound_does_not_break_the_video",
+    "titles, covers and chapters of the sound": "test_nothing_else_of_the_file_gets_into_the_video"}.items()}
+ELSEWHERE |= {what: ("tests/shared/test_sound_check.py", test) for what, test in {
+    **dict.fromkeys(["sound that is silent, to be spoken", "sound shorter than half a second",
+                     "floating-point sound 32768 times too loud", "floating-point sound 32768 times too quiet",
+                     "sound with a DC offset"], "test_bad_sound_is_told_in_the_sentences_of_the_page"),
+    "AUDIO is a pipe, `-` or `<(…)`": "test_a_pipe_is_read_once_into_a_file",
+    "AUDIO is a device or a terminal": "test_a_pipe_is_read_once_into_a_file",
+    "AUDIO is a pipe and TMPDIR is full": "test_a_pipe_that_does_not_fit_on_the_disk_is_a_sentence"}.items()}
+ELSEWHERE |= {what: ("tests/chain/test_synthesized_sound.py", test) for what, test in {
+    "sound longer than the landmarks": "test_a_difference_in_length_is_told",
+    "sound shorter than the landmarks": "test_a_difference_in_length_is_told",
+    "OUT is a pipe, a device or `-`": "test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound",
+    "OUT is AUDIO": "test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound",
+    "poses that put the head out of the picture": "test_a_head_out_of_sight_is_told",
+    "a stage 1 that gives no numbers": "test_what_is_no_number_is_not_rendered",
+    "eval into the avatar": "test_an_avatar_holds_no_pictures_of_evaluations",
+    "eval of a split in which no face is found": "test_a_split_without_a_face_is_a_sentence",
+    "inspect of an avatar that was evaluated by an earlier version": "test_an_avatar_holds_no_pictures_of_evaluations"}.items()}
+ELSEWHERE["saturated colours"] = ("tests/shared/test_video_colours.py",
+                                  "test_saturated_colours_come_back_and_the_stream_says_which_they_are")
 REFUSED = {}  # row -> function (folder) -> arguments of the command, the paths that VIDEO and CLIP stand for
 PROVEN = set()
 TAKES = {"one frame": 1, "two seconds": 50}

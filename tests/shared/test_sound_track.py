@@ -148,6 +148,15 @@ def test_damaged_sound_does_not_break_the_video(tmp_path, name, codec):
     assert abs(lag(heard[:9000], load_audio(made)[:9000])) <= STEP
 
 
+def test_sound_that_changes_its_rate_is_encoded(tmp_path):
+    parts = [record(tmp_path / f"{rate}.aac", "aac", rate=rate, layout=layout, seconds=0.8).read_bytes()
+             for rate, layout in ((48000, "stereo"), (44100, "mono"))]
+    (tmp_path / "both.aac").write_bytes(b"".join(parts))
+    made = spoken(tmp_path / "t.mp4", tmp_path / "both.aac", frames=45)
+    heard = load_audio(tmp_path / "both.aac")
+    assert abs(lag(heard[16000:26000], load_audio(made)[16000:26000])) <= STEP  # the second part too
+
+
 def test_nothing_else_of_the_file_gets_into_the_video(tmp_path):
     source = record(tmp_path / "secret-name.mkv", "aac", picture=True, title="private title")
     data = spoken(tmp_path / "t.mp4", source).read_bytes()

@@ -18,6 +18,12 @@ from stage1_audio2lmk.features import (
 )
 
 
+def test_leaving_out_the_voice_changes_no_log_mel() -> None:
+    samples = np.random.default_rng(0).normal(size=640 * 30).astype(np.float32)
+    mels = HOPS * MELS
+    assert np.array_equal(FeatureStream(voice=False).push(samples)[:, :mels], features(samples)[:, :mels])
+
+
 def test_log_mel_equals_a_slow_reference() -> None:
     samples = np.random.default_rng(0).normal(size=352 + 5 * HOP)
     got = log_mel(torch.from_numpy(samples.astype(np.float32))).numpy()

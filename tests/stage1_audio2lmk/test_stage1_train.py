@@ -187,6 +187,21 @@ def test_windows_keep_to_the_fitting_part_and_follow_the_generator(actor_clip: C
     assert set(torch.cat([windows.draw(torch.Generator().manual_seed(k))[3] for k in range(10)]).tolist()) == {0, 1}
 
 
+def test_windows_of_several_recordings_start_where_a_list_of_all_places_says(actor_clip: Clip) -> None:
+    recording = load_recording(actor_clip, 1, SMALL)
+    recordings = [dataclasses.replace(recording, held_from=held_from, speaker=k) for k, held_from in enumerate((40, 10, 60), 1)]
+    config = dataclasses.replace(SMALL, batch=500, unknown_share=0.0)
+    windows = Windows(recordings, config, made_silence(300, np.random.default_rng(0)).features,
+                      torch.ones(recording.features.shape[1]), before=6)
+    asked: list[tuple[int, int]] = []
+    windows._window = lambda which, start, rng: asked.append((which, start)) or (torch.zeros(1),) * 3  # type: ignore[method-assign]
+    speakers = windows.draw(torch.Generator().manual_seed(5))[3]
+    places = [(k, t) for k, r in enumerate(recordings) for t in range(max(1, r.held_from - SMALL.length + 1))]
+    rows = torch.randint(len(places), (500,), generator=torch.Generator().manual_seed(5))
+    assert asked == [places[row] for row in rows] and set(asked) == set(places)
+    assert speakers.tolist() == [which + 1 for which, _ in asked]
+
+
 def test_windows_hear_what_lies_before_and_after_them(actor_clip: Clip) -> None:
     """And silence where the recording has not begun or where its held-out tail would be."""
     recording = load_recording(actor_clip, 1, SMALL)
