@@ -44,6 +44,15 @@ class Main(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         return super().main(*arguments, **options)
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except OSError as error:  # help and version are printed here
+            if error.errno == errno.EPIPE:
+                raise
+            print_error(f"Error: {sentence(error)}")
+            raise click.exceptions.Exit(2) from error
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -133,6 +142,7 @@ def main() -> None:
     """Run the command in this process, which ends with it."""
     open_missing_streams()
     machine.limit_threads()
+    machine.do_without_home()
     stops = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))
              and signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
     for number in stops:
