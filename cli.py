@@ -82,6 +82,20 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+class Printable:
+    """A text stream on which file names cannot move the cursor, change colours or turn the reading direction."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` with all that is not printed as it is, but line ends and tabs, as escapes."""
+        return self._stream.write(re.sub(r"[^\n\t]+", lambda found: one_line(found[0]), text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 def print_error(text: str) -> None:
     """One line on stderr. Where stdout or stderr cannot be written, nothing more is tried."""
     with suppress(OSError):
@@ -141,6 +155,7 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command in this process, which ends with it."""
     open_missing_streams()
+    sys.stdout = Printable(sys.stdout)
     machine.limit_threads()
     machine.do_without_home()
     stops = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))

@@ -27,7 +27,7 @@ from process_data.report import write_report
 from shared.audio_io import load_audio
 from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Bad, Clip
 from shared.config import config_to_dict
-from shared.errors import TalkheadError
+from shared.errors import MachineError, TalkheadError
 from shared.files import read_json, write_json
 from shared.landmarks import FPS, SAMPLES_PER_FRAME
 from shared.training import progress
@@ -74,6 +74,8 @@ def import_adnerf(source: Path, clip_dir: Path, *, config: ProcessConfig, worker
     work = clip_dir.resolve().with_name(f".{name}.import")
     try:
         made = _import(source, pictures, work, name, config, workers, quiet)
+    except MachineError:
+        raise
     except TalkheadError:
         # a folder that cannot be used leaves nothing behind; a killed run leaves its work to go on with
         shutil.rmtree(work, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Any machine: read-only installs, no home folder, containers, full disks, odd names, encodings, permissions, signals."""
 
 import errno
+import io
 import os
 import resource
 import shutil
@@ -12,17 +13,19 @@ import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from chain.doctor import diagnose
-from cli import avatar_of, cli
+from cli import Printable, avatar_of, cli
 from shared import machine
 from shared.audio_io import load_audio, save_wav
 from shared.checkpoint import load_checkpoint, save_checkpoint
 from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
 from shared.files import atomic_path, read_json, write_arrays, write_json, write_rows, write_text
 from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.report_page import ReportPage
@@ -61,7 +64,7 @@ def one_sentence(text):
 @pytest.fixture
 def rows(tmp_path):
     path = tmp_path / "rows.npy"
-    save_landmarks(path, RNG.normal(0, 0.02, (30, 68, 3)))
+    save_landmarks(path, TEMPLATE + RNG.normal(0, 0.002, (30, 68, 3)))
     return path
 
 
@@ -401,9 +404,9 @@ def test_output_that_cannot_be_written_or_that_nobody_reads(rows):
 # -- names
 
 
-@pytest.mark.parametrize("name", ["a" * 251 + ".npy", "脸" * 83 + ".NPY", "a." + "b" * 253, "脸" * 85, "-x.npy", "12:30.npy",
+@pytest.mark.parametrize("name", ["a" * 251 + ".npy", "脸" * 83 + ".NPY", "-x.npy", "12:30.npy",
                                   "it's 100% \"so\".npy", "two\nlines\x1b[31m.npy", "\u202eright to left.npy", NOT_UTF8 + ".npy",
-                                  "ends in a blank "])
+                                  " blanks .npy"])
 def test_any_name_that_the_system_takes(tmp_path, monkeypatch, rows, name):
     monkeypatch.chdir(tmp_path)
     for given in (name, tmp_path / name):
@@ -414,6 +417,9 @@ def test_any_name_that_the_system_takes(tmp_path, monkeypatch, rows, name):
     done = run("edit", rows, "-o", given)
     assert done.exit_code == 2 and one_sentence(done.stderr).endswith("exists already; add --overwrite to replace it")
     assert not {"\x1b", "\u202e"} & set(done.stderr)
+    shown = io.StringIO()
+    click.echo(f"{name}\t: 30 frames", file=Printable(shown))
+    assert not {"\x1b", "\u202e"} & set(shown.getvalue()) and shown.getvalue().endswith("\t: 30 frames\n")
     assert run("edit", "-o", "back.npy", "--", name).exit_code == run("edit", f"./{name}", "-o", "again.npy").exit_code == 0
 
 
@@ -431,6 +437,12 @@ def test_video_pictures_sound_and_checkpoints_under_odd_names(tmp_path):
     write_curves(tmp_path / NOT_UTF8)
 
 
+@pytest.mark.parametrize("name", ["a." + "b" * 253, "脸" * 85, "." + "a" * 254, "ends in a blank "])
+def test_any_name_of_a_file_or_folder_without_an_ending(tmp_path, name):
+    write_text(tmp_path / name, "text")
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == "text"
+
+
 def test_text_with_names_that_are_not_utf8(tmp_path):
     write_json(tmp_path / "a.json", {"name": NOT_UTF8})
     assert read_json(tmp_path / "a.json") == {"name": NOT_UTF8}
@@ -440,7 +452,7 @@ def test_text_with_names_that_are_not_utf8(tmp_path):
 
 
 def test_names_that_are_too_long_are_one_sentence(tmp_path, rows):
-    for output in (tmp_path / ("a" * 252 + ".npy"), tmp_path / ("a" * 256) / "b.npy", tmp_path / "a/b" / ("脸" * 90)):
+    for output in (tmp_path / ("a" * 252 + ".npy"), tmp_path / ("a" * 256) / "b.npy", tmp_path / "a/b" / ("脸" * 90 + ".npy")):
         done = run("edit", rows, "-o", output)
         assert done.exit_code == 2 and one_sentence(done.stderr).endswith(": File name too long")
     assert run("edit", tmp_path / ("a" * 300), "-o", "x.npy").exit_code == 2

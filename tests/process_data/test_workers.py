@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from process_data.chunks import Workers
+from process_data.config import ProcessConfig
+from process_data.pipeline import process
 from process_data.report import write_report
+from process_data.synthetic import make_actor
 from shared.clip import Clip
-from shared.errors import TalkheadError
+from shared.errors import MachineError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUSY = """
@@ -65,17 +68,15 @@ def start(folder, script):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_workers_end_with_their_parent_whatever_ends_it(tmp_path, number):
+# a terminal sends Ctrl-C to all of them, systemd SIGTERM
+@pytest.mark.parametrize("number, to_all", [(signal.SIGKILL, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+def test_workers_end_with_their_parent_whatever_ends_it(tmp_path, number, to_all):
     folder = tmp_path / "work"
     folder.mkdir()
     with start(folder, tmp_path / "busy.py") as process:
         assert wait_until(lambda: len(list(folder.glob("ready-*"))) == 2)
         assert len(members(process.pid)) == 4  # this one, two workers and the resource tracker
-        if number == signal.SIGINT:
-            os.killpg(process.pid, number)  # a terminal sends it to all of them
-        else:
-            process.send_signal(number)
+        (os.killpg if to_all else os.kill)(process.pid, number)
         _, said = process.communicate(timeout=60)
         assert wait_until(lambda: not members(process.pid), 10), members(process.pid)
     assert process.returncode == (130 if number == signal.SIGINT else -number)
@@ -98,7 +99,7 @@ def test_without_shared_memory_it_is_one_sentence(monkeypatch):
         raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", refuse)
-    with pytest.raises(TalkheadError, match="^worker processes cannot be started: Function not implemented; can /dev/shm be"):
+    with pytest.raises(MachineError, match="^worker processes cannot be started: Function not implemented; can /dev/shm be"):
         with Workers(1):
             pass
 
@@ -109,8 +110,20 @@ def test_where_no_process_can_be_started_it_is_one_sentence(monkeypatch):
 
     with Workers(1) as pool:
         monkeypatch.setattr("multiprocessing.popen_spawn_posix.Popen._launch", refuse)
-        with pytest.raises(TalkheadError, match="^worker processes cannot be started: Resource temporarily unavailable; try"):
+        with pytest.raises(MachineError, match="^worker processes cannot be started: Resource temporarily unavailable; try"):
             pool.run(abs, [(1,)], 1, 0, "never", quiet=True)
+
+
+def test_a_machine_that_refuses_does_not_cost_the_work_done_so_far(tmp_path, monkeypatch):
+    truth = make_actor(tmp_path, size=128, seconds=3.2, seed=0, quiet=True)
+
+    def refuse(*_, **__):
+        raise MachineError("a process died")
+
+    monkeypatch.setattr(Workers, "run", refuse)
+    with pytest.raises(MachineError):
+        process(truth.video, tmp_path / "clip", config=ProcessConfig(), quiet=True)
+    assert list((tmp_path / "clip" / ".partial").rglob("video.json"))
 
 
 def test_the_report_of_a_clip_whose_names_are_not_utf8(actor_clip, tmp_path):
