@@ -64,6 +64,15 @@ class Main(click.Group):
                 stream.reconfigure(errors="backslashreplace")
         return super().main(*arguments, **options)
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **options)
+        except OSError as error:  # help and version are printed here
+            if error.errno == errno.EPIPE:
+                raise
+            print_error(f"Error: {sentence(error)}")
+            raise click.exceptions.Exit(2) from error
+
     def invoke(self, context: click.Context) -> Any:
         try:
             with plain_warnings():
@@ -92,6 +101,20 @@ def sentence(error: Exception) -> str:
 def one_line(text: str) -> str:
     """`text` with what a terminal does not print as it is (in file names: line ends, control characters) as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Printable:
+    """A text stream on which file names cannot move the cursor, change colours or turn the reading direction."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` with all that is not printed as it is, but line ends and tabs, as escapes."""
+        return self._stream.write(re.sub(r"[^\n\t]+", lambda found: one_line(found[0]), text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def print_error(text: str) -> None:
@@ -153,7 +176,9 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command in this process, which ends with it."""
     open_missing_streams()
+    sys.stdout = Printable(sys.stdout)
     machine.limit_threads()
+    machine.do_without_home()
     stops = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))
              and signal.getsignal(number) is not signal.SIG_IGN]  # as nohup has it
     for number in stops:

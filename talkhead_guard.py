@@ -7,9 +7,11 @@ import sys
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ("shared", "process_data", "stage1_audio2lmk", "stage2_gaussian", "torso_styleunet", "chain")
+REINSTALL = "install it again with `pip install --force-reinstall --no-deps talkhead`"
 
 
 def check(*names: str) -> None:
@@ -25,9 +27,8 @@ def check(*names: str) -> None:
             spec = None
         places = [spec.origin] if spec and spec.origin else [*(spec.submodule_search_locations or ())] if spec else []
         found = Path(places[0]).resolve() if places else None
-        if found is None or found == own.parent:
-            raise ImportError(f"talkhead is incomplete: {own} is missing; install it again with "
-                              "`pip install --force-reinstall --no-deps talkhead`", name=name)
+        if found is None or not own.is_file():
+            raise ImportError(f"talkhead is incomplete: {own} is missing; {REINSTALL}", name=name)
         if found != own:
             raise ImportError(f"another package named {name!r} is in the way: {found}; talkhead needs {own}; rename that one, "
                               "take its folder off PYTHONPATH, or start talkhead in another folder", name=name)
@@ -43,13 +44,22 @@ def check_or_exit(*names: str) -> None:
     try:
         check(*names)
     except ImportError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end(str(error))
+
+
+def end(text: str) -> NoReturn:
+    """Print an error and end the process."""
+    print(f"Error: {text}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:
     """Entry point of the `talkhead` command."""
     check_or_exit("cli", *PACKAGES)
-    from cli import main as run
-
+    try:
+        from cli import main as run
+    except ImportError as error:  # a file of ours is gone
+        if str(error.name).split(".")[0] not in ("cli", *PACKAGES):
+            raise
+        end(f"talkhead is incomplete: {error}; {REINSTALL}")
     run()

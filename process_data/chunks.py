@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 
 from shared import machine
-from shared.errors import TalkheadError
+from shared.errors import MachineError
 from shared.files import remove_unfinished
 from shared.training import progress
 
@@ -39,6 +39,7 @@ def _start_worker(counter: Any, parent: Connection) -> None:
     import cv2
 
     Thread(target=_end_with, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _end())
     _done = counter
     cv2.setNumThreads(1)
 
@@ -46,6 +47,10 @@ def _start_worker(counter: Any, parent: Connection) -> None:
 def _end_with(parent: Connection) -> None:
     """Wait for the other end of this pipe to be closed, as it is when the parent ends, whatever ends it; then end too."""
     wait_for([parent])
+    _end()
+
+
+def _end() -> NoReturn:
     remove_unfinished()
     os._exit(1)
 
@@ -83,7 +88,7 @@ class Workers:
             with _without_interrupts():
                 self._counter = context.Value("q", 0)
         except OSError as error:  # no shared memory
-            raise TalkheadError(f"worker processes cannot be started: {error.strerror}; can /dev/shm be written?") from error
+            raise MachineError(f"worker processes cannot be started: {error.strerror}; can /dev/shm be written?") from error
         self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker,
                                          initargs=(self._counter, held))
         return self
@@ -104,7 +109,7 @@ class Workers:
             with _without_interrupts():
                 return {self._pool.submit(work, *job) for job in jobs}
         except OSError as error:  # no more processes, memory or open files for this user
-            raise TalkheadError(f"worker processes cannot be started: {error.strerror}; try --workers 1") from error
+            raise MachineError(f"worker processes cannot be started: {error.strerror}; try --workers 1") from error
 
     def run(self, work: Callable[..., Any], jobs: Sequence[tuple], frames: int, done: int, title: str, *,
             quiet: bool = False, unit: str = "frame") -> None:
@@ -120,7 +125,7 @@ class Workers:
                         job.result()
                     bar.update(min(frames, self._counter.value) - bar.n)
             except BrokenProcessPool as error:
-                raise TalkheadError(f"a process died during {title!r}; if memory ran out, try --workers 1") from error
+                raise MachineError(f"a process died during {title!r}; if memory ran out, try --workers 1") from error
             except BaseException:
                 for job in waiting:
                     job.cancel()

@@ -27,7 +27,7 @@ from process_data.report import write_report
 from shared.audio_io import load_audio
 from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Bad, Clip
 from shared.config import config_to_dict
-from shared.errors import TalkheadError
+from shared.errors import MachineError, TalkheadError
 from shared.files import read_json, write_json
 from shared.landmarks import FPS, SAMPLES_PER_FRAME
 from shared.publish import remove_work, work_folder
@@ -78,6 +78,8 @@ def import_adnerf(source: Path, clip_dir: Path, *, config: ProcessConfig, worker
         continues = work.is_dir()
         try:
             _import(source, pictures, work, clip_dir.resolve().name, config, workers, quiet)
+        except MachineError:
+            raise  # a full disk or too little memory: the work is kept to go on with
         except TalkheadError:
             # a folder that cannot be used leaves nothing behind; a killed run leaves its work to go on with
             if not continues:

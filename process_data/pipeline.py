@@ -22,7 +22,7 @@ from shared.audio_io import iter_audio, save_wav
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot, good_frames
 from shared.config import config_to_dict
-from shared.errors import TalkheadError
+from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder, read_json, same_file, sha256, write_json
 from shared.landmarks import FPS, save_array, save_landmarks
 from shared.lock import PARTIAL, lock_folder
@@ -65,6 +65,8 @@ def process(source: Path, clip_dir: Path, *, config: ProcessConfig, detector: De
         try:
             with Workers(workers) as pool:
                 _process(source, clip, work, digest, info, config, detector, splits, pool, quiet)
+        except MachineError:
+            raise  # a full disk or too little memory: the work is kept to go on with
         except TalkheadError:
             # a video that cannot be used leaves nothing behind; a killed run leaves its work to go on with
             if not continues:

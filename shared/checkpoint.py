@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tup
     path = Path(path)
     read_start(path)
     try:
-        with safe_open(str(path), framework="pt", device=str(device)) as file:
+        with path.open("rb") as opened, safe_open(_utf8(path, opened), framework="pt", device=str(device)) as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         meta = json.loads(header["talkhead"])
@@ -77,6 +77,15 @@ def check_finite(tensors: dict[str, Tensor], where: Path | str) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and not torch.isfinite(torch.stack(tensor.aminmax()).float()).all():
             raise TalkheadError(f"{where} is damaged: tensor {name!r} holds numbers that are not finite; train or copy it again")
+
+
+def _utf8(path: Path, opened: BinaryIO) -> str:
+    """A name for safe_open, which takes only those in UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/dev/fd/{opened.fileno()}"
+    return str(path)
 
 
 def saved_under(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:

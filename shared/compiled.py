@@ -1,16 +1,14 @@
 """numba's compiler with a cache on disk that never stands in the way of the work."""
 
-import os
 import pickle
-import stat
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
+
+from shared import machine
 
 DAMAGED = (EOFError, pickle.UnpicklingError)
 
@@ -52,7 +50,7 @@ def cached_njit(**options: Any) -> Callable[[Callable], Any]:
 def _open_cache(function: Callable) -> _Cache | None:
     with suppress(RuntimeError):  # numba found no folder that can be written
         return _Cache(function)
-    folder = temporary_cache()
+    folder = machine.private_folder("numba")
     if folder is None:
         return None
     config: Any = numba.config
@@ -69,16 +67,3 @@ def cache_place() -> str | None:
     """The folder in which compiled code is kept; None if there is none."""
     cache = _open_cache(cache_place)
     return None if cache is None else cache.cache_path
-
-
-def temporary_cache() -> Path | None:
-    """A folder for compiled code below the temporary one, None if there is none that only this user can write into."""
-    try:
-        user = os.getuid() if hasattr(os, "getuid") else None  # elsewhere each user has a temporary folder of his own
-        folder = Path(tempfile.gettempdir()) / ("talkhead-numba" if user is None else f"talkhead-numba-{user}")
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-    except OSError:
-        return None
-    mine = user is None or found.st_uid == user and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return folder if mine and stat.S_ISDIR(found.st_mode) else None

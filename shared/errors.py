@@ -7,3 +7,7 @@ class TalkheadError(Exception):
 
 class TalkheadWarning(UserWarning):
     """One sentence for the user about something that may be wrong. The CLI prints it and goes on."""
+
+
+class MachineError(TalkheadError):
+    """As its parent, but what the user gave is fine and the machine refuses: work done so far is kept to go on with."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.errors import TalkheadError
+from shared.errors import MachineError, TalkheadError
 
 NAME_BYTES = 143  # of a temporary name: eCryptfs takes no longer ones, other file systems 255
 OS_ERROR = re.compile(r"\[Errno (\d+)\]|\(os error (\d+)\)")  # in the texts of shutil.copytree and of safetensors
@@ -25,11 +25,11 @@ LARGEST_JSON = 64 << 20  # bytes
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those it lies in, unless it is there. Raises TalkheadError."""
+    """Make a folder and those it lies in, unless it is there. Raises MachineError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TalkheadError(f"cannot create the folder {path}: {error.strerror}") from error
+        raise MachineError(f"cannot create the folder {path}: {error.strerror}") from error
 
 
 def refuse_special(path: Path) -> None:
@@ -44,7 +44,7 @@ def refuse_special(path: Path) -> None:
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside `path` (same suffix); move it there on success, remove it on any error.
 
-    Raises TalkheadError where the system refuses to write. The temporary name stands in no sentence, since what has it is
+    Raises MachineError where the system refuses to write. The temporary name stands in no sentence, since what has it is
     gone when the user reads it.
     """
     path = Path(path)
@@ -61,12 +61,12 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     except TalkheadError as error:
         if str(partial) not in str(error):
             raise
-        raise TalkheadError(str(error).replace(str(partial), str(path))) from error
+        raise type(error)(str(error).replace(str(partial), str(path))) from error
     except Exception as error:
         refused = _refusal(error, partial)
         if refused is None:
             raise
-        raise TalkheadError(f"cannot write {path}: {os.strerror(refused)}") from error
+        raise MachineError(f"cannot write {path}: {os.strerror(refused)}") from error
     finally:
         _unfinished.discard(partial)
         remove(partial)

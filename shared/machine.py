@@ -2,6 +2,8 @@
 
 import math
 import os
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +46,32 @@ def limit_threads() -> None:
     if quota is not None:
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
             os.environ.setdefault(name, str(threads()))
+
+
+def private_folder(name: str) -> Path | None:
+    """A folder below the temporary one that only this user can write into, as what is loaded from it runs; None if there is
+    none."""
+    user = os.getuid() if hasattr(os, "getuid") else None  # elsewhere each user has a temporary folder of his own
+    try:
+        folder = Path(tempfile.gettempdir()) / (f"talkhead-{name}" if user is None else f"talkhead-{name}-{user}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    mine = user is None or found.st_uid == user and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if mine and stat.S_ISDIR(found.st_mode) else None
+
+
+def do_without_home() -> None:
+    """Where the home folder cannot be written, let libraries that keep files there use the temporary folder.
+
+    They are matplotlib, which mediapipe loads, and torch when it compiles gsplat. What the user has set stays.
+    """
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        for variable, name in (("MPLCONFIGDIR", "matplotlib"), ("TORCH_EXTENSIONS_DIR", "torch")):
+            folder = private_folder(name)
+            if folder is not None:
+                os.environ.setdefault(variable, str(folder))
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from shared.checkpoint import load_checkpoint
-from shared.errors import TalkheadError
+from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder
 
 
@@ -64,7 +64,7 @@ def progress(total: int, desc: str, initial: int = 0, quiet: bool = False, unit:
 
 
 class Scalars:
-    """TensorBoard curves and pictures under `folder`. Raises TalkheadError where they cannot be written.
+    """TensorBoard curves and pictures under `folder`. Raises MachineError where they cannot be written.
 
     torch's SummaryWriter writes from a thread of its own, which prints a traceback when the disk is full.
     """
@@ -106,7 +106,7 @@ class Scalars:
         try:
             yield
         except OSError as error:
-            raise TalkheadError(f"cannot write {self._path}: {error.strerror}") from error
+            raise MachineError(f"cannot write {self._path}: {error.strerror}") from error
 
 
 def follow(averaged: dict[str, Tensor], weights: dict[str, Tensor], step: int, slowness: float) -> None:

@@ -93,6 +93,44 @@ ELSEWHERE |= {what: ("tests/chain/test_synthesized_sound.py", test) for what, te
     "inspect of an avatar that was evaluated by an earlier version": "test_an_avatar_holds_no_pictures_of_evaluations"}.items()}
 ELSEWHERE["saturated colours"] = ("tests/shared/test_video_colours.py",
                                   "test_saturated_colours_come_back_and_the_stream_says_which_they_are")
+ANY_MACHINE, WORKERS = "tests/test_any_machine.py", "tests/process_data/test_workers.py"
+ELSEWHERE |= {
+    'a package folder and a home folder that cannot be written': (ANY_MACHINE,
+        "test_compiled_code_where_neither_the_package_nor_home_can_be_written"),
+    'a damaged or unwritable cache of compiled code': (ANY_MACHINE,
+        "test_a_cache_that_is_damaged_or_cannot_be_written_is_left_alone"),
+    'a container with fewer processors or less memory than its host': (ANY_MACHINE,
+        "test_limits_of_control_groups_of_either_version"),
+    'a process bound to some processors (taskset, slurm)': (ANY_MACHINE,
+        "test_a_bound_process_counts_its_own_processors"),
+    'a full disk, a quota or a limit on file size, at any write': (ANY_MACHINE,
+        "test_a_full_disk_is_one_sentence_with_the_final_name"),
+    'a full disk or too little memory within `talkhead process`': (WORKERS,
+        "test_a_machine_that_refuses_does_not_cost_the_work_done_so_far"),
+    'an output folder that may not be written': (ANY_MACHINE, "test_what_may_not_be_read_or_written_is_one_sentence"),
+    'an input that may not be read': (ANY_MACHINE, "test_what_may_not_be_read_or_written_is_one_sentence"),
+    'stdout on a full disk': (ANY_MACHINE, "test_output_that_cannot_be_written_or_that_nobody_reads"),
+    'stdout that nobody reads (`… \\| head`), closed streams': (ANY_MACHINE,
+        "test_output_that_cannot_be_written_or_that_nobody_reads"),
+    'names of up to 255 bytes, with colons, quotes, blanks, line ends, a leading dash, or not in UTF-8': (ANY_MACHINE,
+        "test_any_name_that_the_system_takes"),
+    'a longer name': (ANY_MACHINE, "test_names_that_are_too_long_are_one_sentence"),
+    '`.`, `..` or a folder within it as CLIP': (ANY_MACHINE, "test_the_avatar_lies_beside_a_clip_that_is_named_by_dots"),
+    '`/` as CLIP': (ANY_MACHINE, "test_the_avatar_lies_beside_a_clip_that_is_named_by_dots"),
+    'an output encoding without the characters (cp1252, ASCII, the C locale)': (ANY_MACHINE,
+        "test_output_in_an_encoding_that_lacks_the_characters"),
+    '--device mps, xpu, meta or nonsense': (ANY_MACHINE, "test_devices_that_are_not_there"),
+    '--device cuda:9': (ANY_MACHINE, "test_devices_that_are_not_there"),
+    'another package called shared, chain, cli, … on the path or in the folder': (ANY_MACHINE,
+        "test_a_foreign_package_on_the_path_is_named"),
+    "another package that wrote over one of talkhead's": (ANY_MACHINE,
+        "test_files_that_another_package_wrote_over_ours"),
+    'a library or a part of talkhead that is missing': (ANY_MACHINE, "test_what_the_machine_lacks_is_one_sentence"),
+    'Ctrl-C, SIGTERM, SIGHUP': (ANY_MACHINE, "test_a_stopped_command_cleans_up_and_says_what_can_be_continued"),
+    'a killed parent of worker processes': (WORKERS, "test_workers_end_with_their_parent_whatever_ends_it"),
+    'no shared memory (/dev/shm)': (WORKERS, "test_without_shared_memory_it_is_one_sentence"),
+    'no more processes for this user': (WORKERS, "test_where_no_process_can_be_started_it_is_one_sentence"),
+}
 REFUSED = {}  # row -> function (folder) -> arguments of the command, the paths that VIDEO and CLIP stand for
 PROVEN = set()
 TAKES = {"one frame": 1, "two seconds": 50}
