@@ -42,10 +42,14 @@ class MediaPipeDetector:
         self._environment = {name: os.environ.get(name) for name in NO_REPORTS}
 
     def points(self, frame: np.ndarray) -> np.ndarray | None:
-        """(478,3) float32 pixels, or None where no face is found."""
+        """(478,3) float32 pixels of the largest face, or None where no face is found."""
+        return largest(self.everyone(frame))
+
+    def everyone(self, frame: np.ndarray) -> np.ndarray:
+        """(n,478,3) float32 pixels of up to four faces, in no order."""
         found = self._run("mesh", frame, self._time).face_landmarks
         self._time += FRAME_MS
-        return mesh_pixels(found[0], frame) if found else None
+        return np.array([mesh_pixels(face, frame) for face in found], np.float32).reshape(-1, self.scheme.count, 3)
 
     def person(self, frame: np.ndarray) -> np.ndarray:
         """(256,256) uint8 matte; the model works at that size, whatever it is given."""
@@ -141,6 +145,13 @@ def largest_first(boxes: np.ndarray) -> np.ndarray:
     """Boxes (n,4) in descending order of area."""
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     return boxes[np.argsort(-area, kind="stable")]
+
+
+def largest(faces: np.ndarray) -> np.ndarray | None:
+    """Points (n,P,3) of n faces -> (P,3) of the one that covers the largest box, None of none."""
+    if len(faces) == 0:
+        return None
+    return faces[int(np.ptp(faces[:, :, :2], axis=1).prod(axis=1).argmax())]
 
 
 def squared(frame: np.ndarray, most: int) -> tuple[np.ndarray, float, int, int]:
