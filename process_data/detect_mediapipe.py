@@ -1,6 +1,7 @@
 """MediaPipe's tasks with the model files that ship in process_data/data: 478 mesh points, matte, faces, hands."""
 
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ MODELS = {"mesh": LANDMARKER, "faces": FACE_DETECTOR, "person": SEGMENTER, "hand
 CONFIDENCE = 0.4
 MAX_FACES = 4  # followed at a time; of one alone mediapipe smooths the points, which then come half a frame late
 FRAME_MS = 40
+PROCESSORS = Path("/sys/devices/system/cpu/possible")
 FACES_SIZE = 960  # pixels: a larger picture is shrunk before faces are looked for, at 192 pixels
 # mediapipe reports its use to its maker when a task closes; through this proxy, which does not exist, nothing is sent
 NO_REPORTS = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
@@ -169,6 +171,8 @@ def squared(frame: np.ndarray, most: int) -> tuple[np.ndarray, float, int, int]:
 
 
 def _import_mediapipe() -> None:
+    if sys.platform == "linux" and not PROCESSORS.exists():  # it would end the process
+        raise TalkheadError(f"mediapipe needs {PROCESSORS}, which is not there; mount /sys")
     try:
         with quiet_native_logs():
             _image(np.zeros((1, 1, 3), np.uint8))  # loads the native library, too
