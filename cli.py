@@ -1,5 +1,6 @@
 """The `talkhead` command: parses, calls, prints. Heavy imports stay inside the command bodies."""
 
+import dataclasses
 import errno
 import itertools
 import os
@@ -247,6 +248,8 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
               help="What finds the face; fan needs `pip install 'talkhead[fan]'` and its weights.")
 @click.option("--landmarker", type=PATH, help="Another face_landmarker.task than the one that ships.")
 @click.option("--models", type=PATH, help="Folder with model files that replace those that ship, or with fan's.")
+@click.option("--person", default="", metavar="left|right|N", help="Whom to keep to where several people are in the picture; "
+              "1 is the first from the left.  [default: the one whose face is largest over the whole video]")
 @click.option("--fix-sync", is_flag=True, help="Shift the sound so that it goes with the lips.")
 @click.option("--workers", type=click.IntRange(1, 1024),
               help="Processes that work.  [default: as many as processors and memory allow]")
@@ -254,7 +257,7 @@ def parse_ranges(values: tuple[str, ...]) -> dict[str, list[tuple[int, int]]] | 
 @overwrite_option
 @config_options
 def process(video: Path, clip: Path, splits: tuple[str, ...], detector: str, landmarker: Path | None, models: Path | None,
-            fix_sync: bool, workers: int | None, resume: bool, overwrite: bool, config_file: Path | None,
+            person: str, fix_sync: bool, workers: int | None, resume: bool, overwrite: bool, config_file: Path | None,
             overrides: tuple[str, ...]) -> None:
     """VIDEO -> CLIP folder: tracked landmarks, poses, labels, background, sound, report.
 
@@ -272,6 +275,8 @@ def process(video: Path, clip: Path, splits: tuple[str, ...], detector: str, lan
     if fix_sync:
         overrides = (*overrides, "fix_sync=true")
     config = load_config(ProcessConfig, config_file, overrides)
+    if person:
+        config = dataclasses.replace(config, person=person)
     made = run(video, clip, config=config, detector=DetectorChoice(detector, landmarker, models), resume=resume,
                splits=parse_ranges(splits), workers=workers, overwrite=overwrite)
     info = made.info

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from process_data.people import check_person
 from shared.config import Settings, setting
 from shared.errors import TalkheadError
 
@@ -22,8 +23,10 @@ class ProcessConfig(Settings):
     max_turn_degrees: float = setting(35.0, "frames with the head turned further are skipped", 0, 180)
     max_lost_share: float = setting(0.5, "refuse a clip in which the face is lost for more than this", 0, 0.99)
     min_good_seconds: float = setting(3.0, "refuse a clip with less that can be trained on", 0, 3600)
+    person: str = setting("", "whom to keep to of several people: left, right or a number from the left; else the largest face")
     fix_sync: bool = setting(False, "shift the sound so that it goes with the lips")
 
     def check(self) -> None:
+        check_person(self.person)
         if self.min_size > self.max_size:
             raise TalkheadError(f"min_size should be at most max_size, which is {self.max_size}, found {self.min_size}")

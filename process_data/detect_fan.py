@@ -11,7 +11,7 @@ from pickle import UnpicklingError
 
 import numpy as np
 
-from process_data.detect_mediapipe import MediaPipeDetector
+from process_data.detect_mediapipe import MAX_FACES, MediaPipeDetector
 from process_data.detector import Detector, Scheme
 from shared.errors import TalkheadError
 
@@ -41,11 +41,18 @@ class FanDetector:
 
     def points(self, frame: np.ndarray) -> np.ndarray | None:
         """(68,3) float32 pixels of the largest face, or None where no face is found; no frame depends on another."""
-        boxes = self.faces(frame)
+        faces = self._points(frame, self.faces(frame)[:1])
+        return faces[0] if len(faces) else None
+
+    def everyone(self, frame: np.ndarray) -> np.ndarray:
+        """(n,68,3) float32 pixels of up to four faces, the largest first."""
+        return self._points(frame, self.faces(frame)[:MAX_FACES])
+
+    def _points(self, frame: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         if len(boxes) == 0:
-            return None
-        found = self._network.get_landmarks_from_image(frame, detected_faces=[framing(boxes[0])])
-        return np.asarray(found[0], np.float32) * np.array([1, 1, -1], np.float32)  # FAN's z grows towards the camera
+            return np.zeros((0, 68, 3), np.float32)
+        found = self._network.get_landmarks_from_image(frame, detected_faces=[framing(box) for box in boxes])
+        return np.asarray(found, np.float32) * np.array([1, 1, -1], np.float32)  # FAN's z grows towards the camera
 
     def person(self, frame: np.ndarray) -> np.ndarray:
         """(256,256) uint8 matte, MediaPipe's."""

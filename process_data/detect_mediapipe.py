@@ -1,6 +1,7 @@
 """MediaPipe's tasks with the model files that ship in process_data/data: 478 mesh points, matte, faces, hands."""
 
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ MODELS = {"mesh": LANDMARKER, "faces": FACE_DETECTOR, "person": SEGMENTER, "hand
 CONFIDENCE = 0.4
 MAX_FACES = 4  # followed at a time; of one alone mediapipe smooths the points, which then come half a frame late
 FRAME_MS = 40
+PROCESSORS = Path("/sys/devices/system/cpu/possible")
 FACES_SIZE = 960  # pixels: a larger picture is shrunk before faces are looked for, at 192 pixels
 # mediapipe reports its use to its maker when a task closes; through this proxy, which does not exist, nothing is sent
 NO_REPORTS = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
@@ -42,10 +44,14 @@ class MediaPipeDetector:
         self._environment = {name: os.environ.get(name) for name in NO_REPORTS}
 
     def points(self, frame: np.ndarray) -> np.ndarray | None:
-        """(478,3) float32 pixels, or None where no face is found."""
+        """(478,3) float32 pixels of the largest face, or None where no face is found."""
+        return largest(self.everyone(frame))
+
+    def everyone(self, frame: np.ndarray) -> np.ndarray:
+        """(n,478,3) float32 pixels of up to four faces, in no order."""
         found = self._run("mesh", frame, self._time).face_landmarks
         self._time += FRAME_MS
-        return mesh_pixels(found[0], frame) if found else None
+        return np.array([mesh_pixels(face, frame) for face in found], np.float32).reshape(-1, self.scheme.count, 3)
 
     def person(self, frame: np.ndarray) -> np.ndarray:
         """(256,256) uint8 matte; the model works at that size, whatever it is given."""
@@ -143,6 +149,13 @@ def largest_first(boxes: np.ndarray) -> np.ndarray:
     return boxes[np.argsort(-area, kind="stable")]
 
 
+def largest(faces: np.ndarray) -> np.ndarray | None:
+    """Points (n,P,3) of n faces -> (P,3) of the one that covers the largest box, None of none."""
+    if len(faces) == 0:
+        return None
+    return faces[int(np.ptp(faces[:, :, :2], axis=1).prod(axis=1).argmax())]
+
+
 def squared(frame: np.ndarray, most: int) -> tuple[np.ndarray, float, int, int]:
     """Picture (H,W,3) -> the same, at most `most` pixels long, with black beside it so that it is square; its scale, and the
     left and the upper margin in pixels."""
@@ -158,6 +171,8 @@ def squared(frame: np.ndarray, most: int) -> tuple[np.ndarray, float, int, int]:
 
 
 def _import_mediapipe() -> None:
+    if sys.platform == "linux" and not PROCESSORS.exists():  # it would end the process
+        raise TalkheadError(f"mediapipe needs {PROCESSORS}, which is not there; mount /sys")
     try:
         with quiet_native_logs():
             _image(np.zeros((1, 1, 3), np.uint8))  # loads the native library, too

@@ -32,7 +32,11 @@ class Detector(Protocol):
     scheme: Scheme
 
     def points(self, frame: np.ndarray) -> np.ndarray | None:
-        """(count,3) float32 pixels: x right, y down, z away from the camera in the same scale; None where no face is."""
+        """(count,3) float32 pixels: x right, y down, z away from the camera in the same scale; of the largest face, None where
+        no face is."""
+
+    def everyone(self, frame: np.ndarray) -> np.ndarray:
+        """(n,count,3) float32: the points of every face, in no order; of one frame either this is asked for or `points`."""
 
     def person(self, frame: np.ndarray) -> np.ndarray:
         """(256,256) uint8 share of the person in each pixel of the shrunken frame."""

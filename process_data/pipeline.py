@@ -141,9 +141,9 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
              splits: Split | None, pool: Workers, quiet: bool) -> None:
     clip = Clip(work / BUILT)
     make_folder(clip.root)
-    size, count, crop = _write_video(source, clip, info, config, detector, work, quiet)
+    size, count, crop, near = _write_video(source, clip, info, config, detector, work, quiet)
     check_splits(splits, count)
-    seen = observe.observe(clip.video, count, work, detector, pool, quiet)
+    seen = observe.observe(clip.video, count, work, detector, pool, quiet, person=config.person, near=near)
     lost = np.isnan(seen.points[:, 0, 0])
     if lost.mean() > config.max_lost_share:
         found = "no face is found in any" if lost.all() else f"the face is lost in {lost.sum()}"
@@ -161,7 +161,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
                              pool, quiet)
     pixels = project(tracked.landmarks, tracked.poses, intrinsics)
     inside = face_is_inside(pixels, size, size)
-    bad = quality.find_bad(lost, inside, tracked.poses, pixels, seen.faces, seen.hands, config)
+    bad = quality.find_bad(lost, inside, tracked.poses, pixels, seen.faces, seen.hands, config, seen.others)
     good = int(good_frames(bad, count).sum())
     if good < config.min_good_seconds * FPS:
         raise TalkheadError(f"{source}: only {good / FPS:.1f} s of {count / FPS:.1f} s can be used, at least "
@@ -212,17 +212,29 @@ def check_splits(splits: Split | None, count: int) -> None:
 
 
 def _write_video(source: Path, clip: Clip, info, config: ProcessConfig, detector: DetectorChoice, work: Path,
-                 quiet: bool) -> tuple[int, int, tuple[int, int, int]]:
-    """video.mp4 unless it is there; returns its size, its frames and the crop."""
+                 quiet: bool) -> tuple[int, int, tuple[int, int, int], tuple[float, float] | None]:
+    """video.mp4 unless it is there; returns its size, its frames, the crop and, where that is a part of the picture, where in
+    the video the face of the chosen person mostly is."""
     done = work / "video.json"
     if not done.is_file():
         with closing(open_detector(detector.name, landmarker=detector.landmarker, models=detector.models)) as looker:
-            crop = video.choose_crop(source, info, config, looker)
+            boxes: list[np.ndarray] = []
+            crop = video.choose_crop(source, info, config, looker, boxes)
+        whole = info.width == info.height and crop[2] >= info.width - 1
         size, count = video.write_video(source, clip.video, info, crop, config, quiet)
-        write_json(done, {"size": size, "frames": count, "crop": crop})
+        write_json(done, {"size": size, "frames": count, "crop": crop, "near": None if whole else _place(boxes, crop, size)})
     values = read_json(done)
     x, y, side = values["crop"]
-    return values["size"], values["frames"], (x, y, side)
+    return values["size"], values["frames"], (x, y, side), values["near"]
+
+
+def _place(boxes: list[np.ndarray], crop: tuple[int, int, int], size: int) -> tuple[float, float] | None:
+    """Where in the video of `size` pixels, cropped to x, y, side, the face of these boxes (4,) of the source mostly is."""
+    if not boxes:
+        return None
+    left, top, right, bottom = np.median(np.array(boxes), axis=0)
+    x, y, side = crop
+    return float((left + right) / 2 - x) * size / side, float((top + bottom) / 2 - y) * size / side
 
 
 def bridge(points: np.ndarray, lost: np.ndarray, spans: list[tuple[int, int]]) -> None:

@@ -54,11 +54,13 @@ def hands_at_mouth(hands: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def find_bad(lost: np.ndarray, inside: np.ndarray, poses: np.ndarray, pixels: np.ndarray, faces: np.ndarray,
-             hands: np.ndarray, config: ProcessConfig) -> list[Bad]:
-    """Bad stretches: lost (T,) and inside (T,) bool, poses (T,4,4), landmarks (T,68,2) pixels, rows of faces and hands."""
+             hands: np.ndarray, config: ProcessConfig, others: np.ndarray) -> list[Bad]:
+    """Bad stretches: lost (T,) and inside (T,) bool, poses (T,4,4), landmarks (T,68,2) pixels, rows of faces and hands;
+    others (T,) bool: somebody else is seen."""
     count = len(lost)
     turned = np.abs(euler_degrees(poses[:, :3, :3])[:, 0]) > config.max_turn_degrees
-    found = stretches(lost, "no face") + stretches(~inside & ~lost, "the face leaves the picture")
+    found = stretches(lost & ~others, "no face") + stretches(lost & others, "another person")
+    found += stretches(~inside & ~lost, "the face leaves the picture")
     found += stretches(turned & ~lost, "the head turns too far")
     found += stretches(around(hands_at_mouth(hands, pixels), HANDS_EVERY, count) & ~lost, "a hand at the mouth")
     second = second_faces(faces, pixels)
@@ -78,6 +80,7 @@ def warnings(cuts: list[int], bad: list[Bad], lag: float | None, corrected: bool
         shown = ", ".join(map(str, cuts[:8])) + (" and more" if len(cuts) > 8 else "")
         found.append(f"{len(cuts)} cut(s), at frames {shown}; one uncut take is better")
     for reason, advice in (("no face", "look into the camera all the time"),
+                           ("another person", "be alone in the picture, or name yourself with --person"),
                            ("the face leaves the picture", "step back a little, or hold the camera still"),
                            ("the head turns too far", "face the camera"),
                            ("a hand at the mouth", "keep your hands below your chin"),

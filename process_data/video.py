@@ -7,6 +7,7 @@ import av
 import cv2
 import numpy as np
 
+from process_data import people
 from process_data.config import ProcessConfig
 from process_data.detector import Detector
 from shared.audio_io import load_audio
@@ -30,15 +31,16 @@ def sample_frames(video: Path, info: VideoInfo, count: int) -> Iterator[np.ndarr
         yield from read_video(video, start=k, stop=k + 1)
 
 
-def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: Detector) -> tuple[int, int, int]:
-    """Square x, y, size in source pixels around the median face, shoulders included, inside the picture.
+def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: Detector,
+                boxes: list[np.ndarray] | None = None) -> tuple[int, int, int]:
+    """Square x, y, size in source pixels around the median face of the chosen person, shoulders included, inside the picture.
 
-    Raises TalkheadError if no face is found.
+    The face's boxes (4,) in the frames looked at are appended to `boxes`. Raises TalkheadError if no face is found.
     """
+    boxes = [] if boxes is None else boxes
     if info.width == info.height:
         return 0, 0, info.width - info.width % 2
-    found = [detector.faces(frame) for frame in sample_frames(video, info, LOOKS)]
-    boxes = [faces[0] for faces in found if len(faces)]
+    boxes += people.boxes_of([detector.faces(frame) for frame in sample_frames(video, info, LOOKS)], config.person)
     if not boxes:
         raise TalkheadError(f"{video}: no face found in any frame; the face should fill a tenth of the picture or more")
     left, top, right, bottom = np.median(np.array(boxes), axis=0)

@@ -131,6 +131,12 @@ ELSEWHERE |= {
     'no shared memory (/dev/shm)': (WORKERS, "test_without_shared_memory_it_is_one_sentence"),
     'no more processes for this user': (WORKERS, "test_where_no_process_can_be_started_it_is_one_sentence"),
 }
+ELSEWHERE |= {row: ("tests/process_data/test_people.py", test) for row, test in {
+    "two people in the picture": "test_two_people_side_by_side",
+    "two people who swap sides at a cut": "test_a_swap_of_sides_is_followed",
+    "somebody else is seen where the person is not": "test_another_person_is_a_bad_stretch_and_told",
+    "--person middle": "test_a_wrong_person_is_refused",
+    "--person 3 of two people": "test_two_people_side_by_side"}.items()}
 REFUSED = {}  # row -> function (folder) -> arguments of the command, the paths that VIDEO and CLIP stand for
 PROVEN = set()
 TAKES = {"one frame": 1, "two seconds": 50}
@@ -628,7 +634,8 @@ def test_incidents_are_bad_stretches():
     poses = np.repeat(np.diag([1.0, -1, -1, 1])[None], 200, 0)
     faces = np.array([[k, 120, 110, 180, 190] for k in range(0, 200, 10)] + [[50, 10, 110, 70, 190]], float)
     hands = np.array([[100, 140, 140, 160, 160], [150, 0, 0, 20, 20]], float)
-    bad = quality.find_bad(np.zeros(200, bool), np.ones(200, bool), poses, pixels, faces, hands, ProcessConfig())
+    none = np.zeros(200, bool)
+    bad = quality.find_bad(none, ~none, poses, pixels, faces, hands, ProcessConfig(), none)
     assert [(b.start, b.stop, b.reason) for b in bad] == [(41, 60, "a second face"), (96, 105, "a hand at the mouth")]
     told = "\n".join(quality.warnings([], bad, None, False, np.ones(10) * 0.1, pixels, faces, 300))
     says("a second face for a while", told)

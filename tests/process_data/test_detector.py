@@ -172,6 +172,12 @@ def test_mediapipe_that_does_not_load_is_told(monkeypatch):
     assert sentence().startswith("mediapipe cannot be imported (") and sentence().endswith("tells what is missing")
 
 
+def test_a_container_without_sys_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("process_data.detect_mediapipe.PROCESSORS", tmp_path / "possible")
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert sentence() == f"mediapipe needs {tmp_path / 'possible'}, which is not there; mount /sys"
+
+
 @pytest.mark.realdata
 @pytest.mark.parametrize("name", ["anchor71s", "portrait20s_hevc", "portrait10s_hevc"])
 def test_one_face_in_real_pictures(realdata_dir, name):
