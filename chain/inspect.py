@@ -97,7 +97,7 @@ def _clip(clip: Clip) -> Iterator[str]:
         parts |= {shot.background: partial(plate, shot.background) for shot in info.shots}
     for name in clip.changed():
         yield f"  {name} is no longer as `process` wrote it"
-    for state in sorted(clip.training.glob("*/state.safetensors")):
+    for state in sorted(clip.training.glob("*/unfinished")):
         yield f"  {state.parent.name}: an unfinished training; its command finishes it"
     if (clip.root / WORK).is_dir():
         yield "  an unfinished run of `talkhead process … --overwrite`; its command finishes it"
