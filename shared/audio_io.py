@@ -24,7 +24,7 @@ def audio_stream(container: av.container.InputContainer, path: Path) -> av.Audio
     if not tracks:
         raise TalkheadError(f"{path} has no audio track; a talking head needs sound")
     if tracks[0].codec_context is None:
-        raise TalkheadError(f"{path}: there is no decoder for the audio track ({track_name(tracks[0])}); convert the file")
+        raise TalkheadError(f"{path}: the audio track ({track_name(tracks[0])}) cannot be decoded; convert the file")
     return tracks[0]
 
 

@@ -115,7 +115,7 @@ class ToneMapper:
         try:
             with tempfile.TemporaryDirectory(prefix="talkhead-") as folder:
                 cube = Path(folder) / "table.cube"
-                cube.write_text(f"LUT_3D_SIZE {GRID}\n" + "\n".join("%.6f %.6f %.6f" % tuple(row) for row in table.tolist()) + "\n")
+                np.savetxt(cube, table, "%.6f", header=f"LUT_3D_SIZE {GRID}", comments="")
                 source = graph.add_buffer(width=frame.width, height=frame.height, format=VideoFormat("rgb48le"),
                                           time_base=Fraction(1, 1000))
                 graph.link_nodes(source, graph.add("lut3d", file=str(cube), interp="tetrahedral"),

@@ -85,7 +85,7 @@ def video_stream(container: av.container.InputContainer, path: Path) -> av.Video
     if it cannot be decoded."""
     track = video_tracks(container, path)[0]
     if track.codec_context is None:
-        raise TalkheadError(f"{path}: there is no decoder for the video track ({track_name(track)}); convert the file")
+        raise TalkheadError(f"{path}: the video track ({track_name(track)}) cannot be decoded; convert the file")
     return track
 
 
@@ -100,7 +100,8 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
 
     The display matrix of the file is taken whole; one with other angles or scales counts as the nearest of these eight.
     """
-    found = [side for side in frame.side_data if side.type == SideDataType.DISPLAYMATRIX]
+    sides: Any = frame.side_data
+    found = [side for side in sides if side.type == SideDataType.DISPLAYMATRIX]
     if not found:
         return False, 0
     a, b, _, c, d = struct.unpack("=5i", bytes(found[0])[:20])
@@ -241,7 +242,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
             return held_rgb
 
         try:
-            for frame in deinterlaced(decode(container, stream), stream.time_base):
+            for frame in deinterlaced(decode(container, stream), stream.time_base or Fraction(1, av.time_base)):
                 time = end if frame.time is None else float(frame.time) - zero
                 check_gap(path, time - (start / fps if held is None else held_time))
                 # the frame nearest to k/fps: show the held one for every tick that is closer to it than to this one
@@ -251,7 +252,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
                     yield picture()
                     k += 1
                 held, held_time, held_rgb = frame, time, None
-                duration = float(frame.duration * frame.time_base) if frame.duration else 1 / fps
+                duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / fps
                 end = time + duration
         except (av.error.FFmpegError, ValueError) as error:
             raise TalkheadError(f"{path}: the video track ({track_name(stream)}) cannot be decoded; convert the file") from error
@@ -263,7 +264,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
 
 
 def _seek(container, stream, time: float) -> None:
-    """Go to the last key frame at or before `time` seconds of the file's own clock; formats that cannot seek are read from their beginning."""
+    """Go to the last key frame at or before `time` seconds of the file's own clock; where a format cannot seek, stay."""
     # a frame's own time may lie half a frame after the tick that shows it
     target = int((time - SEEK_MARGIN) / stream.time_base)
     try:
