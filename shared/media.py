@@ -182,7 +182,7 @@ def _lone_picture(path: Path, changed: int, index: int) -> bool:
                 first = time if first is None else first
                 if time is not None and first is not None and time - first > LONE_SECONDS:
                     break
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, IndexError):  # damaged, or a track that only appears further on
             pass  # what was read up to here tells
         return True
 
@@ -196,8 +196,11 @@ def decodes(path: Path, track: Stream) -> bool:
 def _shows_a_frame(path: Path, changed: int, index: int) -> bool:
     with open_media(path, "media file") as container:
         tried = 0
+        track = next((stream for stream in container.streams if stream.index == index), None)
+        if track is None:  # some formats find tracks only while they are read
+            return False
         try:
-            for packet in container.demux(container.streams[index]):
+            for packet in container.demux(track):
                 tried += 1
                 try:
                     if packet.decode():
