@@ -29,7 +29,8 @@ SECONDS = 60.0  # a file may take
 MEMORY = 2 << 30  # bytes that a child may hold
 LENGTH = 1.2  # seconds of each film and sound
 SIZE = 48  # pixels
-FILMS = {"a.mp4": ("libx264", "aac"), "b.mov": ("mpeg4", "pcm_s16le"), "c.mkv": ("libx264", "aac"), "d.webm": ("libvpx", "libopus"),
+FILMS = {"a.mp4": ("libx264", "aac"), "b.mov": ("mpeg4", "pcm_s16le"), "c.mkv": ("libx264", "aac"),
+         "d.webm": ("libvpx", "libopus"),
          "e.ts": ("libx264", "aac"), "f.avi": ("mpeg4", "mp3"), "g.mpg": ("mpeg2video", "mp2"), "h.flv": ("libx264", "aac"),
          "fragmented.mp4": ("libx264", "aac")}
 SOUNDS = {"j.wav": "pcm_s16le", "k.mp3": "mp3", "l.m4a": "aac", "m.flac": "flac", "n.ogg": "libopus", "o.ogg": "libvorbis"}

@@ -9,6 +9,7 @@ from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
