@@ -50,10 +50,11 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
         zero = time_zero(container, path)
         resampler, form = _mono(), None
         clock: float | None = None  # seconds of sound up to now
+        quiet = 0.0  # of these without sound
         try:
             for frame in decode(container, stream):
                 gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
-                check_gap(path, gap)
+                check_gap(path, quiet + gap)
                 if clock is None and gap < 0:
                     frame = _behind(frame, round(-gap * frame.sample_rate))
                     if frame is None:
@@ -63,6 +64,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
                     yield from _resample(resampler, None)
                     resampler = _mono()
                 if silence:
+                    quiet += gap
                     yield np.zeros(int(round(gap * SAMPLE_RATE)), np.float32)
                 form = _form(frame)
                 clock = (clock or 0.0) + (gap if silence else 0.0) + frame.samples / frame.sample_rate
@@ -102,7 +104,7 @@ def _weights(path: Path, changed: int) -> dict[str, np.ndarray]:
         try:
             for frame in decode(container, audio_stream(container, path)):
                 heard.setdefault(frame.layout.name, Loudness(frame.layout)).add(frame)
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, ValueError):
             pass  # what was read up to here decides
     chosen = {name: loudness.weights() for name, loudness in heard.items()}
     return {name: weights for name, weights in chosen.items() if weights is not None}

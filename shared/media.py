@@ -96,16 +96,18 @@ def check_gap(path: Path, gap: float) -> None:
 def decode(container: av.container.InputContainer, stream: Stream) -> Iterator[Any]:
     """Yield the frames of a stream without those that are too damaged to decode.
 
-    Raises the decoder's FFmpegError only if there is no other frame.
+    Raises the decoder's FFmpegError, or a ValueError, only if there is no other frame.
     """
     packets = container.demux(stream)
     found = False
-    failed: av.error.FFmpegError | None = None
+    failed: av.error.FFmpegError | ValueError | None = None
     while True:
         try:
             packet = next(packets, None)
         except av.error.FFmpegError as error:
             failed, packet = error, None
+        except IndexError:  # PyAV's answer to a track that only appears further on
+            failed, packet = ValueError("a packet of an unknown track"), None
         if packet is None:
             break
         try:
@@ -209,6 +211,6 @@ def _shows_a_frame(path: Path, changed: int, index: int) -> bool:
                     pass
                 if tried > TRIAL_PACKETS:
                     break
-        except av.error.FFmpegError:
+        except (av.error.FFmpegError, IndexError):
             pass
         return False

@@ -37,6 +37,7 @@ from shared.media import (
 from shared.sound_track import SoundTrack, add_sound
 
 SEEK_MARGIN = 0.1  # seconds
+LONGEST_FRAME = 60.0  # seconds; a frame that should be shown for longer has a damaged duration
 BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
 DOLBY_VISION = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # track types whose colours may be Dolby's own
 EXPOSURE_WIDTH = 128  # pixels of the pictures that HDR's brightness is measured in
@@ -254,7 +255,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
                     k += 1
                 held, held_time, held_rgb = frame, time, None
                 duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / fps
-                end = time + duration
+                end = time + (duration if duration < LONGEST_FRAME else 1 / fps)
         except (av.error.FFmpegError, ValueError) as error:
             raise TalkheadError(f"{path}: the video track ({track_name(stream)}) cannot be decoded; convert the file") from error
         if held is None:
