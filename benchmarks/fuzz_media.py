@@ -10,6 +10,7 @@ that is no TalkheadError, a crash of the process, more than 60 s or more than 2 
 
 import argparse
 import multiprocessing
+import os
 import resource
 import shutil
 import sys
@@ -27,6 +28,7 @@ import numpy as np
 
 SECONDS = 60.0  # a file may take
 MEMORY = 2 << 30  # bytes that a child may hold
+FILES = 100  # that a child reads before a new one takes over
 LENGTH = 1.2  # seconds of each film and sound
 SIZE = 48  # pixels
 FILMS = {"a.mp4": ("libx264", "aac"), "b.mov": ("mpeg4", "pcm_s16le"), "c.mkv": ("libx264", "aac"),
@@ -180,9 +182,9 @@ def _place() -> str:
 
 
 def _child(pipe: Connection) -> None:
-    av.logging.set_level(av.logging.PANIC)
-    # the libraries' own mappings count too
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY + _mapped(), resource.RLIM_INFINITY))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg's own complaints; PyAV's way of stopping them can deadlock
+    # the libraries' own mappings and the stacks and arenas of threads take addresses, not memory
+    resource.setrlimit(resource.RLIMIT_AS, (2 * MEMORY + _mapped(), resource.RLIM_INFINITY))
     pipe.send("ready")
     while True:
         found = read_everything(pipe.recv())
@@ -202,9 +204,13 @@ class Reader:
 
     def __init__(self) -> None:
         self._process: multiprocessing.process.BaseProcess | None = None
+        self._read = 0
 
     def read(self, path: Path) -> list[str]:
         """What was found wrong with the reading of one file."""
+        self._read += 1
+        if self._read % FILES == 0:
+            self.close()
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, other = context.Pipe()
@@ -212,8 +218,8 @@ class Reader:
             self._process.start()
             other.close()
             self._pipe.recv()
-        self._pipe.send(path)
         try:
+            self._pipe.send(path)
             if not self._pipe.poll(SECONDS):
                 self.close()
                 return [f"hang: more than {SECONDS:.0f} s"]

@@ -21,8 +21,9 @@ LOOKS = 60  # frames in which the face is looked for while the crop is chosen
 SQUARE_LOOKS = 12  # the same where the whole picture may do
 WHOLE_SQUARE = 0.8  # of a square picture's side: it is kept whole unless the crop is smaller
 UPRIGHT_LOOKS = 3  # of these frames in which the person should stand upright
-TURNED_LOOKS = 6  # frames in which the other three directions are tried
+TURNED_LOOKS = 4  # frames in which the other three directions are tried
 UPRIGHT = 0.12  # eye-mouth distances that landmarks in a frame and in its mirror image differ in; more is no upright face
+SURE = 0.05  # in the same; less in one frame is enough
 SMALL = 480  # pixels of the pictures in which that is tried
 SEEK_FROM = 3000  # frames from which jumping to each look is faster than reading everything
 LEAST_READ = 0.98  # of the seconds that the file promises; less is told
@@ -53,13 +54,14 @@ def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: D
     boxes: list[np.ndarray] = []
     doubts: list[float] = []
     looks = SQUARE_LOOKS if square else LOOKS
+    apart = looks // UPRIGHT_LOOKS
     for k, frame in enumerate(sample_frames(video, info, looks)):
         faces = detector.faces(frame)
         if len(faces):
             boxes.append(faces[0])
-        if k % (looks // UPRIGHT_LOOKS) == looks // UPRIGHT_LOOKS // 2 and len(doubts) < UPRIGHT_LOOKS:
+        if k % apart == apart // 2 and len(doubts) < UPRIGHT_LOOKS and min(doubts, default=1) > SURE:
             doubts.append(upright_error(frame, detector))
-    if doubts and np.median(doubts) > UPRIGHT:
+    if doubts and min(doubts) > SURE and np.median(doubts) > UPRIGHT:
         _refuse_turned(video, info, detector)
     detector.restart()
     if not boxes:

@@ -73,8 +73,8 @@ def _pictures(frames, start):
 def _pieces(track, sound, start):
     form = av.AudioResampler(format=track.format.name, layout=track.layout.name, rate=RATE)
     for at in range(0, sound.shape[1], 960):
-        block = np.ascontiguousarray(np.broadcast_to(sound[:, at : at + 960], (track.layout.nb_channels, len(sound[0, at : at + 960]))))
-        frame = av.AudioFrame.from_ndarray(block.astype(np.float32), format="fltp", layout=track.layout.name)
+        block = np.repeat(sound[:, at : at + 960].astype(np.float32), track.layout.nb_channels, 0)
+        frame = av.AudioFrame.from_ndarray(block, format="fltp", layout=track.layout.name)
         frame.sample_rate, frame.time_base, frame.pts = RATE, Fraction(1, RATE), round(start * RATE) + at
         yield from form.resample(frame)
 
