@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.array_file import missing, npy_header, read_start
-from shared.audio_io import load_audio
+from shared.audio_io import audio_notes, load_audio
 from shared.avatar import PARTS, Avatar, AvatarInfo
 from shared.checkpoint import check_finite, load_checkpoint
 from shared.clip import Clip
@@ -17,6 +17,7 @@ from shared.errors import TalkheadError
 from shared.files import read_json
 from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening, load_array, load_landmarks
 from shared.lock import folder_lock, holder
+from shared.media import is_picture, open_media
 from shared.poses import load_poses
 from shared.publish import WORK
 from shared.video_io import probe, read_png
@@ -265,12 +266,24 @@ def _json(path: Path) -> Iterator[str]:
 
 
 def _media(path: Path) -> Iterator[str]:
+    with open_media(path, "media file") as container:
+        if is_picture(container):
+            tracks = container.streams.video
+            yield f"picture: {tracks[0].width}x{tracks[0].height}" if tracks else "picture"
+            return
     try:
         info = probe(path)
     except TalkheadError:
         samples = load_audio(path)
         yield f"sound: {len(samples) / SAMPLE_RATE:.2f} s, peak {np.abs(samples).max():.2f}"
+        yield from (f"  {note}" for note in audio_notes(path))
         return
     yield f"video: {info.width}x{info.height}, {info.fps:.3f} fps, {info.duration:.2f} s, codec {info.codec}"
     sound = "with sound" if info.has_audio else "no sound"
-    yield f"  first picture at {info.start:.3f} s, rotation {info.rotation}, {sound}"
+    scan = ", interlaced" if info.interlaced else ""
+    yield f"  first picture at {info.start:.3f} s, {_shown(info.mirrored, info.rotation)}{scan}, {sound}"
+    yield from (f"  {note}" for note in [*info.notes, *(audio_notes(path) if info.has_audio else [])])
+
+
+def _shown(mirrored: bool, rotation: int) -> str:
+    return f"mirrored, rotation {rotation}" if mirrored else f"rotation {rotation}"

@@ -19,6 +19,7 @@ from scipy.signal import resample_poly
 from shared.errors import TalkheadError
 from shared.files import atomic_path, write_json
 from shared.landmarks import SAMPLE_RATE
+from shared.media import media_url
 
 DATA = Path(__file__).parent / "data"
 VOICE = "en-us"
@@ -131,7 +132,7 @@ def make_utterance(espeak: Espeak, sentences: list[Sentence]) -> tuple[np.ndarra
 
 def save_flac(path: Path, sound: np.ndarray) -> None:
     """Write (n,) float32 in [−1, 1] as 16-bit 16 kHz mono FLAC, atomically."""
-    with atomic_path(path) as partial, av.open(str(partial), "w") as container:
+    with atomic_path(path) as partial, av.open(media_url(partial), "w") as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono")
         pcm = np.round(sound * 32767).astype(np.int16)
         for start in range(0, len(pcm), 4096):

@@ -34,7 +34,6 @@ OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitte
                  r"(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|training|\.cache|\.partial|\.lock")
 DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # of a clip, by what came after `process`
 CLUTTER = (".lock", ".DS_Store", "Thumbs.db", "desktop.ini")
-LEAST_READ = 0.98  # of the seconds that the file promises; less is told
 
 
 def process(source: Path, clip_dir: Path, *, config: ProcessConfig, detector: DetectorChoice = DetectorChoice(),
@@ -161,8 +160,11 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
                              pool, quiet)
     pixels = project(tracked.landmarks, tracked.poses, intrinsics)
     inside = face_is_inside(pixels, size, size)
-    bad = quality.find_bad(lost, inside, tracked.poses, pixels, seen.faces, seen.hands, config, seen.others)
-    good = int(good_frames(bad, count).sum())
+    blank = video.no_picture(clip.video, lost, info.start)
+    bad = quality.find_bad(lost, inside, tracked.poses, pixels, seen.faces, seen.hands, config, others=seen.others,
+                           blank=blank)
+    usable = good_frames(bad, count)
+    good = int(usable.sum())
     if good < config.min_good_seconds * FPS:
         raise TalkheadError(f"{source}: only {good / FPS:.1f} s of {count / FPS:.1f} s can be used, at least "
                             f"{config.min_good_seconds:g} s are needed ({_why(bad, count)})")
@@ -180,18 +182,15 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     torso, untied = labelling.label_frames(clip, parts, face, tracked.poses, ~lost, colours, work, pool, quiet)
     save_array(clip.torso, torso)
 
-    warnings = quality.warnings(cuts, bad, lag, config.fix_sync, samples, pixels, seen.faces, size)
-    if count < LEAST_READ * info.duration * FPS:
-        warnings.append(f"the file should last {info.duration:.1f} s, but only {count / FPS:.1f} s of video can be read; if it "
-                        "is cut off, get it whole")
+    warnings = [*quality.warnings(cuts, bad, lag, config.fix_sync, samples, pixels, seen.faces, size),
+                *quality.still(tracked.landmarks[usable], seen.change), *video.notes(source, info, count)]
     if untied:
         warnings.append(f"the clothes of shot(s) {', '.join(map(str, untied))} do not match those of the longest one; "
                         "wear the same, and keep the framing")
-    held = int(round(count * (1 - config.test_share)))
     made = ClipInfo(
         name=target.root.resolve().name, source_name=source.name, source_sha256=digest, width=size, height=size,
         frames=count, intrinsics=intrinsics, crop=crop, shots=parts, bad=bad,
-        split=splits or {"train": [(0, held)], "test": [(held, count)]}, versions=_versions(), warnings=warnings,
+        split=splits or quality.default_split(usable, config.test_share), versions=_versions(), warnings=warnings,
         lag_ms=0.0 if config.fix_sync and lag is not None else lag)
     save_with_content(clip, made)
     report.write_report(clip, irises)

@@ -6,7 +6,7 @@ from process_data.config import ProcessConfig
 from process_data.observe import FACES_EVERY, HANDS_EVERY
 from shared.camera import euler_degrees
 from shared.clip import Bad
-from shared.landmarks import FPS
+from shared.landmarks import FPS, lip_opening
 from shared.sound_check import SoundCheck
 
 SHORT_SECONDS = 30
@@ -14,6 +14,9 @@ LAG_WARNING_MS = 45
 SECOND_FACE = 0.5  # of the main face's height: smaller faces do not disturb
 ALWAYS = 0.5  # share of the looks from which a second face is part of the picture, not an incident
 TINY_FACE = 0.16  # of the picture's width between the eyes' outer corners
+STILL_LIPS_MM = 1.0  # between the lips' widest and narrowest opening; speech opens them by more
+STILL_PICTURE = 2e-4  # of full scale, change from frame to frame; any camera's noise is more
+LEAST_HELD = 0.5  # of the held-out end that should be good, else it is taken from before
 
 
 def stretches(flags: np.ndarray, reason: str) -> list[Bad]:
@@ -54,12 +57,17 @@ def hands_at_mouth(hands: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def find_bad(lost: np.ndarray, inside: np.ndarray, poses: np.ndarray, pixels: np.ndarray, faces: np.ndarray,
-             hands: np.ndarray, config: ProcessConfig, others: np.ndarray) -> list[Bad]:
-    """Bad stretches: lost (T,) and inside (T,) bool, poses (T,4,4), landmarks (T,68,2) pixels, rows of faces and hands;
-    others (T,) bool: somebody else is seen."""
+             hands: np.ndarray, config: ProcessConfig, *, others: np.ndarray | None = None,
+             blank: np.ndarray | None = None) -> list[Bad]:
+    """Bad stretches: lost (T,) and inside (T,) bool, poses (T,4,4), landmarks (T,68,2) pixels, rows of faces and hands.
+
+    Flags (T,) bool: in `others` frames somebody else is seen, `blank` frames hold no picture.
+    """
     count = len(lost)
+    others, blank = (np.zeros(count, bool) if flags is None else flags for flags in (others, blank))
     turned = np.abs(euler_degrees(poses[:, :3, :3])[:, 0]) > config.max_turn_degrees
-    found = stretches(lost & ~others, "no face") + stretches(lost & others, "another person")
+    found = stretches(blank, "no picture") + stretches(lost & ~blank & ~others, "no face")
+    found += stretches(lost & ~blank & others, "another person")
     found += stretches(~inside & ~lost, "the face leaves the picture")
     found += stretches(turned & ~lost, "the head turns too far")
     found += stretches(around(hands_at_mouth(hands, pixels), HANDS_EVERY, count) & ~lost, "a hand at the mouth")
@@ -79,7 +87,8 @@ def warnings(cuts: list[int], bad: list[Bad], lag: float | None, corrected: bool
     if cuts:
         shown = ", ".join(map(str, cuts[:8])) + (" and more" if len(cuts) > 8 else "")
         found.append(f"{len(cuts)} cut(s), at frames {shown}; one uncut take is better")
-    for reason, advice in (("no face", "look into the camera all the time"),
+    for reason, advice in (("no picture", "cut them off"),
+                           ("no face", "look into the camera all the time"),
                            ("another person", "be alone in the picture, or name yourself with --person"),
                            ("the face leaves the picture", "step back a little, or hold the camera still"),
                            ("the head turns too far", "face the camera"),
@@ -101,3 +110,26 @@ def warnings(cuts: list[int], bad: list[Bad], lag: float | None, corrected: bool
     if between < TINY_FACE * size:
         found.append(f"the face is small, {between:.0f} pixels between the eyes; come closer or zoom in")
     return found
+
+
+def still(landmarks: np.ndarray, change: np.ndarray) -> list[str]:
+    """A sentence if the lips of landmarks (T,68,3) never move; change (T,) of the picture from frame to frame tells why."""
+    opening = 1000 * lip_opening(landmarks)
+    if np.percentile(opening, 95) - np.percentile(opening, 5) >= STILL_LIPS_MM:
+        return []
+    frozen = len(change) > 1 and np.percentile(change[1:], 90) < STILL_PICTURE
+    return [("the picture stands still and " if frozen else "") + "the lips do not move; nothing can be learned of speech: film "
+            "the person while they speak"]
+
+
+def default_split(good: np.ndarray, test_share: float) -> dict[str, list[tuple[int, int]]]:
+    """Train on the beginning, test on the last share of frames; good (T,) tells which can be used.
+
+    Where most of that end cannot be used, such as a black one, the last share of the good frames is held out.
+    """
+    count = len(good)
+    held, stop = int(round(count * (1 - test_share))), count
+    where = np.flatnonzero(good)
+    if held < count and len(where) and good[held:].mean() < LEAST_HELD:
+        held, stop = int(where[min(len(where) - 1, int(round(len(where) * (1 - test_share))))]), int(where[-1]) + 1
+    return {"train": [(0, held)], "test": [(held, stop)]}

@@ -10,15 +10,28 @@ import numpy as np
 from process_data import people
 from process_data.config import ProcessConfig
 from process_data.detector import Detector
-from shared.audio_io import load_audio
+from shared.audio_io import audio_notes, iter_audio, load_audio
 from shared.errors import TalkheadError
 from shared.files import atomic_path
-from shared.landmarks import FPS, SAMPLES_PER_FRAME
+from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from shared.media import decode, media_url, open_media, time_zero
 from shared.training import progress
-from shared.video_io import VideoInfo, VideoWriter, pixel_aspect, probe, read_video
+from shared.video_io import VideoInfo, VideoWriter, orientation, pixel_aspect, probe, read_video, video_stream
 
 LOOKS = 60  # frames in which the face is looked for while the crop is chosen
+SQUARE_LOOKS = 12  # the same where the whole picture may do
+WHOLE_SQUARE = 0.8  # of a square picture's side: it is kept whole unless the crop is smaller
+UPRIGHT_LOOKS = 3  # of these frames in which the person should stand upright
+TURNED_LOOKS = 4  # frames in which the other three directions are tried
+UPRIGHT = 0.12  # eye-mouth distances that landmarks in a frame and in its mirror image differ in; more is no upright face
+SURE = 0.05  # in the same; less in one frame is enough
+SMALL = 480  # pixels of the pictures in which that is tried
 SEEK_FROM = 3000  # frames from which jumping to each look is faster than reading everything
+LEAST_READ = 0.98  # of the seconds that the file promises; less is told
+BLANK = 4.0  # grey levels that a frame's pixels deviate in; less is no picture
+LATE = 0.5  # seconds; a picture that starts later than the sound is not trained before it starts
+TURN = {1: "lies on the side; turn the video by 90 degrees counter-clockwise", 2: "is upside down; turn the video by 180 degrees",
+        3: "lies on the side; turn the video by 90 degrees clockwise"}
 
 
 def sample_frames(video: Path, info: VideoInfo, count: int) -> Iterator[np.ndarray]:
@@ -35,21 +48,69 @@ def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: D
                 boxes: list[np.ndarray] | None = None) -> tuple[int, int, int]:
     """Square x, y, size in source pixels around the median face of the chosen person, shoulders included, inside the picture.
 
-    The face's boxes (4,) in the frames looked at are appended to `boxes`. Raises TalkheadError if no face is found.
+    A square picture is kept whole unless the crop is less than four fifths of it. The face's boxes (4,) in the frames looked at
+    are appended to `boxes`. Raises TalkheadError if no face is found in a picture that is not square, and if the person is
+    upside down or lies on the side.
     """
     boxes = [] if boxes is None else boxes
-    if info.width == info.height:
-        return 0, 0, info.width - info.width % 2
-    boxes += people.boxes_of([detector.faces(frame) for frame in sample_frames(video, info, LOOKS)], config.person)
+    square = info.width == info.height
+    whole = info.width - info.width % 2
+    seen: list[np.ndarray] = []
+    doubts: list[float] = []
+    looks = SQUARE_LOOKS if square else LOOKS
+    apart = looks // UPRIGHT_LOOKS
+    for k, frame in enumerate(sample_frames(video, info, looks)):
+        seen.append(detector.faces(frame))
+        if k % apart == apart // 2 and len(doubts) < UPRIGHT_LOOKS and min(doubts, default=1) > SURE:
+            doubts.append(upright_error(frame, detector))
+    if doubts and min(doubts) > SURE and np.median(doubts) > UPRIGHT:
+        _refuse_turned(video, info, detector)
+    detector.restart()
+    boxes += people.boxes_of(seen, config.person)
     if not boxes:
+        if square:
+            return 0, 0, whole
         raise TalkheadError(f"{video}: no face found in any frame; the face should fill a tenth of the picture or more")
     left, top, right, bottom = np.median(np.array(boxes), axis=0)
     limit = min(info.width, info.height)
     size = int(min(limit, config.crop_faces * (bottom - top)))
+    if square and size >= WHOLE_SQUARE * limit:
+        return 0, 0, whole
     size -= size % 2
     x = int(np.clip((left + right) / 2 - size / 2, 0, info.width - size))
     y = int(np.clip((top + bottom) / 2 - 0.42 * size, 0, info.height - size))
     return x, y, size
+
+
+def upright_error(frame: np.ndarray, detector: Detector) -> float:
+    """How much the landmarks of a frame and of its mirror image differ, in distances from the eyes to the mouth; infinite
+    where no upright face is. Detectors see a face in an upside-down one too, but not twice the same."""
+    scale = min(1.0, SMALL / max(frame.shape[:2]))
+    if scale < 1:
+        frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    found = []
+    for picture in (frame, frame[:, ::-1]):
+        detector.restart()
+        points = detector.points(np.ascontiguousarray(picture))
+        if points is None:
+            return np.inf
+        face = points[detector.scheme.landmarks68, :2]
+        found.append(np.stack([face[27:36].mean(0), face[36:48].mean(0), face[48:].mean(0)]))  # nose, eyes, mouth
+    found[1][:, 0] = frame.shape[1] - 1 - found[1][:, 0]
+    across, down = found[0][2] - found[0][1]
+    if down <= abs(across):
+        return np.inf
+    return float(np.linalg.norm(found[0] - found[1], axis=1).max() / np.hypot(across, down))
+
+
+def _refuse_turned(video: Path, info: VideoInfo, detector: Detector) -> None:
+    """Raise TalkheadError if a face is found in the frames once they are turned."""
+    errors = [[upright_error(np.rot90(frame, turns), detector) for turns in range(4)]
+              for frame in sample_frames(video, info, TURNED_LOOKS)]
+    middle = np.median(np.array(errors), axis=0)
+    best = int(middle.argmin())
+    if best != 0 and middle[best] <= UPRIGHT and middle[0] > 2 * middle[best]:
+        raise TalkheadError(f"{video}: the person {TURN[best]} and process it again")
 
 
 def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, int, int], config: ProcessConfig,
@@ -81,26 +142,38 @@ def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, in
 
 
 def _steady_frames(source: Path) -> int:
-    """Number of frames if every frame k is shown at exactly k/25 s, upright, whole, of square pixels, in yuv420p; else 0."""
-    with av.open(str(source)) as container:
-        stream = container.streams.video[0]
+    """Number of frames if every frame k is shown at exactly k/25 s, upright, whole, of square pixels, in yuv420p, in standard
+    colours; else 0."""
+    info = probe(source)
+    if info.rotation or info.mirrored or any("BT.709" in note for note in info.notes):
+        return 0
+    with open_media(source, "video") as container:
+        stream = video_stream(container, source)
         if stream.codec_context.pix_fmt not in ("yuv420p", "yuvj420p") or pixel_aspect(stream) != 1:
+            return 0
+        if abs(time_zero(container, source)) > 1e-3:
             return 0
         shown = [(float(packet.pts * packet.time_base), packet.is_corrupt) for packet in container.demux(stream)
                  if packet.pts is not None]
     if any(corrupt for _, corrupt in shown):
         return 0
     times = np.sort([time for time, _ in shown])
-    steady = len(times) > 0 and np.abs(times - np.arange(len(times)) / FPS).max() < 1e-3
-    return len(times) if steady and probe(source).rotation == 0 else 0
+    if len(times) == 0 or np.abs(times - np.arange(len(times)) / FPS).max() >= 1e-3:
+        return 0
+    with open_media(source, "video") as container:
+        stream = video_stream(container, source)
+        stream.thread_type = "AUTO"
+        plain = all(not frame.interlaced_frame and orientation(frame) == (False, 0) for frame in decode(container, stream))
+    return len(times) if plain else 0
 
 
 def _copy_stream(source: Path, target: Path) -> None:
-    with atomic_path(target) as partial, av.open(str(source)) as old, \
-            av.open(str(partial), "w", options={"movflags": "faststart"}) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        stream.time_base = old.streams.video[0].time_base
-        for packet in old.demux(old.streams.video[0]):
+    with atomic_path(target) as partial, open_media(source, "video") as old, \
+            av.open(media_url(partial), "w", options={"movflags": "faststart"}) as new:
+        track = video_stream(old, source)
+        stream = new.add_stream_from_template(track)
+        stream.time_base = track.time_base
+        for packet in old.demux(track):
             if packet.dts is not None:
                 packet.stream = stream
                 new.mux(packet)
@@ -111,3 +184,29 @@ def load_sound(source: Path, frames: int) -> np.ndarray:
     samples = load_audio(source)
     length = frames * SAMPLES_PER_FRAME
     return np.pad(samples[:length], (0, max(0, length - len(samples))))
+
+
+def notes(source: Path, info: VideoInfo, frames: int) -> list[str]:
+    """Sentences on how the file was read: the tracks chosen, colours converted, an end that is missing. `frames` were read."""
+    found = [*info.notes, *audio_notes(source)]
+    read = frames / FPS
+    if read < LEAST_READ * info.duration and not info.own_length:
+        # the duration is that of the longest track
+        read = max(read, sum(len(piece) for piece in iter_audio(source)) / SAMPLE_RATE)
+    if read < LEAST_READ * info.duration:
+        found.append(f"the file should last {info.duration:.1f} s, but only {frames / FPS:.1f} s of video can be read; if it "
+                     "is cut off, get it whole")
+    return found
+
+
+def no_picture(video: Path, lost: np.ndarray, start: float) -> np.ndarray:
+    """Flags (T,) of the frames that show nothing, such as a black end: those of one colour among the ones without a face, lost
+    (T,), and those before the source's first picture where that is shown at `start` seconds, much later than the sound."""
+    blank = np.zeros(len(lost), bool)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], lost, [False]]).astype(int)))
+    for first, stop in zip(edges[::2], edges[1::2]):
+        for t, frame in enumerate(read_video(video, start=int(first), stop=int(stop)), start=int(first)):
+            blank[t] = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).std() < BLANK
+    if start > LATE:
+        blank[: int(start * FPS)] = True
+    return blank

@@ -2,114 +2,112 @@
 
 import wave
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.stream import Stream
 
+from shared.downmix import Loudness, mix
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import SAMPLE_RATE
+from shared.media import audio_tracks, check_gap, decode, decodes, open_media, time_zero, track_name
 
-TIMESTAMPS_ANYWHERE = 0x0200  # FFmpeg's AVFMT_TS_DISCONT
 LEAST_GAP = 0.1  # seconds; timestamps that jump less only jitter
-LARGEST_GAP = 3600.0  # seconds; timestamps that jump further are damaged
 
 
-def open_media(path: Path, kind: str) -> av.container.InputContainer:
-    """Open a file with FFmpeg. Raises TalkheadError, calling it a `kind`, if that cannot be done."""
-    if not path.exists():
-        raise TalkheadError(f"{path} does not exist")
-    if path.is_dir():
-        raise TalkheadError(f"{path} is a folder; name a {kind} in it")
-    if path.is_file() and path.stat().st_size == 0:
-        raise TalkheadError(f"{path} is empty (0 bytes); copy or record it again")
-    try:
-        return _open(path)
-    except PermissionError as error:
-        raise TalkheadError(f"{path} may not be read: {error.strerror}") from error
-    except (av.error.FFmpegError, OSError, ValueError) as error:
-        raise TalkheadError(f"{path} is not a {kind} that FFmpeg can read; if recording or copying it was interrupted, "
-                            "get it whole, else convert it") from error
+def audio_stream(container: av.container.InputContainer, path: Path) -> av.AudioStream:
+    """The audio track that is heard: of several the best one that can be decoded. Raises TalkheadError if there is none."""
+    tracks = audio_tracks(container, path)
+    if not tracks:
+        raise TalkheadError(f"{path} has no audio track; a talking head needs sound")
+    if tracks[0].codec_context is None:
+        raise TalkheadError(f"{path}: the audio track ({track_name(tracks[0])}) cannot be decoded; convert the file")
+    return tracks[0]
 
 
-def _open(path: Path) -> av.container.InputContainer:
-    try:
-        return av.open(str(path), metadata_errors="replace")
-    except TypeError:  # PyAV from 19 on reads metadata of any encoding by itself
-        return av.open(str(path))
-
-
-def timestamps_anywhere(container: av.container.InputContainer) -> bool:
-    """Is this a transport stream (.ts, .mts) or the like, whose clock starts anywhere and which has no index of key frames?"""
-    return bool(container.format.flags & TIMESTAMPS_ANYWHERE)
-
-
-def time_zero(container: av.container.InputContainer) -> float:
-    """Seconds at which a file's own clock starts: zero, but anywhere in a transport stream."""
-    if timestamps_anywhere(container) and container.start_time is not None:
-        return container.start_time / av.time_base
-    return 0.0
-
-
-def check_gap(path: Path, seconds: float) -> None:
-    """Raise TalkheadError for a gap between two time stamps that no recording has."""
-    if seconds > LARGEST_GAP:
-        raise TalkheadError(f"{path}: the time stamps jump by {seconds:.0f} s; they are damaged, so convert the file")
-
-
-def decode(container: av.container.InputContainer, stream: Stream) -> Iterator[Any]:
-    """Yield the frames of a stream without those that are too damaged to decode.
-
-    Raises the decoder's FFmpegError only if there is no other frame.
-    """
-    packets = container.demux(stream)
-    found = False
-    failed: av.error.FFmpegError | None = None
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.error.FFmpegError as error:
-            failed, packet = error, None
-        if packet is None:
-            break
-        try:
-            for frame in packet.decode():
-                found = True
-                yield frame
-        except av.error.FFmpegError as error:
-            failed = error
-    if failed is not None and not found:
-        raise failed
+def audio_notes(path: Path | str) -> list[str]:
+    """Sentences on the choice of the audio track, none where there is only one. Raises TalkheadError like audio_stream."""
+    path = Path(path)
+    with open_media(path, "media file") as container:
+        chosen = audio_stream(container, path)
+        tracks = list(container.streams.audio)
+        if len(tracks) == 1:
+            return []
+        notes = [f"the file has {len(tracks)} audio tracks; number {tracks.index(chosen) + 1} ({track_name(chosen)}) is used"]
+        unheard = [str(k) for k, track in enumerate(tracks, 1) if track is not chosen and not decodes(path, track)]
+        if unheard:
+            notes.append(f"audio track(s) {', '.join(unheard)} cannot be decoded and are left out")
+        return notes
 
 
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """Yield mono float32 pieces at 16 kHz; where no sound is, before the first or in a gap, silence is put."""
     with open_media(path, "media file") as container:
-        if not container.streams.audio:
-            raise TalkheadError(f"{path} has no audio track; a talking head needs sound")
-        zero = time_zero(container)
+        stream = audio_stream(container, path)
+        zero = time_zero(container, path)
         resampler, form = _mono(), None
         clock: float | None = None  # seconds of sound up to now
+        quiet = 0.0  # of these without sound
         try:
-            for frame in decode(container, container.streams.audio[0]):
+            for frame in decode(container, stream):
                 gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
-                check_gap(path, gap)
+                check_gap(path, quiet + gap)
+                if clock is None and gap < 0:
+                    frame = _behind(frame, round(-gap * frame.sample_rate))
+                    if frame is None:
+                        continue
                 silence = gap > (0.0 if clock is None else LEAST_GAP)
                 if silence or form not in (None, _form(frame)):
                     yield from _resample(resampler, None)
                     resampler = _mono()
                 if silence:
+                    quiet += gap
                     yield np.zeros(int(round(gap * SAMPLE_RATE)), np.float32)
                 form = _form(frame)
                 clock = (clock or 0.0) + (gap if silence else 0.0) + frame.samples / frame.sample_rate
-                yield from _resample(resampler, _finite(frame))
-        except av.error.FFmpegError as error:
-            raise TalkheadError(f"{path}: the audio track cannot be decoded ({error}); convert the file") from error
+                yield from _resample(resampler, _one_channel(path, _finite(frame)))
+        except (av.error.FFmpegError, ValueError) as error:
+            raise TalkheadError(f"{path}: the audio track ({track_name(stream)}) cannot be decoded; convert the file") from error
         if clock is not None:
             yield from _resample(resampler, None)
+
+
+def _behind(frame: av.AudioFrame, samples: int) -> av.AudioFrame | None:
+    """The frame without its first samples, which lie before time zero."""
+    if samples >= frame.samples:
+        return None
+    if samples == 0:
+        return frame
+    data = frame.to_ndarray()
+    rest = data[:, samples * (1 if frame.format.is_planar else frame.layout.nb_channels) :]
+    cut = av.AudioFrame.from_ndarray(np.ascontiguousarray(rest), frame.format.name, frame.layout)
+    cut.sample_rate = frame.sample_rate
+    return cut
+
+
+def _one_channel(path: Path, frame: av.AudioFrame) -> av.AudioFrame:
+    """The frame itself if FFmpeg's mean of its channels is right, else one of the mix that was chosen for the whole file."""
+    if frame.layout.nb_channels == 1:
+        return frame
+    weights = _weights(path, path.stat().st_mtime_ns).get(frame.layout.name)
+    return frame if weights is None else mix(frame, weights)
+
+
+@lru_cache(maxsize=8)
+def _weights(path: Path, changed: int) -> dict[str, np.ndarray]:
+    """How to mix the channels of each layout that a file has; `changed` is its time stamp."""
+    heard: dict[str, Loudness] = {}
+    with open_media(path, "media file") as container:
+        try:
+            for frame in decode(container, audio_stream(container, path)):
+                heard.setdefault(frame.layout.name, Loudness(frame.layout)).add(frame)
+        except (av.error.FFmpegError, ValueError):
+            pass  # what was read up to here decides
+    chosen = {name: loudness.weights() for name, loudness in heard.items()}
+    return {name: weights for name, weights in chosen.items() if weights is not None}
 
 
 def _mono() -> av.AudioResampler:
@@ -128,7 +126,7 @@ def _finite(frame: av.AudioFrame) -> av.AudioFrame:
         if not np.isfinite(data).all():
             rate = frame.sample_rate
             data = np.nan_to_num(data, posinf=1.0, neginf=-1.0)
-            frame = av.AudioFrame.from_ndarray(data, frame.format.name, frame.layout.name)
+            frame = av.AudioFrame.from_ndarray(data, frame.format.name, frame.layout)
             frame.sample_rate = rate
     frame.pts = None
     return frame
@@ -142,9 +140,10 @@ def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iter
 def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:
     """Yield 16 kHz mono float32 chunks of `seconds` (the last one shorter) in bounded memory.
 
-    Several channels are averaged; sound that starts later than the file's time zero is preceded by silence, as gaps in it
-    are filled with it. Samples that are not a number become 0, larger ones than ±1 are clipped. Raises TalkheadError:
-    missing file, no media file, no audio track, 0 samples, damaged time stamps.
+    Two channels are averaged unless they cancel or one is silent, more are mixed as loud as the loudest of them (see
+    downmix.py); of several tracks the best is read. Time zero is that of the whole file: sound that starts later is
+    preceded by silence, as gaps in it are filled with it. Samples that are not a number become 0, larger ones than ±1 are
+    clipped. Raises TalkheadError: missing file, no media file, no audio track, 0 samples, damaged time stamps.
     """
     path = Path(path)
     size = max(1, int(seconds * SAMPLE_RATE))

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import av
 import numpy as np
 
-from shared.audio_io import LEAST_GAP, check_gap, decode, iter_audio, open_media, time_zero
+from shared.audio_io import LEAST_GAP, audio_stream, iter_audio
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE
+from shared.media import check_gap, decode, open_media, time_zero
 
 # codecs that are copied into a container: what FFmpeg's muxer and the players of that container take
 COPIED = {
@@ -58,10 +59,11 @@ def add_sound(container: av.container.OutputContainer, ending: str, audio: np.nd
 def _open(path: Path) -> tuple[av.container.InputContainer, Any]:
     """An opened file and its sound stream."""
     source = open_media(path, "media file")
-    if not source.streams.audio:
+    try:
+        return source, audio_stream(source, path)
+    except TalkheadError:
         source.close()
-        raise TalkheadError(f"{path} has no audio track; a talking head needs sound")
-    return source, source.streams.audio[0]
+        raise
 
 
 def _packets(source: av.container.InputContainer, stream: Any) -> Iterator[Any]:
@@ -84,7 +86,7 @@ def _may_be_copied(path: Path, ending: str) -> bool:
         codec = stream.codec_context.codec.canonical_name
         if codec not in COPIED[ending]:
             return False
-        zero, clock = time_zero(source), None
+        zero, clock = time_zero(source, path), None
         forms = set()
         for packet in _packets(source, stream):
             if packet.pts is None or packet.duration is None or packet.is_corrupt:
@@ -119,7 +121,7 @@ def _sounds_alike(path: Path, ending: str) -> bool:
     memory.seek(0)
     source, stream = _open(path)
     with source:
-        true = _beginning(source, stream, time_zero(source))
+        true = _beginning(source, stream, time_zero(source, path))
     with av.open(memory, "r") as copied:
         heard = _beginning(copied, copied.streams.audio[0], 0.0)
     if min(np.ptp(true), np.ptp(heard)) < 1e-4:
@@ -158,7 +160,7 @@ class _Copied:
         self.container = container
         self.source, stream = _open(path)
         self.stream: Any = container.add_stream_from_template(stream)
-        self.zero = Fraction(time_zero(self.source)).limit_denominator(1_000_000)
+        self.zero = Fraction(time_zero(self.source, path)).limit_denominator(1_000_000)
         self.packets = _packets(self.source, stream)
         self.waiting: Any = None
 
@@ -245,7 +247,7 @@ def _decoded(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     source, stream = _open(path)
     channels = av.AudioLayout(layout).nb_channels
     with source:
-        zero, form = time_zero(source), None
+        zero, form = time_zero(source, path), None
         clock: float | None = None  # seconds of sound up to now
         resampler: av.AudioResampler | None = None
         early = 0  # samples before time zero, still to be left out

@@ -1,33 +1,59 @@
 """Video files and pictures: decoding by timestamps to exactly 25 fps, H.264 with sound and lossless grey writing."""
 
+import math
+import re
+import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 
-from shared.audio_io import check_gap, decode, open_media, time_zero, timestamps_anywhere
+from shared import tone_map
+from shared.deinterlace import deinterlaced
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS
+from shared.media import (
+    check_gap,
+    decode,
+    is_picture,
+    media_url,
+    open_media,
+    seconds,
+    time_zero,
+    timestamps_anywhere,
+    track_name,
+    video_tracks,
+)
 from shared.sound_track import SoundTrack, add_sound
 
 SEEK_MARGIN = 0.1  # seconds
 LARGEST_PICTURE = 8192**2  # pixels
 BITEXACT = 0x400  # FFmpeg's AVFMT_FLAG_BITEXACT
+LONGEST_FRAME = 60.0  # seconds; a frame that should be shown for longer has a damaged duration
 BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
+DOLBY_VISION = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # track types whose colours may be Dolby's own
+EXPOSURE_WIDTH = 128  # pixels of the pictures that HDR's brightness is measured in
+EXPOSURE_LOOKS = 60  # such pictures, spread over the file
 
 
 @dataclass(frozen=True)
 class VideoInfo:
     """What a file says of itself; width and height are of the upright picture with square pixels, start is the time of the
-    first frame; where it is not seekable, each frame is reached by decoding all before it."""
+    first frame after time zero; where it is not seekable, each frame is reached by decoding all before it. The picture is
+    shown upright by mirroring it left to right, if `mirrored`, and then turning it by `rotation` degrees counter-clockwise.
+    `own_length` tells whether duration (seconds from time zero) is the video track's own or that of the longest track;
+    notes are sentences on what was chosen or converted."""
 
     width: int
     height: int
@@ -39,14 +65,33 @@ class VideoInfo:
     codec: str
     start: float
     seekable: bool
+    mirrored: bool = False
+    interlaced: bool = False
+    own_length: bool = True
+    notes: tuple[str, ...] = ()
 
 
 def _open_video(path: Path) -> av.container.InputContainer:
     container = open_media(path, "video")
-    if not container.streams.video:
+    try:
+        if is_picture(container):
+            raise TalkheadError(f"{path} is a picture, not a video; name the recording that shows the person")
+        if not video_tracks(container, path):
+            raise TalkheadError(f"{path} has no video track; name the recording that shows the person")
+        video_stream(container, path)
+    except TalkheadError:
         container.close()
-        raise TalkheadError(f"{path} has no video track; name the recording that shows the person")
+        raise
     return container
+
+
+def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
+    """The video track that is shown: no cover or thumbnail, of several the default or the largest one. Raises TalkheadError
+    if it cannot be decoded."""
+    track = video_tracks(container, path)[0]
+    if track.codec_context is None:
+        raise TalkheadError(f"{path}: the video track ({track_name(track)}) cannot be decoded; convert the file")
+    return track
 
 
 def pixel_aspect(stream: av.VideoStream) -> float:
@@ -55,26 +100,67 @@ def pixel_aspect(stream: av.VideoStream) -> float:
     return aspect if 0.25 < aspect < 4 else 1.0  # beyond, the file is wrong
 
 
+def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
+    """How a frame is shown upright: mirrored left to right or not, then turned by 0 … 3 quarters counter-clockwise.
+
+    The display matrix of the file is taken whole; one with other angles or scales counts as the nearest of these eight.
+    """
+    sides: Any = frame.side_data
+    found = [side for side in sides if side.type == SideDataType.DISPLAYMATRIX]
+    if not found:
+        return False, 0
+    a, b, _, c, d = struct.unpack("=5i", bytes(found[0])[:20])
+    matrix = np.array([[a, c], [b, d]], float)  # shown = matrix @ stored, x right and y down
+    quarter, mirror = np.array([[0, 1], [-1, 0]]), np.diag([-1, 1])
+    choices = [(mirrored, turns) for mirrored in (False, True) for turns in range(4)]
+    fits = [(matrix * (np.linalg.matrix_power(quarter, turns) @ (mirror if mirrored else np.eye(2)))).sum()
+            for mirrored, turns in choices]
+    return choices[int(np.argmax(fits))]
+
+
 def probe(path: Path | str) -> VideoInfo:
     """Read the header and the first frame. Raises TalkheadError if it is no video or no frame can be decoded."""
     path = Path(path)
     with _open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container, path)
         try:
             first = next(decode(container, stream))
-        except (StopIteration, av.error.FFmpegError) as error:
+        except (StopIteration, av.error.FFmpegError, ValueError) as error:
             raise TalkheadError(f"{path}: no video frame can be decoded; get the file whole, or convert it") from error
-        rotation = int(round(first.rotation)) % 360
+        mirrored, turns = orientation(first)
         width, height = _square(first, pixel_aspect(stream))
-        width, height = (height, width) if rotation in (90, 270) else (width, height)
+        width, height = (height, width) if turns % 2 else (width, height)
         fps = float(stream.average_rate or stream.guessed_rate or FPS)
-        start = float(first.time - time_zero(container) if first.time is not None else 0.0)
-        if stream.duration is not None and stream.time_base is not None:
-            duration = start + float(stream.duration * stream.time_base)
+        zero = time_zero(container, path)
+        start = max(0.0, float(first.time) - zero) if first.time is not None else 0.0
+        own = seconds(stream.duration, stream)
+        if own is not None:
+            duration = start + own
         else:
-            duration = float(container.duration or 0) / av.time_base
-        return VideoInfo(width, height, fps, duration, rotation, bool(container.streams.audio),
-                         max(1, round(duration * FPS)), stream.codec_context.name, start, not timestamps_anywhere(container))
+            tag = _tag_seconds(stream.metadata.get("DURATION", ""))
+            # a clock that starts late counts in both
+            duration = max(0.0, (tag or float(container.duration or 0) / av.time_base) - max(zero, 0.0))
+            own = tag
+        return VideoInfo(width, height, fps, duration, 90 * turns, bool(container.streams.audio),
+                         max(1, round(duration * FPS)), stream.codec_context.name, start, not timestamps_anywhere(container),
+                         mirrored, first.interlaced_frame, own is not None, tuple(_notes(container, stream, first, path)))
+
+
+def _tag_seconds(text: str) -> float | None:
+    """Matroska's "00:00:05.120000000" -> seconds."""
+    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", text.strip())
+    return 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3]) if found else None
+
+
+def _notes(container: av.container.InputContainer, stream: av.VideoStream, first: av.VideoFrame, path: Path) -> Iterator[str]:
+    tracks = [track for track in container.streams.video if track in video_tracks(container, path)]
+    if len(tracks) > 1:
+        yield f"the file has {len(tracks)} video tracks; number {tracks.index(stream) + 1} ({track_name(stream)}) is used"
+    found = tone_map.kind(first)
+    if found is not None:
+        yield tone_map.note(found)
+    elif stream.codec_context.codec_tag in DOLBY_VISION and first.color_trc in (0, tone_map.UNSPECIFIED):
+        yield "the video is Dolby Vision without a standard base, its colours will be wrong; convert it to standard dynamic range"
 
 
 def _square(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
@@ -82,28 +168,64 @@ def _square(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
     return round(frame.width * max(aspect, 1)), round(frame.height * max(1 / aspect, 1))
 
 
-def _upright(frame: av.VideoFrame, aspect: float) -> np.ndarray:
-    width, height = _square(frame, aspect)
-    rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
-    turns = int(round(frame.rotation)) % 360 // 90
-    return np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
+class _Upright:
+    """Frames of one file -> uint8 (H, W, 3) RGB: upright, with square pixels, in standard colours."""
+
+    def __init__(self, path: Path, aspect: float) -> None:
+        self._path, self._aspect = path, aspect
+        self._mapper: tone_map.ToneMapper | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        width, height = _square(frame, self._aspect)
+        found = tone_map.kind(frame)
+        if found is None:
+            rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
+        else:
+            if self._mapper is None or self._mapper.found != found:
+                self._mapper = tone_map.ToneMapper(found, *_exposure(self._path, self._path.stat().st_mtime_ns, found))
+            wide = frame.reformat(format="rgb48le", width=width, height=height)
+            rgb = self._mapper.convert(wide).to_ndarray(format="rgb24")
+        mirrored, turns = orientation(frame)
+        if mirrored:
+            rgb = rgb[:, ::-1]
+        return np.ascontiguousarray(np.rot90(rgb, turns))
+
+
+@lru_cache(maxsize=8)
+def _exposure(path: Path, changed: int, found: tone_map.Kind) -> tuple[float, float]:
+    """White and peak of a file of high dynamic range, from key frames spread over it; `changed` is its time stamp."""
+    with _open_video(path) as container:
+        stream = video_stream(container, path)
+        stream.codec_context.skip_frame = "NONKEY"
+        apart = float(container.duration or 0) / av.time_base / EXPOSURE_LOOKS
+        pictures: list[np.ndarray] = []
+        last = -math.inf
+        for frame in decode(container, stream):
+            if frame.time is not None and frame.time - last < apart:
+                continue
+            last = frame.time or 0.0
+            height = max(1, round(EXPOSURE_WIDTH * frame.height / frame.width))
+            small = frame.reformat(width=EXPOSURE_WIDTH, height=height, format="rgb48le").to_ndarray()
+            pictures.append(small / 65535)
+        return tone_map.exposure(pictures, found) if pictures else (tone_map.DIFFUSE_WHITE,) * 2
 
 
 def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
     """Yield uint8 (H, W, 3) RGB at exactly `fps`, frame k being the source frame nearest to k/fps seconds.
 
-    Works from timestamps: variable frame rates are resampled, a late first frame is repeated from time zero so that
-    sound stays in step, rotation flags are applied and pixels made square. In place of frames too damaged to decode the one
-    before is shown; where nothing more can be read, the video ends. Only frames start ≤ k < stop are
+    Works from timestamps, time zero being the start of the file's first track: variable frame rates are resampled, a late
+    first frame is repeated from time zero so that sound stays in step. Interlaced frames are made whole, high dynamic range
+    and wide gamuts converted to BT.709, display matrices applied and pixels made square. In place of frames too damaged to
+    decode the one before is shown; where nothing more can be read, the video ends. Only frames start ≤ k < stop are
     yielded, the decoder seeking to the key frame before them. Raises TalkheadError.
     """
     path = Path(path)
     with _open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = video_stream(container, path)
         stream.thread_type = "AUTO"
-        zero, aspect = time_zero(container), pixel_aspect(stream)
+        zero, upright = time_zero(container, path), _Upright(path, pixel_aspect(stream))
         if start / fps > SEEK_MARGIN and not timestamps_anywhere(container):
-            _seek(container, stream, start / fps)
+            _seek(container, stream, zero + start / fps)
         held: av.VideoFrame | None = None
         held_time = 0.0
         held_rgb: np.ndarray | None = None
@@ -116,7 +238,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
             nonlocal held_rgb, size
             if held_rgb is None:
                 assert held is not None
-                held_rgb = _upright(held, aspect)
+                held_rgb = upright(held)
                 size = size or held_rgb.shape[:2]
                 if held_rgb.shape[:2] != size:
                     (h, w), (height, width) = size, held_rgb.shape[:2]
@@ -125,7 +247,7 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
             return held_rgb
 
         try:
-            for frame in decode(container, stream):
+            for frame in deinterlaced(decode(container, stream), stream.time_base or Fraction(1, av.time_base)):
                 time = end if frame.time is None else float(frame.time) - zero
                 check_gap(path, time - (start / fps if held is None else held_time))
                 # the frame nearest to k/fps: show the held one for every tick that is closer to it than to this one
@@ -135,10 +257,10 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
                     yield picture()
                     k += 1
                 held, held_time, held_rgb = frame, time, None
-                duration = float(frame.duration * frame.time_base) if frame.duration else 1 / fps
-                end = time + duration
-        except av.error.FFmpegError as error:
-            raise TalkheadError(f"{path}: the video track cannot be decoded ({error}); convert the file") from error
+                duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / fps
+                end = time + (duration if duration < LONGEST_FRAME else 1 / fps)
+        except (av.error.FFmpegError, ValueError) as error:
+            raise TalkheadError(f"{path}: the video track ({track_name(stream)}) cannot be decoded; convert the file") from error
         if held is None:
             raise TalkheadError(f"{path}: no video frame can be decoded")
         while (k == 0 or k / fps < end - half) and k != stop:
@@ -146,10 +268,10 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
             k += 1
 
 
-def _seek(container, stream, seconds: float) -> None:
-    """Go to the last key frame at or before `seconds`; formats that cannot seek are read from their beginning."""
+def _seek(container, stream, time: float) -> None:
+    """Go to the last key frame at or before `time` seconds of the file's own clock; where a format cannot seek, stay."""
     # a frame's own time may lie half a frame after the tick that shows it
-    target = int((seconds - SEEK_MARGIN) / stream.time_base)
+    target = int((time - SEEK_MARGIN) / stream.time_base)
     try:
         container.seek(max(target, stream.start_time or 0), stream=stream)
     except av.error.FFmpegError:
@@ -184,7 +306,7 @@ class VideoWriter:
         partial = self._atomic.__enter__()
         try:
             options = {"movflags": "faststart"} if self.ending in {".mp4", ".mov"} else {}
-            self._container = av.open(str(partial), "w", options=options)
+            self._container = av.open(media_url(partial), "w", options=options)
             self._stream = self._add_picture()
             coder = self._stream.codec_context
             coder.color_primaries = coder.color_trc = coder.colorspace = BT709
@@ -276,7 +398,7 @@ class GrayVideoWriter:
         self._atomic = atomic_path(self.path)
         partial = self._atomic.__enter__()
         try:
-            self._container = av.open(str(partial), "w", format="matroska")
+            self._container = av.open(media_url(partial), "w", format="matroska")
         except BaseException as error:
             self._atomic.__exit__(type(error), error, error.__traceback__)
             raise
@@ -326,7 +448,7 @@ def read_gray_video(path: Path | str, start: int = 0, stop: int | None = None) -
 
 def join_gray_videos(parts: Sequence[Path], target: Path | str) -> None:
     """Write the frames of `parts`, all of one size, one after the other into `target`, without coding them again."""
-    with atomic_path(target) as partial, av.open(str(partial), "w", format="matroska") as whole:
+    with atomic_path(target) as partial, av.open(media_url(partial), "w", format="matroska") as whole:
         stream = None
         count = 0
         for part in parts:
@@ -359,7 +481,7 @@ def read_transparent_video(path: Path | str) -> Iterator[np.ndarray]:
                 for frame in decoder.decode(packet):
                     yield frame.to_ndarray(format="rgba")
         except av.error.FFmpegError as error:
-            raise TalkheadError(f"{path}: the video track cannot be decoded ({error}); convert the file") from error
+            raise TalkheadError(f"{path}: the video track ({track_name(stream)}) cannot be decoded; convert the file") from error
 
 
 def write_png(path: Path | str, image: np.ndarray) -> None:

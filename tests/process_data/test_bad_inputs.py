@@ -137,6 +137,45 @@ ELSEWHERE |= {row: ("tests/process_data/test_people.py", test) for row, test in 
     "somebody else is seen where the person is not": "test_another_person_is_a_bad_stretch_and_told",
     "--person middle": "test_a_wrong_person_is_refused",
     "--person 3 of two people": "test_two_people_side_by_side"}.items()}
+READING, PEOPLE = "tests/shared/test_recordings.py", "tests/process_data/test_recorded_people.py"
+ELSEWHERE.update({
+    "a clock that does not start at zero (cuts of streams, -copyts, recorders)":
+        (READING, "test_time_zero_is_the_start_of_the_file"),
+    "sound that begins before the picture, or after it": (READING, "test_tracks_keep_their_distance"),
+    "a picture that begins more than half a second after the sound":
+        (PEOPLE, "test_frames_without_a_picture_are_told_from_those_without_a_face"),
+    "encoder delay of AAC, MP3 and Opus": (READING, "test_encoder_delay_is_taken_off"),
+    "Matroska or WebM with sound longer than the picture":
+        (PEOPLE, "test_a_file_is_told_to_be_cut_off_only_by_its_own_tracks"),
+    "HDR (HLG, PQ, and Dolby Vision with such a base)":
+        (READING, "test_high_dynamic_range_looks_as_the_same_picture_in_standard_range"),
+    "colours of BT.2020 or Display P3 in standard range":
+        (READING, "test_high_dynamic_range_looks_as_the_same_picture_in_standard_range"),
+    "BT.601 or BT.709 matrix, full or limited range": (READING, "test_matrix_and_range_are_honoured_as_ffmpeg_does"),
+    "a display matrix that mirrors, turns or both": (READING, "test_display_matrices_are_applied_whole"),
+    "interlaced video": (READING, "test_interlaced_frames_are_made_whole"),
+    "a cover or thumbnail before the video": (READING, "test_a_cover_is_not_the_video"),
+    "several video tracks": (READING, "test_of_two_video_tracks_the_larger_is_shown_and_named"),
+    "several audio tracks": (READING, "test_the_default_sound_track_is_heard_and_named"),
+    "an audio track that cannot be decoded beside one that can": (READING, "test_the_default_sound_track_is_heard_and_named"),
+    "no audio track that can be decoded": (READING, "test_the_default_sound_track_is_heard_and_named"),
+    "stereo of opposite phase, or with a silent channel": (READING, "test_speech_is_heard_on_whichever_channel_it_is"),
+    "speech on the centre of 5.1, or on one of 9, 18 or 32 channels":
+        (READING, "test_speech_is_heard_on_whichever_channel_it_is"),
+    "a square picture with a small face": (PEOPLE, "test_square_pictures_are_cropped_where_the_face_is_small"),
+    "a picture file": (PEOPLE, "test_what_is_no_recording_is_refused"),
+    "a song with a cover": (READING, "test_a_cover_is_not_the_video"),
+    "a person upside down": (PEOPLE, "test_people_who_do_not_stand_upright_are_refused"),
+    "a person lying on the side": (PEOPLE, "test_people_who_do_not_stand_upright_are_refused"),
+    "a black end or beginning": (PEOPLE, "test_frames_without_a_picture_are_told_from_those_without_a_face"),
+    "lips that never move": (PEOPLE, "test_lips_that_never_move_are_told"),
+    "a still picture as a video": (PEOPLE, "test_lips_that_never_move_are_told"),
+    "an address (URL)": (PEOPLE, "test_what_is_no_recording_is_refused"),
+    "- for standard input": (PEOPLE, "test_what_is_no_recording_is_refused"),
+    "a named pipe or a device": (PEOPLE, "test_what_is_no_recording_is_refused"),
+    "a name with a colon, a leading dash or one that FFmpeg would take for a protocol": (READING, "test_any_name_is_a_file"),
+    "damaged bytes anywhere in the file": ("tests/test_fuzz_media.py", "test_damaged_media_files_are_read_or_refused"),
+})
 REFUSED = {}  # row -> function (folder) -> arguments of the command, the paths that VIDEO and CLIP stand for
 PROVEN = set()
 TAKES = {"one frame": 1, "two seconds": 50}
@@ -579,7 +618,7 @@ def test_a_phone_video_of_everything_unusual(actor, tmp_path):
     assert np.corrcoef(made[8000:40000], sound[8000:40000])[0, 1] > 0.95
 
 
-@proves("a variable frame rate", "a first frame at 0.08 s", "clipped sound", "a cut", "8 kHz, 96 kHz")
+@proves("a variable frame rate", "a first frame at 0.08 s with sound from zero", "clipped sound", "a cut", "8 kHz, 96 kHz")
 def test_a_cut_recording_of_variable_rate(actor, tmp_path):
     frames, sound = actor[0], actor[1][:64000]
     kept = np.flatnonzero(np.arange(100) % 3 != 1)
@@ -635,7 +674,7 @@ def test_incidents_are_bad_stretches():
     faces = np.array([[k, 120, 110, 180, 190] for k in range(0, 200, 10)] + [[50, 10, 110, 70, 190]], float)
     hands = np.array([[100, 140, 140, 160, 160], [150, 0, 0, 20, 20]], float)
     none = np.zeros(200, bool)
-    bad = quality.find_bad(none, ~none, poses, pixels, faces, hands, ProcessConfig(), none)
+    bad = quality.find_bad(none, ~none, poses, pixels, faces, hands, ProcessConfig(), others=none)
     assert [(b.start, b.stop, b.reason) for b in bad] == [(41, 60, "a second face"), (96, 105, "a hand at the mouth")]
     told = "\n".join(quality.warnings([], bad, None, False, np.ones(10) * 0.1, pixels, faces, 300))
     says("a second face for a while", told)

@@ -170,7 +170,7 @@ def test_another_person_is_a_bad_stretch_and_told():
     others[15:30] = True
     poses = np.repeat(pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))[None], 100, axis=0)
     pixels = np.random.default_rng(0).uniform(20, 80, (100, 68, 2))
-    bad = quality.find_bad(lost, ~lost, poses, pixels, np.zeros((0, 5)), np.zeros((0, 5)), ProcessConfig(), others)
+    bad = quality.find_bad(lost, ~lost, poses, pixels, np.zeros((0, 5)), np.zeros((0, 5)), ProcessConfig(), others=others)
     assert [(b.start, b.stop, b.reason) for b in bad] == [(10, 15, "no face"), (15, 30, "another person")]
     told = quality.warnings([], bad, None, False, np.ones(100) * 0.1, pixels, np.zeros((0, 5)), 100)
     sentence = re.search(r"\| somebody else is seen .+? \| .+? \| (.+?) \|$", PAGE, re.M)[1]

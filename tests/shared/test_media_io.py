@@ -20,19 +20,25 @@ from shared.video_io import (
 )
 
 
-def gray_level_video(path, times, size=(48, 64), rate=1000):
-    """A video whose k-th frame, shown from times[k] (seconds), is a flat grey of 4·k."""
+def gray_level_video(path, times, size=(48, 64), rate=1000, sound=None):
+    """A video whose k-th frame, shown from times[k] (seconds), is a flat grey of 4·k; sound (n,) at 16 kHz starts at zero."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=30)
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.time_base = Fraction(1, rate)
         stream.codec_context.time_base = Fraction(1, rate)
         stream.options = {"crf": "5", "bf": "0"}
+        track = None if sound is None else container.add_stream("pcm_s16le", rate=16000, layout="mono")
         for k, time in enumerate(times):
             frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 4 * k, np.uint8), format="rgb24")
             frame.pts, frame.time_base = int(round(time * rate)), Fraction(1, rate)
             for packet in stream.encode(frame):
                 container.mux(packet)
+        if track is not None:
+            frame = av.AudioFrame.from_ndarray((sound[None] * 32767).astype(np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
+            container.mux(track.encode(frame))
+            container.mux(track.encode(None))
         for packet in stream.encode(None):
             container.mux(packet)
 
@@ -56,7 +62,7 @@ def test_decoding_follows_timestamps(tmp_path):
 
 
 def test_a_late_first_frame_is_repeated_from_time_zero(tmp_path):
-    gray_level_video(tmp_path / "late.mkv", 0.2 + np.arange(10) / 25)
+    gray_level_video(tmp_path / "late.mkv", 0.2 + np.arange(10) / 25, sound=np.zeros(9600))
     assert levels(tmp_path / "late.mkv") == [0] * 5 + list(range(10))
     assert abs(probe(tmp_path / "late.mkv").start - 0.2) < 1e-6
 

@@ -205,7 +205,8 @@ def test_a_model_that_needs_no_encoder_takes_none(predictor: Predictor, tmp_path
 
 @pytest.mark.parametrize("changes, message", [
     ({"encoder": None, "encoder_tune": 1}, "encoder_tune is 1, but there is no encoder; name one with --encoder$"),
-    ({"encoder_tune": 3}, "wavlm has 2 layers to tune, found 3$"), ({"encoder_tune": -1}, "encoder_tune should be at least 0, found -1$"),
+    ({"encoder_tune": 3}, "wavlm has 2 layers to tune, found 3$"),
+    ({"encoder_tune": -1}, "encoder_tune should be at least 0, found -1$"),
     ({"speech": SpeechEncoderConfig()}, "with one encoder, either `speech` or .*wavlm, not with both$")])
 def test_settings_that_do_not_go_together(actor_clip: Clip, config: Stage1Config, tmp_path: Path, changes: dict,
                                           message: str) -> None:
