@@ -73,19 +73,23 @@ def import_adnerf(source: Path, clip_dir: Path, *, config: ProcessConfig, worker
     pictures = find_pictures(source)
     if not (source / "aud.wav").is_file():
         raise TalkheadError(f"{source} holds no aud.wav; a talking head needs its sound")
-    with clip_lock(clip):
-        work = work_folder(clip_dir, IMPORT)
-        continues = work.is_dir()
-        try:
-            _import(source, pictures, work, clip_dir.resolve().name, config, workers, quiet)
-        except MachineError:
-            raise  # a full disk or too little memory: the work is kept to go on with
-        except TalkheadError:
-            # a folder that cannot be used leaves nothing behind; a killed run leaves its work to go on with
-            if not continues:
+    work = work_folder(clip_dir, IMPORT)
+    continues = work.is_dir()
+    try:
+        with clip_lock(clip):
+            try:
+                _import(source, pictures, work, clip_dir.resolve().name, config, workers, quiet)
+            except MachineError:
+                raise  # a full disk or too little memory: the work is kept to go on with
+            except TalkheadError:
+                # a folder that cannot be used leaves nothing behind; a killed run leaves its work to go on with
                 remove_work(clip_dir, IMPORT)
-            raise
-        finish_clip(clip, f"{IMPORT}/{clip_dir.resolve().name}")
+                raise
+            finish_clip(clip, f"{IMPORT}/{clip_dir.resolve().name}")
+    except TalkheadError:
+        if continues and not any(clip_dir.iterdir()):
+            clip_dir.rmdir()
+        raise
     return Clip(clip_dir)
 
 

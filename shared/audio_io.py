@@ -81,7 +81,7 @@ def _behind(frame: av.AudioFrame, samples: int) -> av.AudioFrame | None:
         return None
     if samples == 0:
         return frame
-    data = frame.to_ndarray()
+    data: Any = frame.to_ndarray()
     rest = data[:, samples * (1 if frame.format.is_planar else frame.layout.nb_channels) :]
     cut = av.AudioFrame.from_ndarray(np.ascontiguousarray(rest), frame.format.name, frame.layout)
     cut.sample_rate = frame.sample_rate

@@ -43,8 +43,8 @@ def check_face(rows: np.ndarray, name: str) -> None:
     face = np.median(rows[::step].astype(np.float64), axis=0)
     if problem := _problem(face) or (_mixed_order(face) if len(rows) >= LEAST_ROWS else ""):
         raise TalkheadError(f"{name}: {problem}")
-    if len(odd := np.argwhere(np.abs(rows).max(2) > FAR)):
-        row, point = odd[0]
+    if len(far := np.argwhere(np.abs(rows).max(2) > FAR)):
+        row, point = far[0]
         raise TalkheadError(f"{name}: point {point} of row {row} lies at {_place(rows[row, point])}, over {FAR:g} m "
                             "from the face")
     size = np.linalg.norm(rows[:, 45] - rows[:, 36], axis=1)

@@ -114,7 +114,7 @@ def write_text(path: Path | str, text: str) -> None:
 def write_arrays(path: Path | str, **arrays: np.ndarray) -> None:
     """Write named arrays as `.npz`, atomically."""
     archive = io.BytesIO()  # written straight to a full disk, it complains once more when it is thrown away
-    np.savez(archive, **arrays)
+    np.savez(archive, allow_pickle=False, **arrays)
     with atomic_path(path) as partial:
         partial.write_bytes(archive.getbuffer())
 
