@@ -15,6 +15,7 @@ from shared.audio_io import iter_audio
 from shared.avatar import Avatar
 from shared.clip import Clip
 from shared.errors import TalkheadError
+from shared.files import refuse_inputs
 from shared.landmarks import (
     FPS,
     SAMPLES_PER_FRAME,
@@ -173,12 +174,6 @@ class Rendered(NamedTuple):
     warnings: list[str]
 
 
-def refuse_own_sound(output: Path, audio: Path | None) -> None:
-    """Raise TalkheadError if `output` would replace the file whose sound it is to have."""
-    if audio is not None and output.exists() and audio.exists() and output.samefile(audio):
-        raise TalkheadError(f"{output} is the file that the sound comes from, so it will not be replaced; name another output")
-
-
 def check_sound(audio: Path) -> SoundCheck:
     """A file's sound, decoded once to know its length and what is wrong with it. Raises TalkheadError like `iter_audio`."""
     check = SoundCheck()
@@ -218,7 +213,7 @@ def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.devic
     `encoder` says where the encoder that stage 1 names lies now.
     """
     avatar.require("stage2", "torso", *(() if landmarks else ("stage1",)))
-    refuse_own_sound(output, audio)
+    refuse_inputs(output, audio)
     writer = VideoWriter(output, avatar.info.width, avatar.info.height, audio=audio)
     motion = Motion(avatar, poses)
     if landmarks is not None:
@@ -316,7 +311,7 @@ def straight(rgba: Tensor) -> Tensor:
 
 def check_head_output(output: Path, audio: Path | None) -> bool:
     """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
-    refuse_own_sound(output, audio)
+    refuse_inputs(output, audio)
     ending = output.suffix.lower()
     if ending in TransparentVideoWriter.endings:
         if audio is not None:
@@ -359,7 +354,7 @@ def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path 
                      quiet: bool = False) -> Rendered:
     """The torso and background behind the pictures that `render_to_folder` wrote -> video; returns its frames and warnings."""
     avatar.require("torso")
-    refuse_own_sound(output, audio)
+    refuse_inputs(output, audio)
     if not folder.is_dir():
         raise TalkheadError(f"{folder} is no folder of rendered frames; make one with `talkhead stage2 render`")
     finish_move(folder)

@@ -15,7 +15,7 @@ def masked_median(frames: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, n
     free = (~person).sum(axis=0)
     for top in range(0, frames.shape[1], BAND):
         rows = slice(top, top + BAND)
-        values = np.where(person[:, rows, :, None], COVERED, frames[:, rows]).astype(np.int16)
+        values = np.where(person[:, rows, :, None], COVERED, frames[:, rows].astype(np.int16))
         values = np.sort(np.ascontiguousarray(values.transpose(1, 2, 3, 0)), axis=-1)
         count = free[rows, :, None, None]
         low, high = (np.take_along_axis(values, np.maximum(place, 0), -1)[..., 0] for place in ((count - 1) // 2, count // 2))

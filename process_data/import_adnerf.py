@@ -20,6 +20,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from av.video.reformatter import Colorspace
 
 from process_data.config import ProcessConfig
 from process_data.pipeline import check_target, clip_lock, finish_clip, process, save_with_content
@@ -266,7 +267,7 @@ def _write_video(source: Path, pictures: Pictures, size: tuple[int, int], video:
         raise TalkheadError(f"{source / 'aud.wav'} ends before picture {pictures.first}, the first")
     width, height = size[0] - size[0] % 2, size[1] - size[1] % 2
     held, missing = _first_picture(pictures), []
-    with (VideoWriter(video, width, height, audio=sound, crf=10) as writer,
+    with (VideoWriter(video, width, height, audio=sound, crf=10, matrix=Colorspace.ITU601) as writer,
           progress(pictures.count, "reading pictures", quiet=quiet, unit="frame") as bar):
         for t in range(pictures.count):
             path = pictures.paths.get(pictures.first + t)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from av.video.reformatter import Colorspace
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
@@ -198,7 +199,7 @@ def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed
     truth = ActorTruth(out / "truth", out / "actor.mp4", landmarks, poses, torso,
                        neutral_landmarks(make_identity(seed)).astype(np.float32)[None], default_intrinsics(size), size)
     pictures = render_actor(landmarks, poses, torso, size=size, seed=seed)
-    with (VideoWriter(truth.video, size, size, audio=sound, crf=16) as video,
+    with (VideoWriter(truth.video, size, size, audio=sound, crf=16, matrix=Colorspace.ITU601) as video,
           GrayVideoWriter(truth.root / "labels.mkv", size, size) as matte):
         for picture, labels in tqdm(pictures, "actor", total=frames, disable=quiet, unit="frame"):
             video.write(picture)
@@ -231,7 +232,7 @@ def make_actor_clip(root: Path, *, size: int, seconds: float | None = None, seed
         start += len(part[0])
     del split["speech"]
     clip = Clip(root)
-    with (VideoWriter(clip.video, size, size, crf=CLIP_CRF) as video,
+    with (VideoWriter(clip.video, size, size, crf=CLIP_CRF, matrix=Colorspace.ITU601) as video,
           GrayVideoWriter(clip.labels, size, size) as matte):
         for picture, labels in render_actor(shapes, poses, torso, size=size, seed=seed):
             video.write(picture)

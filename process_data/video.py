@@ -6,6 +6,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from av.video.reformatter import Colorspace
 
 from process_data import people
 from process_data.config import ProcessConfig
@@ -48,9 +49,9 @@ def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: D
                 boxes: list[np.ndarray] | None = None) -> tuple[int, int, int]:
     """Square x, y, size in source pixels around the median face of the chosen person, shoulders included, inside the picture.
 
-    A square picture is kept whole unless the crop is less than four fifths of it. The face's boxes (4,) in the frames looked at
-    are appended to `boxes`. Raises TalkheadError if no face is found in a picture that is not square, and if the person is
-    upside down or lies on the side.
+    A square picture is kept whole unless the crop is less than four fifths of it, and large enough for a clip. The face's
+    boxes (4,) in the frames looked at are appended to `boxes`. Raises TalkheadError if no face is found in a picture that is
+    not square, and if the person is upside down or lies on the side.
     """
     boxes = [] if boxes is None else boxes
     square = info.width == info.height
@@ -74,7 +75,7 @@ def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: D
     left, top, right, bottom = np.median(np.array(boxes), axis=0)
     limit = min(info.width, info.height)
     size = int(min(limit, config.crop_faces * (bottom - top)))
-    if square and size >= WHOLE_SQUARE * limit:
+    if square and not config.min_size <= size < WHOLE_SQUARE * limit:
         return 0, 0, whole
     size -= size % 2
     x = int(np.clip((left + right) / 2 - size / 2, 0, info.width - size))
@@ -130,7 +131,7 @@ def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, in
             _copy_stream(source, target)
             if sum(1 for _ in read_video(target, start=max(0, count - 2))) == min(2, count):
                 return out, count
-    with (VideoWriter(target, out, out, crf=14) as writer,
+    with (VideoWriter(target, out, out, crf=14, matrix=Colorspace.ITU601) as writer,
           progress(info.frames_estimate, "reading video", quiet=quiet, unit="frame") as bar):
         for frame in read_video(source):
             frame = frame[y : y + size, x : x + size]

@@ -84,7 +84,8 @@ def _partial_name(path: Path) -> str:
 def _refusal(error: Exception, partial: Path) -> int | None:
     """The number of the system's error if it is about writing `partial`, not about another file that was read meanwhile."""
     if isinstance(error, OSError) and error.errno is not None:
-        named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name is not None]
+        named = [Path(os.fsdecode(name).removeprefix("file:"))  # as FFmpeg is given them, see `media_url`
+                 for name in (error.filename, error.filename2) if name is not None]
         return error.errno if not named or any(partial in (name, *name.parents) for name in named) else None
     found = OS_ERROR.search(str(error))
     return int(found[1] or found[2]) if found else None

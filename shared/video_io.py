@@ -42,6 +42,7 @@ LARGEST_PICTURE = 8192**2  # pixels
 BITEXACT = 0x400  # FFmpeg's AVFMT_FLAG_BITEXACT
 LONGEST_FRAME = 60.0  # seconds; a frame that should be shown for longer has a damaged duration
 BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
+MATRICES = {Colorspace.ITU709: BT709, Colorspace.ITU601: 6}  # FFmpeg's numbers of matrices, by those of its scaler
 DOLBY_VISION = ("dvh1", "dvhe", "dva1", "dvav", "dav1")  # track types whose colours may be Dolby's own
 EXPOSURE_WIDTH = 128  # pixels of the pictures that HDR's brightness is measured in
 EXPOSURE_LOOKS = 60  # such pictures, spread over the file
@@ -281,7 +282,9 @@ def _seek(container, stream, time: float) -> None:
 class VideoWriter:
     """H.264 (yuv420p, faststart) with optional sound, under its final name only when it is complete.
 
-    Use as a context manager; `write` takes uint8 (H, W, 3) RGB frames. Colours are those of BT.709 and the file says so.
+    Use as a context manager; `write` takes uint8 (H, W, 3) RGB frames. Their colours are those of BT.709, and the file says so;
+    `matrix` is that of the conversion to YUV, which the file says, too. Finished videos have BT.709's, which players expect;
+    what is learned from has BT.601's, whose luma keeps more of a mouth's red through the subsampling of colours.
     `audio` is (n,) float32 at 16 kHz or a file, whose sound goes in as it is where that can be (see `sound_track.add_sound`),
     else as AAC (.mkv: FLAC); it is cut to the length of the video. Odd sizes are refused, since yuv420p cannot hold them.
     """
@@ -290,7 +293,8 @@ class VideoWriter:
     channels = 3
 
     def __init__(self, path: Path | str, width: int, height: int, fps: int = FPS,
-                 audio: np.ndarray | Path | None = None, crf: int = 18, preset: str = "veryfast") -> None:
+                 audio: np.ndarray | Path | None = None, crf: int = 18, preset: str = "veryfast",
+                 matrix: Colorspace = Colorspace.ITU709) -> None:
         self.path = Path(path)
         self.ending = self.path.suffix.lower()
         if self.ending not in self.endings:
@@ -299,6 +303,7 @@ class VideoWriter:
         if width % 2 or height % 2:
             raise TalkheadError(f"{self.path}: width and height should be even, found {width}x{height}")
         self.width, self.height, self.fps, self.audio, self.crf, self.preset = width, height, fps, audio, crf, preset
+        self.matrix = matrix
         self.count = 0
 
     def __enter__(self) -> "VideoWriter":
@@ -309,7 +314,8 @@ class VideoWriter:
             self._container = av.open(media_url(partial), "w", options=options)
             self._stream = self._add_picture()
             coder = self._stream.codec_context
-            coder.color_primaries = coder.color_trc = coder.colorspace = BT709
+            coder.color_primaries = coder.color_trc = BT709
+            coder.colorspace = MATRICES[self.matrix]
             coder.color_range = ColorRange.MPEG
             self._sound: SoundTrack | None = None
             if self.audio is not None:
@@ -336,7 +342,7 @@ class VideoWriter:
             raise TalkheadError(f"{self.path}: expected a uint8 frame {(self.height, self.width, self.channels)}, "
                                 f"found {pixels.dtype} {pixels.shape}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24" if self.channels == 3 else "rgba")
-        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=self.matrix, dst_color_range=ColorRange.MPEG)
         frame.color_primaries = frame.color_trc = BT709
         frame.pts = self.count
         frame.time_base = Fraction(1, self.fps)

@@ -11,7 +11,7 @@ class Stage1Config(Settings):
     """Sizes of the network and how it is trained; times in video frames of 40 ms."""
 
     dim: int = setting(128, "width of the transformer", 2, 2048)
-    layers: int = setting(3, "of the transformer", 1, 48)
+    layers: int = setting(3, "of the transformer", 0, 48)
     heads: int = setting(4, "of attention; dim is an even multiple of them", 1, 256)
     window: int = setting(40, "frames that attention looks back, a layer", 1, 1000)
     look_ahead: int = setting(2, "frames of future sound, of 40 ms each", 0, 100)

@@ -56,8 +56,9 @@ def test_the_avatar_speaks_an_unheard_sentence(trained):
 
 def test_synthesis_needs_no_face_tracker(trained):
     root, _ = trained
-    code = ("import sys; sys.modules.update(mediapipe=None, cv2=None, process_data=None); from cli import cli; "
-            "cli(['synth', 'me.avatar', 'unheard.wav', '-o', 'alone.mp4'])")
+    code = ("import sys; sys.modules.update(mediapipe=None, cv2=None); from cli import cli; "
+            "cli(['synth', 'me.avatar', 'unheard.wav', '-o', 'alone.mp4'], standalone_mode=False); "
+            "sys.exit('process_data' in sys.modules)")
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root,
                    env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
     assert len(list(read_video(root / "alone.mp4"))) == 75

@@ -144,7 +144,7 @@ def test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound(avatar,
                                                            "finished file can be put; name a file\n")
     os.rename("speech.wav", "speech.mp4")
     done = CliRunner().invoke(cli, ["synth", "me.avatar", "speech.mp4", "-o", "speech.mp4", "--overwrite", "--device", "cpu"])
-    assert done.exit_code == 2 and "speech.mp4 is the file that the sound comes from, so it will not be replaced" in done.output
+    assert done.exit_code == 2 and "speech.mp4 is the same file as speech.mp4, which is read; name another output" in done.output
     assert len(load_audio("speech.mp4")) == 16000
 
 

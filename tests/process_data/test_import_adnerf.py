@@ -101,7 +101,7 @@ def test_a_data_folder_becomes_a_clip(data, tmp_path):
 
     with pytest.raises(TalkheadError, match="is a finished clip already; add --overwrite"):
         import_adnerf.import_adnerf(root, tmp_path / "clip", config=ProcessConfig())
-    with pytest.raises(TalkheadError, match="exists and is no clip"):
+    with pytest.raises(TalkheadError, match="is no clip and holds other files"):
         import_adnerf.import_adnerf(root, root.parent, config=ProcessConfig())
 
 

@@ -163,7 +163,7 @@ def test_a_refused_run_leaves_the_finished_clip_as_it_was(clip, tmp_path, monkey
     refused(run("process", source, clip.root, "--overwrite", "--split", "train=0:99999"), "train=0:99999: the clip has 6 frames")
     assert everything(tmp_path) == before
 
-    def nobody(video, count, *_):
+    def nobody(video, count, *_, **__):
         from process_data.observe import Observed
 
         return Observed(np.full((count, 3, 3), np.nan, np.float32), np.zeros(count), np.zeros((0, 5)), np.zeros((0, 5)), None)
@@ -180,7 +180,7 @@ def test_a_refused_run_leaves_the_finished_clip_as_it_was(clip, tmp_path, monkey
 def test_an_interrupted_run_leaves_the_finished_clip_and_its_own_work(clip, tmp_path, monkeypatch):
     source, before = film(tmp_path / "new.mp4", frames=6), everything(clip.root)
 
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
