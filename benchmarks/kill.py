@@ -10,11 +10,13 @@ nothing is left over. "group" kills the command with its workers, "parent" the c
 import contextlib
 import hashlib
 import os
+import pickle
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +118,8 @@ def start(arguments: list[str], folder: Path, workers_here: bool) -> int:
             cli(arguments, prog_name="talkhead")
         except SystemExit as end:
             code = int(end.code or 0)
+        except BaseException:
+            traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -128,8 +132,8 @@ def finish(arguments: list[str], folder: Path, workers_here: bool) -> int:
 
 def run(arguments: list[str], folder: Path, workers_here: bool) -> None:
     """The same; raises RuntimeError with what it said if it fails."""
-    if finish(arguments, folder, workers_here):
-        raise RuntimeError(f"{' '.join(arguments)}\n{(folder / '.stderr').read_text()}")
+    if code := finish(arguments, folder, workers_here):
+        raise RuntimeError(f"{' '.join(arguments)}: exit code {code}\n{(folder / '.stderr').read_text()}")
 
 
 def kill_at(moment: float, arguments: list[str], folder: Path, group: bool, workers_here: bool) -> bool:
@@ -143,7 +147,30 @@ def kill_at(moment: float, arguments: list[str], folder: Path, group: bool, work
 
 
 def finished(folder: Path) -> dict[str, str]:
-    """Digest of every file that counts as finished, by its path in `folder`."""
+    """Digest of every file that counts as finished, by its path in `folder`. Raises TalkheadError for one that cannot be read.
+
+    A child of its own decodes the videos: forked after that, mediapipe would crash.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            found: dict[str, str] | TalkheadError = _digests(folder)
+        except TalkheadError as error:
+            found = error
+        with os.fdopen(writing, "wb") as file:
+            pickle.dump(found, file)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as file:
+        found = pickle.load(file)
+    os.waitpid(pid, 0)
+    if isinstance(found, TalkheadError):
+        raise found
+    return found
+
+
+def _digests(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)

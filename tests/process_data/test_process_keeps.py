@@ -166,7 +166,8 @@ def test_a_refused_run_leaves_the_finished_clip_as_it_was(clip, tmp_path, monkey
     def nobody(video, count, *_, **__):
         from process_data.observe import Observed
 
-        return Observed(np.full((count, 3, 3), np.nan, np.float32), np.zeros(count), np.zeros((0, 5)), np.zeros((0, 5)), None)
+        return Observed(np.full((count, 3, 3), np.nan, np.float32), np.zeros(count), np.zeros((0, 5)), np.zeros((0, 5)),
+                        np.zeros(count, bool), None)
 
     monkeypatch.setattr(pipeline.observe, "observe", nobody)
     refused(run("process", source, clip.root, "--overwrite"), "no face is found in any of 6 frames")
