@@ -258,7 +258,7 @@ def measure(command: Command, began: Path, root: Path, count: int, rng: np.rando
     after = finished(reference)
     shutil.rmtree(reference)
     tally, folder = Tally(), root / "work"
-    for moment in length * (np.arange(count) + rng.random(count)) / count:
+    for moment in rng.permutation(length * (np.arange(count) + rng.random(count)) / count):
         shutil.copytree(began, folder)
         tally.killed += 1
         tally.in_time += kill_at(float(moment), command.arguments, folder, group, workers_here)
@@ -267,6 +267,8 @@ def measure(command: Command, began: Path, root: Path, count: int, rng: np.rando
             run(command.arguments, folder, workers_here)
         check_end(folder, after, tally)
         shutil.rmtree(folder)
+        print(f"{command.name}: {tally.killed} of {count} kills, lost {tally.lost}, half made {tally.half_made}, differs "
+              f"{tally.different}, left over {tally.left_over}", file=sys.stderr, flush=True)
     return tally
 
 
