@@ -184,11 +184,17 @@ def _place() -> str:
 def _child(pipe: Connection) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg's own complaints; PyAV's way of stopping them can deadlock
     # the libraries' own mappings and the stacks and arenas of threads take addresses, not memory
-    resource.setrlimit(resource.RLIMIT_AS, (2 * MEMORY + _mapped(), resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (4 * MEMORY + _mapped(), resource.RLIM_INFINITY))
     pipe.send("ready")
     while True:
         found = read_everything(pipe.recv())
-        pipe.send((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        pipe.send((found, _most_memory()))
+
+
+def _most_memory() -> int:
+    """The most bytes that this process had in memory; `getrusage` counts those of the process that started it, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _mapped() -> int:
