@@ -107,10 +107,10 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, int]:
     The display matrix of the file is taken whole; one with other angles or scales counts as the nearest of these eight.
     """
     sides: Any = frame.side_data
-    found = [side for side in sides if side.type == SideDataType.DISPLAYMATRIX]
-    if not found:
+    found = sides.get(SideDataType.DISPLAYMATRIX)
+    if found is None:
         return False, 0
-    a, b, _, c, d = struct.unpack("=5i", bytes(found[0])[:20])
+    a, b, _, c, d = struct.unpack("=5i", bytes(found)[:20])
     matrix = np.array([[a, c], [b, d]], float)  # shown = matrix @ stored, x right and y down
     quarter, mirror = np.array([[0, 1], [-1, 0]]), np.diag([-1, 1])
     choices = [(mirrored, turns) for mirrored in (False, True) for turns in range(4)]
