@@ -32,7 +32,10 @@ def media_url(path: Path | str) -> str:
 def open_media(path: Path, kind: str) -> av.container.InputContainer:
     """Open a file with FFmpeg. Raises TalkheadError, calling it a `kind`, if that cannot be done."""
     try:
-        exists = path.exists()
+        path.stat()
+        exists = True
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        exists = False
     except OSError as error:  # a name that is too long, say
         raise TalkheadError(f"{path} may not be read: {error.strerror}") from error
     if not exists:
