@@ -22,7 +22,7 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 
 bench: .venv/installed-dev
-	$(BIN)/python -m pytest tests/bench -q --benchmark-only --benchmark-columns=min,median,rounds --benchmark-sort=name
+	$(BIN)/python -m pytest benchmarks/test_rasterize_cpu.py -q --benchmark-only --benchmark-columns=min,median,rounds --benchmark-sort=name
 
 .venv/created:
 	@test -n "$(PYTHON)" || { echo "talkhead needs Python 3.11 to 3.14 with venv: apt install python3-venv"; exit 1; }

@@ -268,7 +268,7 @@ def process(video: Path, clip: Path, splits: tuple[str, ...], detector: str, lan
     """
     when_stopped(CONTINUES if resume else "Stopped. The same command with --resume continues where it was.")
     from process_data.config import ProcessConfig
-    from process_data.observe import DetectorChoice
+    from process_data.detection.detection_pass import DetectorChoice
     from process_data.pipeline import process as run
     from shared.config import load_config
 
@@ -302,7 +302,7 @@ def process_voca(root: Path, out: Path, embedding: Path | None, fps: float, over
     talkhead stage1 pretrain clips/voca/* -o base.safetensors
     """
     when_stopped(CONTINUES)
-    from process_data.import_voca import import_voca
+    from process_data.importers.voca import import_voca
 
     done = import_voca(root, out, embedding=embedding, fps=fps, overwrite=overwrite)
     for warning in done.warnings:
@@ -330,7 +330,7 @@ def import_adnerf(folder: Path, clip: Path, workers: int | None, overwrite: bool
     """
     when_stopped(CONTINUES)
     from process_data.config import ProcessConfig
-    from process_data.import_adnerf import import_adnerf as run
+    from process_data.importers.adnerf import import_adnerf as run
     from shared.config import load_config
 
     made = run(folder, clip, config=load_config(ProcessConfig, config_file, overrides), workers=workers, overwrite=overwrite)
@@ -366,13 +366,13 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
     torchrun --nproc-per-node 2 --no-python talkhead stage1 pretrain clips/* -o base.safetensors
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
-    from chain.training import training_of
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
     from stage1_audio2lmk import distributed
     from stage1_audio2lmk.pretrain import PretrainConfig
     from stage1_audio2lmk.pretrain import pretrain as run
+    from talkhead.training import training_of
 
     config = load_config(PretrainConfig, config_file, overrides)
     opened = [Clip(folder) for folder in clips]
@@ -413,13 +413,13 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     from dataclasses import replace
 
-    from chain.training import train_landmarks
     from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.train import SHIPPED_BASE
+    from talkhead.training import train_landmarks
 
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     if base is None:
@@ -449,7 +449,7 @@ def report(numbers: dict[str, Any], out: Path) -> None:
 
 def report_part(numbers: dict[str, Any], avatar: Any, part: str, clip: Any) -> None:
     """Print what the training of an avatar's part returned, and which parts do not go with it."""
-    from chain.training import others_of_another_clip
+    from talkhead.training import others_of_another_clip
 
     report(numbers, avatar.part(part))
     for warning in others_of_another_clip(avatar, clip):
@@ -475,12 +475,12 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     """
     import numpy as np
 
-    from shared.audio_io import iter_audio
     from shared.avatar import Avatar
     from shared.landmarks import check_output_name, load_landmarks, save_landmarks
     from shared.lock import lock_output
-    from shared.sound_check import SoundCheck
-    from shared.spool import readable_again
+    from shared.media.audio_io import iter_audio
+    from shared.media.sound_check import SoundCheck
+    from shared.media.spool import readable_again
     from shared.training import pick_device
     from stage1_audio2lmk.predict import iter_predict, load_predictor
 
@@ -558,12 +558,12 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
     talkhead stage2 train me --set steps=3000
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
-    from chain.training import train_head
     from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
     from stage2_gaussian.config import Stage2Config
+    from talkhead.training import train_head
 
     config = load_config(Stage2Config, config_file, overrides)
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
@@ -596,11 +596,11 @@ def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit
     talkhead stage2 render edited.npy --avatar me.avatar -o head.mov --audio speech.wav
     talkhead stage2 render edited.npy --avatar me.avatar -o head.webm --poses still --orbit 30 --period 4
     """
-    from chain.synthesize import HeadView, Orbit, check_head_output, render_to_folder, render_to_video
     from shared.avatar import Avatar
     from shared.lock import lock_output
-    from shared.spool import readable_again
+    from shared.media.spool import readable_again
     from shared.training import pick_device
+    from talkhead.synthesis import HeadView, Orbit, check_head_output, render_to_folder, render_to_video
 
     if period is not None and orbit is None:
         raise TalkheadError(f"--period {period:g} is the time of a swing; add --orbit DEGREES")
@@ -706,7 +706,7 @@ def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align:
     from shared.avatar import Avatar, refined_poses, require_video
     from shared.clip import Clip
     from shared.training import pick_device
-    from stage2_gaussian.evaluate import evaluate_head
+    from stage2_gaussian.evaluation.evaluate import evaluate_head
 
     source, target = Clip(clip), Avatar(avatar_of(clip, avatar))
     require_video(source)
@@ -738,11 +738,11 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
     talkhead torso train me
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
-    from chain.training import train_torso
     from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
     from shared.training import pick_device
+    from talkhead.training import train_torso
     from torso_styleunet.config import TorsoConfig
 
     config = load_config(TorsoConfig, config_file, overrides)
@@ -764,11 +764,11 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
     \b
     talkhead torso composite frames --avatar me.avatar -o talk.mp4 --audio speech.wav
     """
-    from chain.synthesize import composite_folder
     from shared.avatar import Avatar
     from shared.lock import lock_output
-    from shared.spool import readable_again
+    from shared.media.spool import readable_again
     from shared.training import pick_device
+    from talkhead.synthesis import composite_folder
 
     refuse_inputs(output, audio, frames, *Avatar(avatar).files())
     refuse_existing(output, overwrite)
@@ -800,12 +800,12 @@ def synth(avatar: Path, audio: Path, output: Path, landmarks: Path | None, poses
     talkhead synth me.avatar speech.wav -o talk.mp4
     talkhead synth me.avatar speech.wav --landmarks edited.npy -o edited.mp4
     """
-    from chain.synthesize import synthesize
     from shared.avatar import Avatar
     from shared.landmarks import check_output_name
     from shared.lock import lock_output
-    from shared.spool import readable_again
+    from shared.media.spool import readable_again
     from shared.training import pick_device
+    from talkhead.synthesis import synthesize
 
     read = (audio, landmarks, named_file(poses), *Avatar(avatar).files())
     refuse_inputs(output, *read)
@@ -879,8 +879,8 @@ def inspect(path: Path, accept: bool) -> None:
     talkhead inspect predicted.npy
     talkhead inspect me.avatar --accept
     """
-    from chain.inspect import describe
     from shared.avatar import Avatar
+    from talkhead.inspect import describe
 
     if accept:
         for file in Avatar(path).accept_edits():
@@ -917,10 +917,10 @@ def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | N
     \b
     talkhead eval me.avatar me
     """
-    from chain.evaluate import evaluate_avatar
     from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.training import pick_device
+    from talkhead.evaluation import evaluate_avatar
 
     source, target = Clip(clip), Avatar(avatar)
     folder = output or source.training / "eval"
@@ -946,10 +946,10 @@ def demo(output: Path, size: int, seed: int, overwrite: bool, device: str) -> No
     when_stopped("Stopped. The same command with --overwrite starts anew.")
     import shutil
 
-    from chain.demo import check_demo_folder, run_demo
     from shared.files import atomic_path
     from shared.lock import lock_output
     from shared.training import pick_device
+    from talkhead.demo import check_demo_folder, run_demo
 
     replaced = check_demo_folder(output)
     if replaced:
@@ -970,7 +970,7 @@ def demo(output: Path, size: int, seed: int, overwrite: bool, device: str) -> No
 @cli.command()
 def doctor() -> None:
     """What this machine can do, and the fix for each lack."""
-    from chain.doctor import diagnose
+    from talkhead.doctor import diagnose
 
     ok = True
     for found in diagnose():

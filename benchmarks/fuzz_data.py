@@ -40,7 +40,6 @@ def make_samples(folder: Path) -> None:
     """Valid files of every kind under `folder`: a clip, an avatar, single files."""
     import torch
 
-    from shared.audio_io import save_wav
     from shared.avatar import Avatar
     from shared.camera import pose_matrix
     from shared.clip import Bad, Clip, ClipInfo, Shot
@@ -48,10 +47,11 @@ def make_samples(folder: Path) -> None:
     from shared.face_check import TEMPLATE
     from shared.files import write_json
     from shared.landmarks import save_array, save_landmarks
-    from shared.video_io import write_png
+    from shared.media.audio_io import save_wav
+    from shared.media.video_io import write_png
     from stage1_audio2lmk.config import Stage1Config
+    from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
     from stage1_audio2lmk.model import LandmarkModel
-    from stage1_audio2lmk.speech_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
     from stage1_audio2lmk.train import save_model
     from stage2_gaussian.head import Head
     from stage2_gaussian.ply import canonical, write_ply
@@ -104,19 +104,19 @@ def make_samples(folder: Path) -> None:
 
 def readers() -> dict[str, list[Callable[[Path], Any]]]:
     """Path in the samples -> functions of the folder that read it."""
-    from chain.inspect import describe
-    from shared.audio_io import load_audio
     from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
     from shared.landmarks import load_array, load_landmarks
+    from shared.media.audio_io import load_audio
+    from shared.media.video_io import read_png
     from shared.poses import load_poses
-    from shared.video_io import read_png
     from stage1_audio2lmk.config import Stage1Config
-    from stage1_audio2lmk.speech_encoder import load_speech_encoder
+    from stage1_audio2lmk.encoders.phone_encoder import load_speech_encoder
     from stage1_audio2lmk.train import load_model
     from stage2_gaussian.ply import import_head, read_ply
     from stage2_gaussian.render import load_head
+    from talkhead.inspect import describe
     from torso_styleunet.composite import load_torso
 
     def clip(folder: Path) -> None:

@@ -149,11 +149,11 @@ def mutate(seeds: list[bytes], rng: np.random.Generator) -> tuple[int, bytes, st
 
 def read_everything(path: Path) -> list[str]:
     """Read a file in every way that the commands do; returns the last lines of tracebacks that are no TalkheadError."""
-    from chain.inspect import describe
     from process_data.video import notes
-    from shared.audio_io import audio_notes, iter_audio
     from shared.errors import TalkheadError
-    from shared.video_io import probe, read_video
+    from shared.media.audio_io import audio_notes, iter_audio
+    from shared.media.video_io import probe, read_video
+    from talkhead.inspect import describe
 
     def all_of(pieces) -> None:
         for _ in pieces:
@@ -198,8 +198,8 @@ def _most_memory() -> int:
 
 
 def _mapped() -> int:
-    import chain.inspect  # noqa: F401  loads all that the readers need
     import process_data.video  # noqa: F401
+    import talkhead.inspect  # noqa: F401  loads all that the readers need
 
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return pages * resource.getpagesize()

@@ -27,11 +27,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cli import cli  # noqa: E402
-from shared.audio_io import load_audio, save_wav  # noqa: E402
 from shared.avatar import PARTS, Avatar  # noqa: E402
 from shared.clip import Clip  # noqa: E402
 from shared.errors import TalkheadError  # noqa: E402
-from shared.video_io import read_video  # noqa: E402
+from shared.media.audio_io import load_audio, save_wav  # noqa: E402
+from shared.media.video_io import read_video  # noqa: E402
 
 SECONDS = 3.2  # of the actor's videos
 SMALL = {
@@ -83,7 +83,7 @@ def make_video(path: Path, size: int, seed: int) -> None:
     """A video of one of the synthetic actors, made in a child: a process that has worked on threads should not fork."""
     pid = os.fork()
     if not pid:
-        from process_data.synthetic import make_actor
+        from process_data.actor.actor import make_actor
 
         made = make_actor(path.with_suffix(""), size=size, seconds=SECONDS, seed=seed, quiet=True)
         shutil.move(made.video, path)
@@ -107,7 +107,7 @@ def start(arguments: list[str], folder: Path, workers_here: bool) -> int:
         os.dup2(error, 2)
         sys.argv = ["talkhead", *arguments]
         if workers_here:
-            from process_data.chunks import Workers
+            from process_data.workers import Workers
 
             def run_here(self: Workers, work: Callable, jobs: list[tuple], *_: object, **__: object) -> None:
                 for job in jobs:
@@ -283,9 +283,9 @@ def measure(command: Command, began: Path, root: Path, count: int, rng: np.rando
 @click.option("--workers-here", is_flag=True, help="Do the work of `process` in its own process, which starts faster.")
 def main(count: int, seed: int, only: tuple[str, ...], how: str, size: int, clip: Path | None, workers_here: bool) -> None:
     """Kill -9 talkhead's commands at random moments, check what is left, and run them again."""
-    import chain.synthesize  # noqa: F401  # what every child would load otherwise
-    import chain.training  # noqa: F401
     import process_data.pipeline  # noqa: F401
+    import talkhead.synthesis  # noqa: F401  # what every child would load otherwise
+    import talkhead.training  # noqa: F401
 
     with tempfile.TemporaryDirectory(prefix="kill-") as scratch:
         if clip is None:

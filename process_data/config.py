@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from process_data.people import check_person
+from process_data.detection.people import check_person
 from shared.config import Settings, setting
 from shared.errors import TalkheadError
 

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
-from process_data import labelling, observe, quality, report, shots, sync, tracking, video
-from process_data.chunks import Workers
+from process_data import lip_lag, quality, shots, video
 from process_data.config import ProcessConfig
-from process_data.detector import open_detector
-from process_data.labelling import Face
-from process_data.observe import DetectorChoice, Observed
-from process_data.segment import face_is_inside
-from shared.audio_io import iter_audio, save_wav
+from process_data.detection import detection_pass
+from process_data.detection.detection_pass import DetectorChoice, Observed
+from process_data.detection.detector import open_detector
+from process_data.report import page
+from process_data.segmentation import segmentation_pass
+from process_data.segmentation.segmentation_pass import Face
+from process_data.segmentation.segmenter import face_is_inside
+from process_data.tracking import track
+from process_data.workers import Workers
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot, good_frames
 from shared.config import config_to_dict
@@ -26,8 +29,9 @@ from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder, read_json, same_file, sha256, write_json
 from shared.landmarks import FPS, save_array, save_landmarks
 from shared.lock import PARTIAL, lock_folder
+from shared.media.audio_io import iter_audio, save_wav
+from shared.media.video_io import probe
 from shared.publish import WORK, publish, remove_work, work_folder
-from shared.video_io import probe
 
 Split = dict[str, list[tuple[int, int]]]
 OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso)\.npy|poses_fitted\.json|"
@@ -142,7 +146,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     make_folder(clip.root)
     size, count, crop, near = _write_video(source, clip, info, config, detector, work, quiet)
     check_splits(splits, count)
-    seen = observe.observe(clip.video, count, work, detector, pool, quiet, person=config.person, near=near)
+    seen = detection_pass.observe(clip.video, count, work, detector, pool, quiet, person=config.person, near=near)
     lost = np.isnan(seen.points[:, 0, 0])
     if lost.mean() > config.max_lost_share:
         found = "no face is found in any" if lost.all() else f"the face is lost in {lost.sum()}"
@@ -156,7 +160,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
 
     irises = _irises(seen)
     bridge(seen.points, lost, spans)
-    tracked = tracking.track(clip.video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work,
+    tracked = track.track(clip.video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work,
                              pool, quiet)
     pixels = project(tracked.landmarks, tracked.poses, intrinsics)
     inside = face_is_inside(pixels, size, size)
@@ -172,14 +176,14 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     save_array(clip.poses, tracked.poses)
     save_landmarks(clip.neutral, tracked.neutral)
     samples = video.load_sound(source, count)
-    lag = sync.estimate_lag(samples, tracked.landmarks)
+    lag = lip_lag.estimate_lag(samples, tracked.landmarks)
     if config.fix_sync and lag is not None:
-        samples = sync.shift_audio(samples, lag)
+        samples = lip_lag.shift_audio(samples, lag)
     save_wav(clip.audio, samples)
 
     face = Face(pixels, intrinsics[0] / tracked.poses[:, 2, 3])
-    colours = labelling.write_plates(clip, parts, face, ~lost, config.plate_samples, work, pool, quiet)
-    torso, untied = labelling.label_frames(clip, parts, face, tracked.poses, ~lost, colours, work, pool, quiet)
+    colours = segmentation_pass.write_plates(clip, parts, face, ~lost, config.plate_samples, work, pool, quiet)
+    torso, untied = segmentation_pass.label_frames(clip, parts, face, tracked.poses, ~lost, colours, work, pool, quiet)
     save_array(clip.torso, torso)
 
     warnings = [*quality.warnings(cuts, bad, lag, config.fix_sync, samples, pixels, seen.faces, size),
@@ -193,7 +197,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
         split=splits or quality.default_split(usable, config.test_share), versions=_versions(), warnings=warnings,
         lag_ms=0.0 if config.fix_sync and lag is not None else lag)
     save_with_content(clip, made)
-    report.write_report(clip, irises)
+    page.write_report(clip, irises)
 
 
 def save_with_content(clip: Clip, info: ClipInfo) -> None:

@@ -3,11 +3,11 @@
 import numpy as np
 
 from process_data.config import ProcessConfig
-from process_data.observe import FACES_EVERY, HANDS_EVERY
+from process_data.detection.detection_pass import FACES_EVERY, HANDS_EVERY
 from shared.camera import euler_degrees
 from shared.clip import Bad
 from shared.landmarks import FPS, lip_opening
-from shared.sound_check import SoundCheck
+from shared.media.sound_check import SoundCheck
 
 SHORT_SECONDS = 30
 LAG_WARNING_MS = 45

@@ -8,16 +8,16 @@ import cv2
 import numpy as np
 from av.video.reformatter import Colorspace
 
-from process_data import people
 from process_data.config import ProcessConfig
-from process_data.detector import Detector
-from shared.audio_io import audio_notes, iter_audio, load_audio
+from process_data.detection import people
+from process_data.detection.base import Detector
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from shared.media import decode, media_url, open_media, time_zero
+from shared.media.audio_io import audio_notes, iter_audio, load_audio
+from shared.media.container import decode, media_url, open_media, time_zero
+from shared.media.video_io import VideoInfo, VideoWriter, orientation, pixel_aspect, probe, read_video, video_stream
 from shared.training import progress
-from shared.video_io import VideoInfo, VideoWriter, orientation, pixel_aspect, probe, read_video, video_stream
 
 LOOKS = 60  # frames in which the face is looked for while the crop is chosen
 SQUARE_LOOKS = 12  # the same where the whole picture may do

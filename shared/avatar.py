@@ -19,9 +19,9 @@ from shared.errors import TalkheadError, TalkheadWarning
 from shared.files import make_folder, read_json, sha256, write_json
 from shared.landmarks import load_array, load_landmarks, save_array
 from shared.lock import lock_folder
+from shared.media.video_io import read_png
 from shared.poses import load_poses
 from shared.publish import PATIENCE, finish_move, publish, work_folder
-from shared.video_io import read_png
 
 AVATAR_FORMAT = 1
 PARTS = ("stage1", "stage2", "torso")

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 
 from shared.array_file import MOST_ROWS
-from shared.audio_io import load_audio
 from shared.config import config_from_dict, shown
 from shared.errors import TalkheadError
 from shared.files import atomic_path, read_json, sha256, write_json
 from shared.landmarks import FPS, load_array, load_landmarks, save_array
 from shared.lock import remove_abandoned
+from shared.media.audio_io import load_audio
+from shared.media.video_io import read_gray_video, read_png, read_video
 from shared.poses import load_poses
 from shared.publish import finish_move
-from shared.video_io import read_gray_video, read_png, read_video
 
 CLIP_FORMAT = 1
 ABANDONED = 3600.0  # seconds after which a half-written cache file is nobody's, on any host

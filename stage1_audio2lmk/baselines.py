@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from stage1_audio2lmk.features import HOPS, MELS, FeatureStream
+from stage1_audio2lmk.audio.features import HOPS, MELS, FeatureStream
 
 REACH = 4  # frames on each side, 160 ms into the future
 PENALTIES = tuple(10.0**k for k in np.arange(1.0, 5.1, 0.5))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from shared.landmarks import JAW
+from stage1_audio2lmk.audio.features import FEATURE_SIZE
 from stage1_audio2lmk.dataset import Recording
-from stage1_audio2lmk.features import FEATURE_SIZE
 from stage1_audio2lmk.losses import point_weights
 from stage1_audio2lmk.model import LandmarkModel, pooled
 

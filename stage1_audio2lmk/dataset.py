@@ -15,12 +15,12 @@ from torch import Tensor
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLES_PER_FRAME
-from stage1_audio2lmk.augment import shift_voice
+from stage1_audio2lmk.audio.augment import shift_voice
+from stage1_audio2lmk.audio.dc_blocker import SoundGate
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.encoders import Encoder, cached_rows
-from stage1_audio2lmk.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
+from stage1_audio2lmk.encoders.pretrained import Encoder, cached_rows
 from stage1_audio2lmk.model import MOVING
-from stage1_audio2lmk.sound_gate import SoundGate
 
 EDGE = 4  # frames on each side of a made silence whose lips are left open to the network
 QUIET_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in made silence, −80 to −30 dB

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from shared.audio_io import load_audio
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import FPS, LIPS, SAMPLE_RATE, lip_opening
+from shared.media.audio_io import load_audio
 from shared.metrics import correlation, lag_ms, landmark_distance, velocity_ratio
 from shared.report_page import ReportPage
+from stage1_audio2lmk.audio.features import levels
 from stage1_audio2lmk.baselines import REACH, mean_face, ridge
 from stage1_audio2lmk.dataset import clip_samples
-from stage1_audio2lmk.features import levels
 from stage1_audio2lmk.predict import Predictor, load_predictor, predict
 
 Table = dict[str, dict[str, float]]

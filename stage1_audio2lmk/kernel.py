@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stage1_audio2lmk.features import MELS
+from stage1_audio2lmk.audio.features import MELS
 
 LINEAR = 0.3  # share of the linear kernel
 SHARE = 0.4  # of each time scale

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from shared.landmarks import JAW, LIPS, N_LANDMARKS, SAMPLES_PER_FRAME
 from stage1_audio2lmk.attention import Stack
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.encoders import LayerMix
-from stage1_audio2lmk.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
+from stage1_audio2lmk.encoders.phone_encoder import PAST, SpeechEncoder
+from stage1_audio2lmk.encoders.pretrained import LayerMix
 from stage1_audio2lmk.kernel import SoundKernel, Table
-from stage1_audio2lmk.speech_encoder import PAST, SpeechEncoder
 
 MOVING = JAW + LIPS  # what sound tells; brows, eyes and nose stay with the neutral
 STEM_PAST = 4  # frames of the past in the convolution that opens the transformer's path

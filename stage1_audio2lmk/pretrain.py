@@ -27,7 +27,14 @@ from shared.landmarks import lip_opening
 from shared.metrics import correlation
 from shared.training import Scalars, follow, load_state, progress
 from stage1_audio2lmk import distributed
-from stage1_audio2lmk.clip_stream import (
+from stage1_audio2lmk.audio.features import MELS
+from stage1_audio2lmk.av_sync import Sync, sync_loss
+from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.dataset import made_silence
+from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, load_speech_encoder
+from stage1_audio2lmk.losses import landmark_loss, lip_error
+from stage1_audio2lmk.model import MOVING, LandmarkModel, pooled
+from stage1_audio2lmk.row_store import (
     ClipRows,
     ClipWindows,
     fingerprint,
@@ -37,13 +44,6 @@ from stage1_audio2lmk.clip_stream import (
     prepare,
     set_statistics,
 )
-from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import made_silence
-from stage1_audio2lmk.features import MELS
-from stage1_audio2lmk.losses import landmark_loss, lip_error
-from stage1_audio2lmk.model import MOVING, LandmarkModel, pooled
-from stage1_audio2lmk.speech_encoder import SpeechEncoder, load_speech_encoder
-from stage1_audio2lmk.sync import Sync, sync_loss
 from stage1_audio2lmk.train import SILENT_ROWS, save_model
 
 JUDGING_WINDOWS = 128

@@ -23,7 +23,6 @@ from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
 from shared.files import sha256
 from shared.training import Scalars, cpu_threads, follow, generator, load_state, progress
-from stage1_audio2lmk import tuning
 from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import (
@@ -36,7 +35,8 @@ from stage1_audio2lmk.dataset import (
     load_recording,
     made_silence,
 )
-from stage1_audio2lmk.encoders import Encoder, load_encoder, load_encoder_of
+from stage1_audio2lmk.encoders import finetuning
+from stage1_audio2lmk.encoders.pretrained import Encoder, load_encoder, load_encoder_of
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import MOVING, LandmarkModel
 from stage1_audio2lmk.validation import held_out_error
@@ -115,13 +115,13 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
     sounds: list[Recording] = []  # only for an encoder that is tuned
     if encoder is not None and config.encoder_tune:
         encoder.tune(config.encoder_tune)
-        tuned, before = encoder.tuned_layers, tuning.rows_before(model, encoder)
-        sounds = [load_recording(clip, k + 1, config, tuning.features_and_sound) for k, clip in enumerate(clips)]
+        tuned, before = encoder.tuned_layers, finetuning.rows_before(model, encoder)
+        sounds = [load_recording(clip, k + 1, config, finetuning.features_and_sound) for k, clip in enumerate(clips)]
         drawn = [dataclasses.replace(miss, features=sound.features) for miss, sound in zip(drawn, sounds)]
-        quiet_rows = made_silence(SILENT_ROWS, np.random.default_rng(config.seed), tuning.features_and_sound).features
+        quiet_rows = made_silence(SILENT_ROWS, np.random.default_rng(config.seed), finetuning.features_and_sound).features
 
     def judged() -> dict[str, float]:
-        heard = [tuning.heard_by(encoder, *pair) for pair in zip(recordings, sounds)] if encoder and sounds else recordings
+        heard = [finetuning.heard_by(encoder, *pair) for pair in zip(recordings, sounds)] if encoder and sounds else recordings
         return held_out_error(model, heard, device)
 
     windows = Windows(drawn, config, quiet_rows, model.scale, before)
@@ -152,7 +152,7 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
                 if model.encoder:
                     model.encoder.eval()
                 if encoder is not None and sounds:
-                    x = tuning.heard_in(x, model, encoder)
+                    x = finetuning.heard_in(x, model, encoder)
                 missed = model.expand(model.correction(x, model.embed(x)[0], speaker)[0])[:, :, MOVING]
             loss = landmark_loss(missed - model.rest.unflatten(-1, (-1, 3)), y.unflatten(-1, (-1, 3)), weight, config)
             optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ import torch
 
 from shared.config import Settings, seed_setting, setting
 from shared.errors import TalkheadError
-from stage2_gaussian.deform import GROUPS
+from stage2_gaussian.blendshapes import GROUPS
 
 
 @dataclass(frozen=True)

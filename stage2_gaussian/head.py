@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.camera import quaternion_from_matrix, quaternion_multiply
-from stage2_gaussian.deform import LowRankBlend
-from stage2_gaussian.landmark_code import LandmarkCode
+from stage2_gaussian.blendshapes import LowRankBlend
 from stage2_gaussian.shading import PoseShading
+from stage2_gaussian.skinning import LandmarkCode
 
 LARGEST = math.log(0.02)  # metres: a splat never grows beyond this
 START_OPACITY = 0.7

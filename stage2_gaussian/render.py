@@ -10,7 +10,7 @@ from shared.checkpoint import load_checkpoint, load_module, save_checkpoint
 from shared.config import shown
 from shared.errors import TalkheadError
 from shared.landmarks import N_LANDMARKS
-from stage2_gaussian.deform import GROUPS
+from stage2_gaussian.blendshapes import GROUPS
 from stage2_gaussian.head import Head
 from stage2_gaussian.rasterize import Projected, blend, project_splats, rasterize
 

@@ -16,12 +16,12 @@ from shared.files import sha256
 from shared.landmarks import LIPS, N_LANDMARKS
 from shared.metrics import psnr
 from shared.training import Scalars, cpu_threads, load_state, progress
-from stage2_gaussian.align import align_poses, fit_poses, refined
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames, batches, box_mask
-from stage2_gaussian.gaussians import make_canonical
 from stage2_gaussian.head import Head, Splats
+from stage2_gaussian.initialization import make_canonical
 from stage2_gaussian.losses import NAMES, PictureLoss, over, pose_prior
+from stage2_gaussian.pose_refinement import align_poses, fit_poses, refined
 from stage2_gaussian.prune import prune
 from stage2_gaussian.rasterize import Projected, blend, project_splats, rasterize
 from stage2_gaussian.render import render_head, save_head

@@ -19,19 +19,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from chain.doctor import diagnose
 from cli import Printable, avatar_of, cli
 from shared import machine
-from shared.audio_io import load_audio, save_wav
 from shared.checkpoint import load_checkpoint, save_checkpoint
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.files import atomic_path, read_json, write_arrays, write_json, write_rows, write_text
 from shared.landmarks import load_landmarks, save_array, save_landmarks
+from shared.media.audio_io import load_audio, save_wav
+from shared.media.video_io import GrayVideoWriter, TransparentVideoWriter, VideoWriter, read_png, read_video, write_png
 from shared.report_page import ReportPage
 from shared.training import Scalars, pick_device
-from shared.video_io import GrayVideoWriter, TransparentVideoWriter, VideoWriter, read_png, read_video, write_png
 from stage2_gaussian.ply import Cloud, write_ply
+from talkhead.doctor import diagnose
 
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
@@ -116,7 +116,7 @@ def test_a_folder_named_shared_beside_the_user_is_named(tmp_path):
 
 def test_importing_from_python_says_it_too(tmp_path):
     other = foreign(tmp_path / "other", "shared")
-    for name in ("chain.doctor", "process_data.chunks", "stage1_audio2lmk.config", "stage2_gaussian.config"):
+    for name in ("talkhead.doctor", "process_data.workers", "stage1_audio2lmk.config", "stage2_gaussian.config"):
         done = python("-c", f"import {name}", path=[other])
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].startswith("ImportError: another package named 'shared' is in the way: ")
@@ -585,7 +585,7 @@ def test_what_the_machine_lacks_is_one_sentence(monkeypatch, tmp_path):
         def fail(*_, raised=error):
             raise raised
 
-        monkeypatch.setattr("chain.inspect.describe", fail)
+        monkeypatch.setattr("talkhead.inspect.describe", fail)
         done = run("inspect", tmp_path)
         assert done.exit_code == 2 and one_sentence(done.stderr) == f"Error: {said}"
         assert run("--debug", "inspect", tmp_path).exception is error
@@ -635,7 +635,7 @@ def wait(*_, **__):
         time.sleep(SECONDS)
 
 shared.landmarks.load_landmarks = wait
-sys.modules["process_data.import_voca"] = types.SimpleNamespace(import_voca=wait)
+sys.modules["process_data.importers.voca"] = types.SimpleNamespace(import_voca=wait)
 main()
 """
 CONTINUES, ANEW = ["process-voca", "voca", "clips"], ["edit", "in.npy", "-o", "out.npy"]

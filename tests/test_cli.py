@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from cli import cli, format_table, parse_ranges
-from shared.audio_io import save_wav
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_landmarks
-from shared.video_io import VideoWriter
+from shared.media.audio_io import save_wav
+from shared.media.video_io import VideoWriter
 
 
 def run(*arguments):

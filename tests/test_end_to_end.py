@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from chain.synthesize import Motion
 from cli import cli
-from process_data.synthetic import actor_landmarks, make_actor
-from shared.audio_io import load_audio, save_wav
+from process_data.actor.actor import actor_landmarks, make_actor
 from shared.avatar import Avatar
 from shared.camera import project
 from shared.clip import Clip
 from shared.landmark_edit import smile
 from shared.landmarks import LIPS, lip_opening, load_landmarks, save_landmarks
+from shared.media.audio_io import load_audio, save_wav
+from shared.media.video_io import read_video
 from shared.metrics import correlation, psnr
-from shared.video_io import read_video
+from talkhead.synthesis import Motion
 
 
 def talkhead(*arguments, cwd):

@@ -1,4 +1,4 @@
-"""Speech whose phones and mouth shapes are known, for `python -m stage1_audio2lmk.train_speech`.
+"""Speech whose phones and mouth shapes are known, for `python -m stage1_audio2lmk.encoders.train_phone_encoder`.
 
 Needs more than talkhead does: `pip install pocketsphinx espeakng-loader`. Made once, when the shipped encoder is trained.
 A corpus is a folder of recordings with phones.json and mouth.npz (see `read_corpus`).
@@ -22,13 +22,13 @@ import click
 import numpy as np
 from scipy.signal import resample_poly
 
-from process_data.synthetic_identity import make_identity
-from process_data.synthetic_proportions import neutral_landmarks
-from process_data.synthetic_speech import VISEMES, animate, mouth_track
-from shared.audio_io import load_audio, save_wav
+from process_data.actor.identity import make_identity
+from process_data.actor.proportions import neutral_landmarks
+from process_data.actor.speech import VISEMES, animate, mouth_track
 from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME, save_array, save_landmarks
+from shared.media.audio_io import load_audio, save_wav
 from shared.training import progress
 
 Marks = list[tuple[float, str]]  # where a phone begins, in seconds; the last one lasts to the end

@@ -1,8 +1,8 @@
 import pytest
 
+from process_data.actor.actor import make_actor
 from process_data.config import ProcessConfig
 from process_data.pipeline import process
-from process_data.synthetic import make_actor
 
 
 @pytest.fixture(scope="session")

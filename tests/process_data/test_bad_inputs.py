@@ -15,20 +15,20 @@ from click.testing import CliRunner
 
 from cli import cli
 from process_data import quality
-from process_data.chunks import Workers
+from process_data.actor.actor import make_actor
 from process_data.config import ProcessConfig
-from process_data.observe import DetectorChoice
+from process_data.detection.detection_pass import DetectorChoice
 from process_data.pipeline import BUILT, run_name
-from process_data.synthetic import make_actor
 from process_data.video import load_sound
-from shared.audio_io import load_audio, save_wav
+from process_data.workers import Workers
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot
 from shared.face_check import TEMPLATE
 from shared.files import sha256
 from shared.landmarks import FPS, SAMPLE_RATE, save_array, save_landmarks
+from shared.media.audio_io import load_audio, save_wav
+from shared.media.video_io import GrayVideoWriter, VideoWriter, probe, read_video, write_png
 from shared.publish import work_folder
-from shared.video_io import GrayVideoWriter, VideoWriter, probe, read_video, write_png
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", (ROOT / "docs/bad_inputs.md").read_text(), re.M)
@@ -38,7 +38,7 @@ _EDITED = (ROOT / "docs/bad_inputs.md").read_text("utf-8").split("\n## What peop
 ELSEWHERE |= {what: ("tests/shared/test_edited_files.py", "test_an_edited_file_is_refused_or_read_as_the_page_says")
               for what, *_ in re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", _EDITED, re.M) if what in TABLE}
 KEEPS, CONTENT, LOCKS, TRAINING = ("tests/process_data/test_process_keeps.py", "tests/shared/test_content.py",
-                                   "tests/shared/test_lock_publish.py", "tests/chain/test_avatar_training.py")
+                                   "tests/shared/test_lock_publish.py", "tests/talkhead/test_training.py")
 ELSEWHERE |= {
     "VIDEO is CLIP/video.mp4, by path or by a link": (KEEPS, "test_the_source_is_never_written_over"),
     "CLIP holds other files, be it the recording": (KEEPS, "test_a_folder_of_other_things_is_left_alone"),
@@ -68,20 +68,20 @@ ELSEWHERE |= {
     "a training that is given --overwrite": (TRAINING, "test_overwrite_takes_what_can_be_resumed_and_leaves_evaluations"
                                                        "_and_curves"),
 }
-ELSEWHERE |= {what: ("tests/shared/test_sound_track.py", test) for what, test in {
+ELSEWHERE |= {what: ("tests/shared/media/test_sound_track.py", test) for what, test in {
     "sound whose codec the video's container takes": "test_the_sound_is_that_of_the_file_and_in_step",
     "sound of another codec": "test_encoded_sound_keeps_its_rate_and_channels",
     "sound to be spoken that starts late or has gaps": "test_sound_that_starts_late_keeps_its_silence",
     "damaged packets of sound": "test_damaged_sound_does_not_break_the_video",
     "titles, covers and chapters of the sound": "test_nothing_else_of_the_file_gets_into_the_video"}.items()}
-ELSEWHERE |= {what: ("tests/shared/test_sound_check.py", test) for what, test in {
+ELSEWHERE |= {what: ("tests/shared/media/test_sound_check.py", test) for what, test in {
     **dict.fromkeys(["sound that is silent, to be spoken", "sound shorter than half a second",
                      "floating-point sound 32768 times too loud", "floating-point sound 32768 times too quiet",
                      "sound with a DC offset"], "test_bad_sound_is_told_in_the_sentences_of_the_page"),
     "AUDIO is a pipe, `-` or `<(…)`": "test_a_pipe_is_read_once_into_a_file",
     "AUDIO is a device or a terminal": "test_a_pipe_is_read_once_into_a_file",
     "AUDIO is a pipe and TMPDIR is full": "test_a_pipe_that_does_not_fit_on_the_disk_is_a_sentence"}.items()}
-ELSEWHERE |= {what: ("tests/chain/test_synthesized_sound.py", test) for what, test in {
+ELSEWHERE |= {what: ("tests/talkhead/test_synthesized_sound.py", test) for what, test in {
     "sound longer than the landmarks": "test_a_difference_in_length_is_told",
     "sound shorter than the landmarks": "test_a_difference_in_length_is_told",
     "OUT is a pipe, a device or `-`": "test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound",
@@ -90,7 +90,7 @@ ELSEWHERE |= {what: ("tests/chain/test_synthesized_sound.py", test) for what, te
     "eval into the avatar": "test_an_avatar_holds_no_pictures_of_evaluations",
     "eval of a split in which no face is found": "test_a_split_without_a_face_is_a_sentence",
     "inspect of an avatar that was evaluated by an earlier version": "test_an_avatar_holds_no_pictures_of_evaluations"}.items()}
-ELSEWHERE["saturated colours"] = ("tests/shared/test_video_colours.py",
+ELSEWHERE["saturated colours"] = ("tests/shared/media/test_video_colours.py",
                                   "test_saturated_colours_come_back_and_the_stream_says_which_they_are")
 ANY_MACHINE, WORKERS = "tests/test_any_machine.py", "tests/process_data/test_workers.py"
 ELSEWHERE |= {
@@ -130,13 +130,13 @@ ELSEWHERE |= {
     'no shared memory (/dev/shm)': (WORKERS, "test_without_shared_memory_it_is_one_sentence"),
     'no more processes for this user': (WORKERS, "test_where_no_process_can_be_started_it_is_one_sentence"),
 }
-ELSEWHERE |= {row: ("tests/process_data/test_people.py", test) for row, test in {
+ELSEWHERE |= {row: ("tests/process_data/detection/test_people.py", test) for row, test in {
     "two people in the picture": "test_two_people_side_by_side",
     "two people who swap sides at a cut": "test_a_swap_of_sides_is_followed",
     "somebody else is seen where the person is not": "test_another_person_is_a_bad_stretch_and_told",
     "--person middle": "test_a_wrong_person_is_refused",
     "--person 3 of two people": "test_two_people_side_by_side"}.items()}
-READING, PEOPLE = "tests/shared/test_recordings.py", "tests/process_data/test_recorded_people.py"
+READING, PEOPLE = "tests/shared/media/test_recordings.py", "tests/process_data/test_recorded_people.py"
 ELSEWHERE.update({
     "a clock that does not start at zero (cuts of streams, -copyts, recorders)":
         (READING, "test_time_zero_is_the_start_of_the_file"),
@@ -173,7 +173,7 @@ ELSEWHERE.update({
     "- for standard input": (PEOPLE, "test_what_is_no_recording_is_refused"),
     "a named pipe or a device": (PEOPLE, "test_what_is_no_recording_is_refused"),
     "a name with a colon, a leading dash or one that FFmpeg would take for a protocol": (READING, "test_any_name_is_a_file"),
-    "damaged bytes anywhere in the file": ("tests/test_fuzz_media.py", "test_damaged_media_files_are_read_or_refused"),
+    "damaged bytes anywhere in the file": ("tests/benchmarks/test_fuzz_media.py", "test_damaged_media_files_are_read_or_refused"),
 })
 REFUSED = {}  # row -> function (folder) -> arguments of the command, the paths that VIDEO and CLIP stand for
 PROVEN = set()

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from process_data import observe, pipeline
+from process_data import pipeline
+from process_data.actor.actor import make_actor
 from process_data.config import ProcessConfig
 from process_data.pipeline import process
-from process_data.synthetic import make_actor
 from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip
 from shared.errors import TalkheadError
 from shared.landmarks import INNER51, eye_opening, lip_opening
+from shared.media.video_io import read_gray_video, read_png, read_video
 from shared.metrics import correlation, landmark_motion_error, psnr, rotation_error_degrees
-from shared.video_io import read_gray_video, read_png, read_video
 
 
 def check_tracker(clip, truth):
@@ -80,7 +80,8 @@ def test_an_interrupted_run_continues_and_ends_the_same(actor_clip, tmp_path, mo
         with pytest.raises(KeyboardInterrupt):
             process(truth.video, tmp_path / "clip", config=ProcessConfig(), quiet=True)
     assert not Clip(tmp_path / "clip").exists()
-    monkeypatch.setattr(observe, "observe_chunk", stop)  # tracking is not done twice, so nothing calls it
+    # tracking is not done twice, so nothing calls it
+    monkeypatch.setattr("process_data.detection.detection_pass.observe_chunk", stop)
     again = process(truth.video, tmp_path / "clip", config=ProcessConfig(), workers=1, quiet=True)
     np.testing.assert_array_equal(again.load_landmarks(), clip.load_landmarks())
     np.testing.assert_array_equal(again.load_torso(), clip.load_torso())

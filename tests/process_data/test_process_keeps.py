@@ -11,7 +11,6 @@ from click.testing import CliRunner
 from cli import cli
 from process_data import pipeline
 from process_data.pipeline import BUILT, finish_clip, save_with_content
-from shared.audio_io import save_wav
 from shared.camera import pose_matrix
 from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
@@ -19,8 +18,9 @@ from shared.face_check import TEMPLATE
 from shared.files import write_json
 from shared.landmarks import save_array, save_landmarks
 from shared.lock import lock_folder
+from shared.media.audio_io import save_wav
+from shared.media.video_io import VideoWriter, write_png
 from shared.publish import WORK, work_folder
-from shared.video_io import VideoWriter, write_png
 
 FRAMES = 80
 
@@ -164,7 +164,7 @@ def test_a_refused_run_leaves_the_finished_clip_as_it_was(clip, tmp_path, monkey
     assert everything(tmp_path) == before
 
     def nobody(video, count, *_, **__):
-        from process_data.observe import Observed
+        from process_data.detection.detection_pass import Observed
 
         return Observed(np.full((count, 3, 3), np.nan, np.float32), np.zeros(count), np.zeros((0, 5)), np.zeros((0, 5)),
                         np.zeros(count, bool), None)
@@ -246,18 +246,18 @@ def test_one_run_a_clip(clip, tmp_path, stub):
 
 
 def test_voca_clips_change_at_once_too(tmp_path, monkeypatch):
-    from process_data import import_voca
+    from process_data.importers import voca
 
     clip = Clip(tmp_path / "anna_sentence01")
-    sentence = import_voca.Sentence("anna", "sentence01", tmp_path / "meshes", tmp_path / "s.wav")
+    sentence = voca.Sentence("anna", "sentence01", tmp_path / "meshes", tmp_path / "s.wav")
     arguments = (np.zeros((5, 68, 3), np.float32), np.zeros((1, 68, 3), np.float32), np.zeros(5 * 640, np.float32), [], "00")
-    import_voca._write_clip(sentence, clip, *arguments)
+    voca._write_clip(sentence, clip, *arguments)
     before = everything(clip.root)
 
     def full(*_):
         raise TalkheadError("cannot write: No space left on device")
 
-    monkeypatch.setattr(import_voca, "save_wav", full)
+    monkeypatch.setattr(voca, "save_wav", full)
     with pytest.raises(TalkheadError, match="No space"):
-        import_voca._write_clip(dataclasses.replace(sentence, name="sentence01"), clip, *arguments)
+        voca._write_clip(dataclasses.replace(sentence, name="sentence01"), clip, *arguments)
     assert everything(clip.root) == before and Clip(clip.root).info.content

@@ -8,12 +8,12 @@ from click.testing import CliRunner
 
 from cli import cli
 from process_data import quality, video
+from process_data.actor.actor import make_actor
 from process_data.config import ProcessConfig
-from process_data.detector import open_detector
-from process_data.synthetic import make_actor
-from shared.audio_io import save_wav
+from process_data.detection.detector import open_detector
 from shared.errors import TalkheadError
-from shared.video_io import VideoWriter, probe, read_video, write_png
+from shared.media.audio_io import save_wav
+from shared.media.video_io import VideoWriter, probe, read_video, write_png
 
 
 def film(path, frames, audio=None):

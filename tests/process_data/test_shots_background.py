@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from process_data.background import background_plate, fill_smoothly, masked_median
+from process_data.segmentation.background import background_plate, fill_smoothly, masked_median
 from process_data.shots import find_cuts, shots_between
-from shared.video_io import read_video
+from shared.media.video_io import read_video
 
 
 def changes(small):

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from process_data.chunks import Workers
+from process_data.actor.actor import make_actor
 from process_data.config import ProcessConfig
 from process_data.pipeline import process
-from process_data.report import write_report
-from process_data.synthetic import make_actor
+from process_data.report.page import write_report
+from process_data.workers import Workers
 from shared.clip import Clip
 from shared.errors import MachineError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUSY = """
 import pathlib, sys, time
-from process_data.chunks import Workers
+from process_data.workers import Workers
 from shared.files import atomic_path
 
 def work(folder, ballast):

@@ -9,7 +9,7 @@ from shared.clip import Bad, Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import save_array, save_landmarks
-from shared.video_io import GrayVideoWriter, VideoWriter, write_png
+from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from shared.errors import TalkheadError, TalkheadWarning
 from shared.face_check import TEMPLATE
 from shared.files import read_json, sha256, write_json
 from shared.landmarks import save_array, save_landmarks
+from shared.media.video_io import VideoWriter, write_png
 from shared.training import load_state
-from shared.video_io import VideoWriter, write_png
 
 LENGTH = 6
 
@@ -211,7 +211,7 @@ def test_avatars_from_before_still_open(clip, tmp_path):
 
 
 def test_the_same_labels_make_the_same_file(tmp_path):
-    from shared.video_io import GrayVideoWriter, join_gray_videos
+    from shared.media.video_io import GrayVideoWriter, join_gray_videos
 
     for name in ("a", "b"):
         with GrayVideoWriter(tmp_path / f"{name}.mkv", 16, 16) as writer:

@@ -24,11 +24,11 @@ from shared.face_check import TEMPLATE, check_face
 from shared.files import read_json, write_json
 from shared.landmark_edit import apply_blink, mouth_gain, smile
 from shared.landmarks import MIRROR, TABLES, load_landmarks, save_array, save_landmarks
+from shared.media.video_io import write_png
 from shared.poses import load_poses
-from shared.video_io import write_png
 from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
 from stage1_audio2lmk.model import LandmarkModel
-from stage1_audio2lmk.speech_encoder import SpeechEncoder, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
 from stage1_audio2lmk.train import load_model, save_model
 from stage2_gaussian.head import Head
 from stage2_gaussian.ply import read_ply

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from process_data.synthetic_speech import actor_landmarks
-from shared.audio_io import save_wav
+from process_data.actor.speech import actor_landmarks
 from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import save_array, save_landmarks
+from shared.media.audio_io import save_wav
 from shared.training import cpu_threads
+from stage1_audio2lmk.audio.features import FEATURE_SIZE
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.features import FEATURE_SIZE
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import Predictor
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stage1_audio2lmk.features import HOPS, MELS
+from stage1_audio2lmk.audio.features import HOPS, MELS
 
 
 def windows(features: np.ndarray, silence: np.ndarray, past: int, ahead: int) -> np.ndarray:

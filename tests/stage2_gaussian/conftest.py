@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from shared.camera import pose_matrix, project, rotation_from_rotvec
 from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import save_array, save_landmarks
-from shared.video_io import GrayVideoWriter, VideoWriter, write_png
+from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 from stage2_gaussian.train import Trainer
 
 

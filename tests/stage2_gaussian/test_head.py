@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from shared.camera import matrix_from_quaternion
-from stage2_gaussian.align import refined
 from stage2_gaussian.head import Head
-from stage2_gaussian.landmark_code import FLOOR, LandmarkCode
+from stage2_gaussian.pose_refinement import refined
 from stage2_gaussian.render import render_head, render_sequence
+from stage2_gaussian.skinning import FLOOR, LandmarkCode
 
 CAMERA, SIZE = (160.0, 160.0, 32.0, 32.0), 64
 POSE = torch.tensor([[1.0, 0, 0, 0], [0, -1, 0, 0.02], [0, 0, -1, 0.8], [0, 0, 0, 1]])

@@ -8,8 +8,8 @@ import torch
 
 from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import save_array
+from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 from shared.training import cpu_threads
-from shared.video_io import GrayVideoWriter, VideoWriter, write_png
 
 SIZE = 64
 FOCAL = 2.0 * SIZE

@@ -1,0 +1,1 @@
+"""talkhead: clips from other projects' data folders."""

@@ -1,0 +1,1 @@
+"""talkhead: report.html of a processed clip."""

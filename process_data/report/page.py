@@ -1,0 +1,250 @@
+"""report.html: what a person looks at before training. One self-contained file, readable without a network."""
+
+import base64
+from collections.abc import Callable, Iterator
+from html import escape
+
+import cv2
+import numpy as np
+
+from process_data.report.charts import (
+    SCRIPT,
+    STYLE,
+    Curve,
+    coverage_bars,
+    curves_json,
+    histogram,
+    line_chart,
+    split_chart,
+)
+from process_data.report.eye_curves import blink, gaze
+from process_data.report.speech_coverage import Coverage, coverage
+from shared.camera import euler_degrees, project
+from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip, ClipInfo, good_frames
+from shared.files import write_text
+from shared.landmarks import FPS, NOSE, SAMPLES_PER_FRAME, lip_opening
+from shared.media.video_io import read_png
+
+SHEET_FRAMES = 8
+THUMBNAIL = 300
+FACE_MARGIN = 1.35  # the contact sheet shows this many times the landmarks' extent
+PLATES = 8  # shown; a film of many shots has more
+STRETCHES = 40  # rows of the table of bad stretches
+NAMES = {TORSO: "torso", NECK: "neck", HEAD: "head", MOUTH: "mouth"}
+LABEL_COLOURS = {TORSO: (66, 135, 245), NECK: (245, 191, 66), HEAD: (66, 200, 120), MOUTH: (220, 60, 90)}
+BACKDROP = (255, 60, 190)  # shows through wherever the cut-out has holes, and as a rim where it is too wide
+HATCH = (255, 60, 190)
+IN_SYNC_MS = 40  # a frame
+UNITS = {"Lips": "mm apart", "Lids": "0 open, 1 closed", "Gaze": "eye widths", "Head": "degrees", "Torso": "pixels"}
+
+
+def _picture(image: np.ndarray) -> str:
+    size = min(THUMBNAIL, image.shape[0])
+    small = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    ok, data = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 84])
+    assert ok
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _figure(image: np.ndarray, caption: str) -> str:
+    return (f'<figure><img loading="lazy" width="{THUMBNAIL}" height="{THUMBNAIL}" alt="{escape(caption)}" '
+            f'src="{_picture(image)}"><figcaption>{escape(caption)}</figcaption></figure>')
+
+
+def draw_landmarks(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """The face in frame (H,W,3), as a square of THUMBNAIL pixels with dots at the landmarks, pixels (68,2)."""
+    low, high = pixels.min(axis=0), pixels.max(axis=0)
+    side = FACE_MARGIN * float((high - low).max())
+    scale = THUMBNAIL / max(side, 1.0)
+    corner = (low + high) / 2 - side / 2
+    turn = np.array([[scale, 0, -scale * corner[0]], [0, scale, -scale * corner[1]]])
+    # a picture much larger than the thumbnail is smoothed first, or it would glitter
+    soft = cv2.GaussianBlur(frame, (0, 0), 0.5 / scale) if scale < 0.6 else frame
+    out = cv2.warpAffine(soft, turn, (THUMBNAIL, THUMBNAIL), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    for u, v in (pixels - corner) * scale:
+        cv2.circle(out, (round(u * 16 - 8), round(v * 16 - 8)), 28, (40, 255, 90), -1, cv2.LINE_AA, 4)
+    return out
+
+
+def draw_labels(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Frame (H,W,3) tinted by its labels (H,W)."""
+    out = frame.astype(np.float32) * 0.6
+    for label, colour in LABEL_COLOURS.items():
+        out[labels == label] += 0.4 * np.array(colour)
+    return out.clip(0, 255).astype(np.uint8)
+
+
+def draw_cut_out(frame: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Frame (H,W,3) over a colour that no person has, by alpha (H,W) 0–255."""
+    share = alpha[..., None].astype(np.float32) / 255
+    return (frame * share + np.array(BACKDROP, np.float32) * (1 - share)).round().astype(np.uint8)
+
+
+def draw_unseen(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Plate (H,W,3) with stripes where `seen` (H,W) is false: background that the person always covered."""
+    rows, columns = np.indices(seen.shape)
+    stripe = max(4, seen.shape[0] // 48)
+    hatched = ~seen & ((rows + columns) // stripe % 2 == 0)
+    out = plate.copy()
+    out[hatched] = (0.35 * plate[hatched] + 0.65 * np.array(HATCH)).astype(np.uint8)
+    return out
+
+
+def jitter(pixels: np.ndarray) -> float:
+    """Landmarks (T,68,2) pixels -> standard deviation of the nose's noise in pixels.
+
+    From second differences, whose variance is six times that of white noise; the median over frames leaves fast
+    movements of the head out.
+    """
+    if len(pixels) < 3:
+        return 0.0
+    change = np.diff(pixels[:, NOSE].astype(float), n=2, axis=0)
+    return float(np.median(np.sqrt(np.square(change).mean(axis=(1, 2)) / 6)))
+
+
+def _one(stream: Callable[[int, int], Iterator[np.ndarray]], t: int) -> np.ndarray:
+    return next(iter(stream(t, t + 1)))
+
+
+def _chosen_frames(info: ClipInfo) -> list[int]:
+    """Evenly spread frames, each the middle of its share of the good ones (of all where none is good)."""
+    good = good_frames(info.bad, info.frames)
+    numbers = np.flatnonzero(good) if good.any() else np.arange(info.frames)
+    places = (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * len(numbers)
+    return sorted({int(numbers[int(k)]) for k in places})
+
+
+def _time(t: int) -> str:
+    return f"{t / FPS:.2f} s, frame {t}"
+
+
+def _sheets(clip: Clip, pixels: np.ndarray) -> str:
+    """Contact sheets: landmarks, labels and, if the clip has one, the cut-out."""
+    tracked, labelled, cut_out = [], [], []
+    for t in _chosen_frames(clip.info):
+        frame = _one(clip.frames, t)
+        tracked.append(_figure(draw_landmarks(frame, pixels[t]), _time(t)))
+        labelled.append(_figure(draw_labels(frame, _one(clip.label_frames, t)), _time(t)))
+        if clip.alpha.is_file():
+            cut_out.append(_figure(draw_cut_out(frame, _one(clip.alpha_frames, t)), _time(t)))
+    legend = "".join(f'<span><i style="background:rgb{LABEL_COLOURS[k]}"></i>{name}</span>' for k, name in NAMES.items())
+    out = ('<h2>Tracked landmarks</h2><p class="soft">The dots should sit on lips, lids, brows, nose and jaw.</p>'
+           f'<div class="sheet">{"".join(tracked)}</div><h2>Labels</h2><div class="legend">{legend}</div>'
+           f'<div class="sheet">{"".join(labelled)}</div>')
+    if cut_out:
+        out += ('<h2>Cut-out</h2><p class="soft">Pink inside the person is a hole; background around the hair is too wide a '
+                f'cut.</p><div class="sheet">{"".join(cut_out)}</div>')
+    return out
+
+
+def _plates(clip: Clip) -> str:
+    """Background plates of the longest shots, hatched where no frame shows the background."""
+    shots = clip.info.shots
+    longest = sorted(sorted(range(len(shots)), key=lambda k: shots[k].start - shots[k].stop)[:PLATES])
+    figures = []
+    for k in longest:
+        plate, caption = read_png(clip.plate_path(k)), f"{shots[k].start / FPS:.1f}–{shots[k].stop / FPS:.1f} s"
+        if len(shots) > 1:
+            caption = f"shot {k + 1}: {caption}"
+        if clip.seen_path(k).is_file():
+            seen = read_png(clip.seen_path(k))[..., 0] > 127
+            plate, caption = draw_unseen(plate, seen), f"{caption}, {100 * (1 - seen.mean()):.0f} % never seen"
+        figures.append(_figure(plate, caption))
+    more = f' The {PLATES} longest of {len(shots)} shots are shown.' if len(shots) > PLATES else ""
+    return ('<h2>Background</h2><p class="soft">What is behind the person. Striped where it is never seen and had to be made '
+            f'up.{more}</p><div class="sheet">{"".join(figures)}</div>')
+
+
+def _curves(clip: Clip, landmarks: np.ndarray, poses: np.ndarray, pixels: np.ndarray,
+            irises: np.ndarray | None) -> dict[str, list[Curve]]:
+    angles, torso, lids = euler_degrees(poses[:, :3, :3]), clip.load_torso(), blink(landmarks)
+    curves = {"Lips": [Curve("opening", 1000 * lip_opening(landmarks))],
+              "Lids": [Curve("right", lids[:, 0], 2), Curve("left", lids[:, 1], 2)]}
+    if irises is not None:
+        looks = gaze(irises, pixels)
+        curves["Gaze"] = [Curve("to the right", looks[:, 0], 2), Curve("down", looks[:, 1], 2)]
+    curves["Head"] = [Curve(name, angles[:, k]) for k, name in enumerate(("yaw", "pitch", "roll"))]
+    curves["Torso"] = [Curve("to the right", torso[:, 0]), Curve("down", torso[:, 1])]
+    return curves
+
+
+def _length(seconds: float) -> str:
+    whole = int(round(seconds))
+    return f"{seconds:.1f} s" if seconds < 60 else f"{whole // 60} min {whole % 60} s"
+
+
+def _lag(lag: float | None) -> tuple[str, str]:
+    if lag is None:
+        return "unknown", "lips and sound: lag cannot be told"
+    if abs(lag) < IN_SYNC_MS:
+        return "in sync", f"lips {abs(lag):.0f} ms {'after' if lag > 0 else 'before'} the sound"
+    return f"{abs(lag):.0f} ms", f"lips {'after' if lag > 0 else 'before'} the sound"
+
+
+def _tiles(clip: Clip, pixels: np.ndarray) -> str:
+    info = clip.info
+    facts = [(_length(info.frames / FPS), f"{info.frames} frames at {FPS} a second"),
+             (f"{info.width} × {info.height}", f"pixels; square of {info.crop[2]} at {info.crop[0]}, {info.crop[1]}"),
+             (f"{100 * good_frames(info.bad, info.frames).mean():.3g} %", "of the frames are good"),
+             _lag(info.lag_ms),
+             (f"{jitter(pixels):.2f} px", "noise of the landmarks"),
+             (str(len(info.shots)), "shot, no cut" if len(info.shots) == 1 else "shots")]
+    tiles = "".join(f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for value, what in facts)
+    return f'<div class="tiles">{tiles}</div>'
+
+
+def _notes(info: ClipInfo, found: list[Coverage]) -> str:
+    """Warnings in plain words, and one line that says what kinds of speech are scarce."""
+    notes = [text[:1].upper() + text[1:] + ("" if text.endswith((".", "!")) else ".") for text in info.warnings]
+    scarce = [c.name for c in found if not c.enough]
+    if scarce:
+        notes.append(f"Little of: {', '.join(scarce)}. How to add some is said under “What the recording shows”.")
+    if not notes:
+        return '<ul class="notes"><li class="fine">Nothing to complain about.</li></ul>'
+    return f'<ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>'
+
+
+def _bad_table(info: ClipInfo) -> str:
+    if not info.bad:
+        return '<p class="soft">None: every frame can be used.</p>'
+    rows = "".join(f'<tr><td class="n">{b.start / FPS:.2f}–{b.stop / FPS:.2f}</td><td class="n">{b.stop - b.start}</td>'
+                   f'<td>{escape(b.reason)}</td></tr>' for b in info.bad[:STRETCHES])
+    rest = info.bad[STRETCHES:]
+    left_out = sum(b.stop - b.start for b in rest)
+    more = f'<p class="soft small">And {len(rest)} more, {left_out} frames; see clip.json.</p>' if rest else ""
+    return ('<p class="soft">Training skips these frames.</p><div class="card scroll"><table><tr><th class="n">Seconds</th>'
+            f'<th class="n">Frames</th><th>Why</th></tr>{rows}</table></div>{more}')
+
+
+def write_report(clip: Clip, irises: np.ndarray | None = None) -> None:
+    """Write report.html of a finished clip; irises (T,2,2) pixels, NaN where lost, add the gaze.
+
+    Pictures, charts and numbers are all inside the file; the values of the charts can be read back from the JSON in its
+    element `curves`. Decodes a few frames only. Raises TalkheadError if a file of the clip is missing or wrong.
+    """
+    info = clip.info
+    landmarks, poses = clip.load_landmarks(), clip.load_poses()
+    pixels = project(landmarks, poses, info.intrinsics)
+    curves = _curves(clip, landmarks, poses, pixels, irises)
+    found = coverage(clip.load_audio()[: SAMPLES_PER_FRAME * info.frames], landmarks)
+    least = {"Lips": (0.0, 5.0), "Lids": (0.0, 1.0), "Head": (-5.0, 5.0), "Torso": (-2.0, 2.0)}
+    charts = "".join(line_chart(title, UNITS[title], group, info, least.get(title)) for title, group in curves.items())
+    page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(info.name)}: report</title><style>{STYLE}</style></head><body><main>
+<h1>{escape(info.name)}</h1><div class="soft">made from {escape(info.source_name)}</div>{_tiles(clip, pixels)}
+<h2>Before you train</h2>{_notes(info, found)}
+{_sheets(clip, pixels)}
+{_plates(clip)}
+<h2>Curves</h2><p class="soft">Over the whole clip, in seconds. Dashed lines are cuts, shaded stretches are skipped.</p>
+<div class="card charts">{split_chart(info, {name: len(clip.split(name)) for name in info.split})}{charts}</div>
+<h2>What the recording shows</h2><p class="soft">Sorted by loudness, spectrum and lip shape, not by understanding the words:
+take the seconds as a guide. An avatar speaks badly what it has hardly seen.</p>
+<div class="two"><div class="card">
+<div class="head"><h3>Mouth opening <span class="soft small">mm, % of the frames</span></h3></div>
+{histogram(1000 * lip_opening(landmarks), "mm", "Histogram of the mouth opening")}</div>
+<div class="card"><div class="head"><h3>Sounds and shapes</h3></div>{coverage_bars(found)}</div></div>
+<h2>Bad stretches</h2>{_bad_table(info)}
+</main><script type="application/json" id="curves">{curves_json(info.frames, curves, UNITS)}</script>
+<script>{SCRIPT}</script></body></html>
+"""
+    write_text(clip.report, page)

@@ -1,0 +1,154 @@
+"""Second pass over the video: background plates and colours from samples, then labels, alpha and torso motion of each frame."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from process_data.detection.detection_pass import read_mattes
+from process_data.segmentation.background import background_plate
+from process_data.segmentation.colours import FACE_OUTLINE, PersonColours, filled, learn_colours
+from process_data.segmentation.segmenter import Segmenter
+from process_data.tracking.torso_motion import TorsoTracker, choose_references, finish
+from process_data.workers import Workers, chunks, tick
+from shared.clip import Clip, Shot, seen_file
+from shared.files import write_arrays, write_rows
+from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
+
+PERSON_MATTE = 13  # of 255: what the coarse matte gives more is no background
+COLOUR_SAMPLES = 48  # frames that the person's colours are learned from
+SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all
+
+
+@dataclass(frozen=True)
+class Face:
+    """Where the face is in some frames: projected landmarks (n,68,2) pixels and pixels a metre (n,) at its depth."""
+
+    pixels: np.ndarray
+    metre: np.ndarray
+
+    def of(self, start: int, stop: int) -> "Face":
+        return Face(self.pixels[start:stop], self.metre[start:stop])
+
+
+def write_plates(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, samples: int, work: Path, workers: Workers,
+                 quiet: bool = False) -> PersonColours:
+    """Write every shot's background plate and what of it was seen; returns the person's colours. good (T,) bool."""
+    jobs = []
+    for shot in shots:
+        frames = shot.start + np.flatnonzero(good[shot.start : shot.stop])
+        frames = frames if len(frames) else np.arange(shot.start, shot.stop)
+        wanted = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), samples)).astype(int))]
+        learn = max(2, round(COLOUR_SAMPLES * (shot.stop - shot.start) / len(good)))
+        if not _sample_file(work, shot.start).is_file():
+            jobs.append((clip.video, clip.root / shot.background, wanted, face.pixels[wanted], learn, work, shot.start))
+    if jobs:
+        workers.run(plate_job, jobs, sum(len(job[2]) for job in jobs), 0, "background", quiet=quiet)
+    samples_of: dict[str, list[np.ndarray]] = {"frames": [], "mattes": [], "numbers": []}
+    for shot in shots:
+        with np.load(_sample_file(work, shot.start)) as stored:
+            for name, found in samples_of.items():
+                found.extend(stored[name])
+    return learn_colours(samples_of["frames"], samples_of["mattes"], face.pixels[samples_of["numbers"]])
+
+
+def plate_job(video: Path, plate_file: Path, wanted: np.ndarray, pixels: np.ndarray, learn: int, work: Path, key: int) -> None:
+    """Background plate of one shot from its frames `wanted` (n,) with landmarks (n,68,2) pixels; keeps `learn` of them."""
+    frames, people, mattes = [], [], []
+    for frame, matte, points in zip(_frames_at(video, wanted), _mattes_at(work, wanted), pixels):
+        height, width = frame.shape[:2]
+        covered = (cv2.resize(matte, (width, height)) > PERSON_MATTE) | filled(points[FACE_OUTLINE], height, width)
+        reach = max(3, height // 56)
+        frames.append(frame)
+        mattes.append(matte)
+        people.append(cv2.dilate(covered.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0)
+        tick()
+    plate, seen = background_plate(np.stack(frames), np.stack(people))
+    write_png(plate_file, plate)
+    write_png(seen_file(plate_file), seen * np.uint8(255))
+    kept = np.unique(np.linspace(0, len(frames) - 1, min(learn, len(frames))).astype(int))
+    write_arrays(_sample_file(work, key), frames=np.stack(frames)[kept], mattes=np.stack(mattes)[kept], numbers=wanted[kept])
+
+
+def _frames_at(video: Path, wanted: np.ndarray):
+    if len(wanted) > 1 and np.diff(wanted).max() > SEEK_FROM:
+        for t in wanted:
+            yield from read_video(video, start=int(t), stop=int(t) + 1)
+        return
+    chosen = set(wanted.tolist())
+    first = int(wanted[0])
+    for t, frame in enumerate(read_video(video, start=first, stop=int(wanted[-1]) + 1), start=first):
+        if t in chosen:
+            yield frame
+
+
+def _mattes_at(work: Path, wanted: np.ndarray):
+    for t in wanted:
+        yield next(read_mattes(work, int(t), int(t) + 1))
+
+
+def _sample_file(work: Path, start: int) -> Path:
+    return work / f"samples_{start:07d}.npz"
+
+
+def label_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray, good: np.ndarray, colours: PersonColours,
+                 work: Path, workers: Workers, quiet: bool = False) -> tuple[np.ndarray, list[int]]:
+    """Write labels.mkv and alpha.mkv; returns the torso's motion (T,4) and the shots whose torso could not be tied."""
+    count = len(good)
+    spans = [(shot.start, shot.stop) for shot in shots]
+    numbers = choose_references(spans, poses, good)
+    references = []
+    for shot, t in zip(shots, numbers):
+        frame = next(read_video(clip.video, start=t, stop=t + 1))
+        labels, _ = _segmenter(clip, shot, colours)(frame, _around(work, shot, t), face.pixels[t], float(face.metre[t]))
+        references.append((frame, labels))
+    tracker = TorsoTracker(references, face.pixels[numbers], spans)
+    parts = chunks(count)
+    jobs = [(clip, shots, face.of(a, b), colours, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
+    if jobs:
+        left = sum(job[-1] - job[-2] for job in jobs)
+        workers.run(label_chunk, jobs, count, count - left, "labels and torso", quiet=quiet)
+    join_gray_videos([_piece(work, "labels", a) for a, _ in parts], clip.labels)
+    join_gray_videos([_piece(work, "alpha", a) for a, _ in parts], clip.alpha)
+    return finish(np.concatenate([np.load(_torso_file(work, a)) for a, _ in parts]), spans), tracker.untied
+
+
+def label_chunk(clip: Clip, shots: list[Shot], face: Face, colours: PersonColours, tracker: TorsoTracker, work: Path, start: int,
+                stop: int) -> None:
+    """Labels, alpha and torso motion of frames start ≤ t < stop; `face` holds these frames."""
+    height, width = tracker.size
+    motion = np.full((stop - start, 4), np.nan)
+    segmenter, current = None, None
+    with (GrayVideoWriter(_piece(work, "labels", start), width, height) as labels_video,
+          GrayVideoWriter(_piece(work, "alpha", start), width, height) as alpha_video):
+        first = max(0, start - 1)
+        mattes = dict(enumerate(read_mattes(work, first, stop + 1), start=first))
+        for t, frame in enumerate(read_video(clip.video, start=start, stop=stop), start=start):
+            shot = next(s for s in shots if s.start <= t < s.stop)
+            if segmenter is None or shot is not current:
+                segmenter, current = _segmenter(clip, shot, colours), shot
+            near = [mattes[k] for k in (t - 1, t, t + 1) if shot.start <= k < shot.stop]
+            labels, alpha = segmenter(frame, np.stack(near), face.pixels[t - start], float(face.metre[t - start]))
+            motion[t - start] = tracker.motion(t, frame, labels, face.pixels[t - start])
+            labels_video.write(labels)
+            alpha_video.write(alpha)
+            tick()
+    write_rows(_torso_file(work, start), "<f8", motion.shape, [motion])
+
+
+def _around(work: Path, shot: Shot, t: int) -> np.ndarray:
+    return np.stack(list(read_mattes(work, max(shot.start, t - 1), min(shot.stop, t + 2))))
+
+
+def _segmenter(clip: Clip, shot: Shot, colours: PersonColours) -> Segmenter:
+    plate = clip.root / shot.background
+    return Segmenter(colours, read_png(plate), read_png(seen_file(plate))[..., 0] > 0)
+
+
+def _piece(work: Path, name: str, start: int) -> Path:
+    return work / f"{name}_{start:07d}.mkv"
+
+
+def _torso_file(work: Path, start: int) -> Path:
+    return work / f"torso_{start:07d}.npy"

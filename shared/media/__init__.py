@@ -1,0 +1,1 @@
+"""talkhead: reading and writing video and sound through PyAV."""

@@ -1,0 +1,180 @@
+"""Audio files through PyAV: anything that FFmpeg reads, to 16 kHz mono float32."""
+
+import wave
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from shared.errors import TalkheadError
+from shared.files import atomic_path
+from shared.landmarks import SAMPLE_RATE
+from shared.media.container import audio_tracks, check_gap, decode, decodes, open_media, time_zero, track_name
+from shared.media.downmix import Loudness, mix
+
+LEAST_GAP = 0.1  # seconds; timestamps that jump less only jitter
+
+
+def audio_stream(container: av.container.InputContainer, path: Path) -> av.AudioStream:
+    """The audio track that is heard: of several the best one that can be decoded. Raises TalkheadError if there is none."""
+    tracks = audio_tracks(container, path)
+    if not tracks:
+        raise TalkheadError(f"{path} has no audio track; a talking head needs sound")
+    if tracks[0].codec_context is None:
+        raise TalkheadError(f"{path}: the audio track ({track_name(tracks[0])}) cannot be decoded; convert the file")
+    return tracks[0]
+
+
+def audio_notes(path: Path | str) -> list[str]:
+    """Sentences on the choice of the audio track, none where there is only one. Raises TalkheadError like audio_stream."""
+    path = Path(path)
+    with open_media(path, "media file") as container:
+        chosen = audio_stream(container, path)
+        tracks = list(container.streams.audio)
+        if len(tracks) == 1:
+            return []
+        notes = [f"the file has {len(tracks)} audio tracks; number {tracks.index(chosen) + 1} ({track_name(chosen)}) is used"]
+        unheard = [str(k) for k, track in enumerate(tracks, 1) if track is not chosen and not decodes(path, track)]
+        if unheard:
+            notes.append(f"audio track(s) {', '.join(unheard)} cannot be decoded and are left out")
+        return notes
+
+
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    """Yield mono float32 pieces at 16 kHz; where no sound is, before the first or in a gap, silence is put."""
+    with open_media(path, "media file") as container:
+        stream = audio_stream(container, path)
+        zero = time_zero(container, path)
+        resampler, form = _mono(), None
+        clock: float | None = None  # seconds of sound up to now
+        quiet = 0.0  # of these without sound
+        try:
+            for frame in decode(container, stream):
+                gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
+                check_gap(path, quiet + gap)
+                if clock is None and gap < 0:
+                    frame = _behind(frame, round(-gap * frame.sample_rate))
+                    if frame is None:
+                        continue
+                silence = gap > (0.0 if clock is None else LEAST_GAP)
+                if silence or form not in (None, _form(frame)):
+                    yield from _resample(resampler, None)
+                    resampler = _mono()
+                if silence:
+                    quiet += gap
+                    yield np.zeros(int(round(gap * SAMPLE_RATE)), np.float32)
+                form = _form(frame)
+                clock = (clock or 0.0) + (gap if silence else 0.0) + frame.samples / frame.sample_rate
+                yield from _resample(resampler, _one_channel(path, _finite(frame)))
+        except (av.error.FFmpegError, ValueError) as error:
+            raise TalkheadError(f"{path}: the audio track ({track_name(stream)}) cannot be decoded; convert the file") from error
+        if clock is not None:
+            yield from _resample(resampler, None)
+
+
+def _behind(frame: av.AudioFrame, samples: int) -> av.AudioFrame | None:
+    """The frame without its first samples, which lie before time zero."""
+    if samples >= frame.samples:
+        return None
+    if samples == 0:
+        return frame
+    data: Any = frame.to_ndarray()
+    rest = data[:, samples * (1 if frame.format.is_planar else frame.layout.nb_channels) :]
+    cut = av.AudioFrame.from_ndarray(np.ascontiguousarray(rest), frame.format.name, frame.layout)
+    cut.sample_rate = frame.sample_rate
+    return cut
+
+
+def _one_channel(path: Path, frame: av.AudioFrame) -> av.AudioFrame:
+    """The frame itself if FFmpeg's mean of its channels is right, else one of the mix that was chosen for the whole file."""
+    if frame.layout.nb_channels == 1:
+        return frame
+    weights = _weights(path, path.stat().st_mtime_ns).get(frame.layout.name)
+    return frame if weights is None else mix(frame, weights)
+
+
+@lru_cache(maxsize=8)
+def _weights(path: Path, changed: int) -> dict[str, np.ndarray]:
+    """How to mix the channels of each layout that a file has; `changed` is its time stamp."""
+    heard: dict[str, Loudness] = {}
+    with open_media(path, "media file") as container:
+        try:
+            for frame in decode(container, audio_stream(container, path)):
+                heard.setdefault(frame.layout.name, Loudness(frame.layout)).add(frame)
+        except (av.error.FFmpegError, ValueError):
+            pass  # what was read up to here decides
+    chosen = {name: loudness.weights() for name, loudness in heard.items()}
+    return {name: weights for name, weights in chosen.items() if weights is not None}
+
+
+def _mono() -> av.AudioResampler:
+    # whole numbers, since FFmpeg mixes several channels to floats without turning them down: speech on both would clip
+    return av.AudioResampler(format="s32p", layout="mono", rate=SAMPLE_RATE)
+
+
+def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _finite(frame: av.AudioFrame) -> av.AudioFrame:
+    """The frame without a time stamp and without samples that are no finite numbers."""
+    if frame.format.name[:3] in ("flt", "dbl"):
+        data: Any = frame.to_ndarray()
+        if not np.isfinite(data).all():
+            rate = frame.sample_rate
+            data = np.nan_to_num(data, posinf=1.0, neginf=-1.0)
+            frame = av.AudioFrame.from_ndarray(data, frame.format.name, frame.layout)
+            frame.sample_rate = rate
+    frame.pts = None
+    return frame
+
+
+def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
+    for piece in resampler.resample(frame):
+        yield piece.to_ndarray()[0].astype(np.float32) / np.float32(1 << 31)
+
+
+def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:
+    """Yield 16 kHz mono float32 chunks of `seconds` (the last one shorter) in bounded memory.
+
+    Two channels are averaged unless they cancel or one is silent, more are mixed as loud as the loudest of them (see
+    downmix.py); of several tracks the best is read. Time zero is that of the whole file: sound that starts later is
+    preceded by silence, as gaps in it are filled with it. Samples that are not a number become 0, larger ones than ±1 are
+    clipped. Raises TalkheadError: missing file, no media file, no audio track, 0 samples, damaged time stamps.
+    """
+    path = Path(path)
+    size = max(1, int(seconds * SAMPLE_RATE))
+    waiting: list[np.ndarray] = []
+    count = total = 0
+    for piece in _decode(path):
+        waiting.append(piece)
+        count += len(piece)
+        total += len(piece)
+        if count >= size:
+            joined = np.concatenate(waiting)
+            while len(joined) >= size:
+                yield joined[:size]
+                joined = joined[size:]
+            waiting, count = [joined], len(joined)
+    if total == 0:
+        raise TalkheadError(f"{path} holds 0 samples of audio")
+    if count:
+        yield np.concatenate(waiting)
+
+
+def load_audio(path: Path | str) -> np.ndarray:
+    """Whole file -> (n,) float32 in [−1, 1], 16 kHz mono. Raises TalkheadError like iter_audio."""
+    return np.concatenate(list(iter_audio(path)))
+
+
+def save_wav(path: Path | str, samples: np.ndarray, rate: int = SAMPLE_RATE) -> None:
+    """Write (n,) float samples in [−1, 1] as 16-bit mono WAV, atomically."""
+    pcm = np.round(np.clip(samples, -1, 1) * 32767).astype("<i2")
+    with atomic_path(path) as partial, wave.open(str(partial), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(pcm.tobytes())

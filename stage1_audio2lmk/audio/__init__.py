@@ -1,0 +1,1 @@
+"""talkhead: samples to feature rows: log-mel, formants, and augmentation."""

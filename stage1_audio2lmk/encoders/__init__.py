@@ -1,0 +1,1 @@
+"""talkhead: speech encoders: the default one and those of the transformers library."""

@@ -1,0 +1,1 @@
+"""talkhead: measuring a Gaussian head: PSNR, SSIM, LPIPS, flicker, expression sheets."""

@@ -1,0 +1,117 @@
+"""The trainings of an avatar's parts on one clip, in the order in which each assembles the avatar anew."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.avatar import COMMANDS, Avatar, add_part, create_from_clip, motion_track, refined_poses, refuse_other_clip
+from shared.clip import Clip
+from shared.errors import TalkheadError
+from shared.files import refuse_existing, sha256
+from shared.lock import lock_folder, lock_output
+from stage1_audio2lmk import train as stage1
+from stage1_audio2lmk.config import Stage1Config
+from stage2_gaussian import train as stage2
+from stage2_gaussian.config import Stage2Config
+from talkhead.synthesis import head_frames
+from torso_styleunet import train as torso
+from torso_styleunet.config import TorsoConfig
+
+STATE = "state.safetensors"
+MARKER = "unfinished"  # in a training's state: the file that it will write
+RESUMABLE = (MARKER, STATE, "heads*.npy", "rows")  # what else lies there, curves and evaluations, stays
+ASIDE = ".before"  # in a training's state: what the one that is replaced could have been resumed from
+
+
+@contextmanager
+def training_of(out: Path, state: Path, overwrite: bool) -> Iterator[None]:
+    """Nothing is trained over a finished `out` unasked, nor twice at once; what can be resumed lies in `state`.
+
+    With `overwrite` training starts anew, and the old `out` stays until the new one is done; so do curves and evaluations.
+    A training of `out` that was broken off is finished without asking again. Raises TalkheadError.
+    """
+    marker, aside = state / MARKER, state / ASIDE
+    with lock_output(out), lock_folder(state):
+        begun = marker.is_file() and marker.read_text(encoding="utf-8") == str(out.resolve())
+        refuse_existing(out, overwrite or begun)
+        shutil.rmtree(aside, ignore_errors=True)
+        moved = _set_aside(state) if overwrite else []
+        marker.write_text(str(out.resolve()), encoding="utf-8")
+        try:
+            yield
+        except TalkheadError:
+            if (overwrite or not begun) and not (state / STATE).exists():  # refused before it began
+                marker.unlink(missing_ok=True)
+                for old, new in moved:
+                    new.rename(old)
+                    with suppress(OSError):
+                        new.parent.rmdir()
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        for name in (MARKER, STATE):
+            (state / name).unlink(missing_ok=True)
+
+
+def _set_aside(state: Path) -> list[tuple[Path, Path]]:
+    """Move away what a training could be resumed from, until this one is done, and its curves, for good; (from, to) of each."""
+    moved = [(path, state / ASIDE / path.name) for pattern in RESUMABLE for path in state.glob(pattern)]
+    earlier = state / f"earlier-{1 + len(list(state.glob('earlier-*')))}"
+    moved += [(path, earlier / path.name) for folder in (state, state / "curves", state / "logs")
+              for path in folder.glob("events.out.tfevents.*")]
+    for old, new in moved:
+        new.parent.mkdir(exist_ok=True)
+        old.rename(new)
+    return moved
+
+
+@contextmanager
+def _part(avatar: Avatar, clip: Clip, part: str, overwrite: bool) -> Iterator[Path]:
+    """The folder of the training's state, while the part may be trained and nobody else trains it."""
+    motion_track(clip)
+    refuse_other_clip(avatar, clip, part, overwrite)
+    state = clip.training / part
+    with training_of(avatar.part(part), state, overwrite):
+        yield state
+
+
+def train_landmarks(clip: Clip, avatar: Avatar, *, config: Stage1Config, device: torch.device, base: Path | None,
+                    overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Fine-tune stage 1 on `clip` from the model `base` (None: from nothing); returns numbers. Raises TalkheadError."""
+    with _part(avatar, clip, "stage1", overwrite) as state:
+        numbers = stage1.train([clip], avatar.work("stage1"), config=config, device=device, state_dir=state, init=base,
+                               quiet=quiet)
+        create_from_clip(avatar, clip, part="stage1")
+    return numbers
+
+
+def train_head(clip: Clip, avatar: Avatar, *, config: Stage2Config, device: torch.device, overwrite: bool = False,
+               quiet: bool = False) -> dict[str, Any]:
+    """Train the Gaussian head on `clip`; the avatar's motion track then holds the poses fitted with it. Raises TalkheadError."""
+    with _part(avatar, clip, "stage2", overwrite) as state:
+        numbers = stage2.train(clip, avatar.work("stage2"), config=config, device=device, state_dir=state, quiet=quiet)
+        create_from_clip(avatar, clip, part="stage2")
+    return numbers
+
+
+def train_torso(clip: Clip, avatar: Avatar, *, config: TorsoConfig, device: torch.device, overwrite: bool = False,
+                quiet: bool = False) -> dict[str, Any]:
+    """Train the torso on `clip` around the avatar's head, at the poses fitted with it. Raises TalkheadError."""
+    avatar.require("stage2")
+    with _part(avatar, clip, "torso", overwrite) as state:
+        poses = refined_poses(avatar, clip)
+        frames = head_frames(avatar, clip, poses, device)
+        numbers = torso.train(clip, frames, avatar.work("torso"), config=config, device=device, state_dir=state, poses=poses,
+                              head=sha256(avatar.stage2), quiet=quiet)
+        add_part(avatar, clip, "torso")
+    return numbers
+
+
+def others_of_another_clip(avatar: Avatar, clip: Clip) -> list[str]:
+    """Sentences about parts of the avatar that are still of another clip, with the command that trains each anew."""
+    return [f"the avatar's {part} is still of another clip, {known['name']!r}; run `talkhead {COMMANDS[part]} {clip.root} "
+            f"--avatar {avatar.root} --overwrite`"
+            for part, known in avatar.info.parts.items() if known["clip"] != clip.identity()]

@@ -1,0 +1,130 @@
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+
+from process_data.actor.actor import actor_motion, default_intrinsics, make_background, render_actor
+from process_data.actor.identity import make_identity
+from process_data.actor.proportions import neutral_landmarks
+from process_data.segmentation.colours import learn_colours
+from process_data.segmentation.segmenter import Segmenter, face_is_inside, tidy
+from shared.camera import project
+from shared.clip import BACKGROUND, HEAD, NECK, TORSO
+
+SIZE = 192
+METRE = 300.0
+SKIN, DARK, BLOND, BLUE, WALL = (215, 165, 140), (50, 35, 30), (200, 160, 70), (50, 70, 140), (150, 170, 160)
+
+
+def coarse(labels):
+    """A person matte as a network makes it: 256², blurred, a little too large."""
+    person = cv2.dilate((labels != BACKGROUND).astype(np.float32), np.ones((3, 3)))
+    return (cv2.GaussianBlur(cv2.resize(person, (256, 256)), (0, 0), 2) * 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def actor():
+    """Six frames, labels, mattes, landmarks in pixels and the plate."""
+    landmarks = np.repeat(neutral_landmarks(make_identity(0)).astype(np.float32)[None], 6, 0)
+    poses, torso = (array[::25] for array in actor_motion(150, SIZE))
+    frames, labels = (np.stack(arrays) for arrays in zip(*render_actor(landmarks, poses, torso, size=SIZE)))
+    pixels = project(landmarks.astype(float), poses.astype(float), default_intrinsics(SIZE))
+    return frames, labels, np.stack([coarse(image) for image in labels]), pixels, make_background(0, SIZE)
+
+
+def overlap(found, true):
+    return (found & true).sum() / (found | true).sum()
+
+
+def test_the_actor_is_cut_out(actor):
+    frames, truth, mattes, pixels, plate = actor
+    cut = Segmenter(learn_colours(frames, mattes, pixels), plate, np.ones((SIZE, SIZE), bool))
+    metre = default_intrinsics(SIZE)[0]
+    for t in (0, 3):
+        labels, alpha = cut(frames[t], mattes[t : t + 1], pixels[t], metre)
+        assert overlap(labels >= HEAD, truth[t] >= HEAD) > 0.97
+        assert overlap((labels == TORSO) | (labels == NECK), (truth[t] == TORSO) | (truth[t] == NECK)) > 0.98
+        assert overlap(labels == NECK, truth[t] == NECK) > 0.8
+        soft = cv2.GaussianBlur((truth[t] > 0).astype(np.float32), (0, 0), 0.7)
+        assert np.abs(alpha / 255 - soft).mean() < 0.008
+        np.testing.assert_array_equal(labels != BACKGROUND, alpha > 127)
+
+
+def test_the_order_of_frames_does_not_matter(actor):
+    frames, _, mattes, pixels, plate = actor
+    colours = learn_colours(frames, mattes, pixels)
+    again = pickle.loads(pickle.dumps(learn_colours(frames[::-1], mattes[::-1], pixels[::-1])))
+    np.testing.assert_allclose(again.table, colours.table)
+    assert (again.skin_level, again.apart) == (colours.skin_level, colours.apart)
+    cut = Segmenter(colours, plate, np.ones((SIZE, SIZE), bool))
+    first = cut(frames[2], mattes[1:4], pixels[2], METRE)
+    cut(frames[5], mattes[4:6], pixels[5], METRE)
+    for one, other in zip(first, cut(frames[2], mattes[1:4], pixels[2], METRE)):
+        np.testing.assert_array_equal(one, other)
+
+
+def portrait(hair, clothes):
+    """Someone with long hair, flat colours with noise: frame, matte, landmarks in pixels."""
+    picture = np.full((SIZE, SIZE, 3), WALL, np.uint8)
+    person = np.zeros((SIZE, SIZE), np.uint8)
+    middle = SIZE // 2
+
+    def paint(colour, draw, *arguments):
+        draw(picture, *arguments, colour, -1)
+        draw(person, *arguments, 255, -1)
+
+    def ellipse(image, centre, axes, colour, thickness):
+        cv2.ellipse(image, centre, axes, 0, 0, 360, colour, thickness)
+
+    paint(clothes, cv2.rectangle, (10, 130), (SIZE - 10, SIZE))
+    paint(SKIN, cv2.rectangle, (middle - 14, 95), (middle + 14, 140))
+    paint(hair, cv2.rectangle, (middle - 38, 60), (middle - 18, 150))
+    paint(hair, cv2.rectangle, (middle + 18, 60), (middle + 38, 150))
+    paint(hair, ellipse, (middle, 60), (38, 42))
+    paint(SKIN, ellipse, (middle, 72), (27, 38))
+    noise = np.random.default_rng(0).normal(size=picture.shape) * 4
+    landmarks = np.zeros((68, 2))
+    jaw = np.radians(np.linspace(180, 0, 17))
+    landmarks[:17] = np.stack([middle + 27 * np.cos(jaw), 72 + 38 * np.sin(jaw)], 1)
+    landmarks[17:27] = np.stack([middle + np.linspace(-20, 20, 10), np.full(10, 52.0)], 1)
+    landmarks[27:36] = [middle, 75]
+    landmarks[[31, 35]] = [[middle - 5, 80], [middle + 5, 80]]
+    landmarks[36:42], landmarks[42:48] = [middle - 12, 62], [middle + 12, 62]
+    landmarks[36, 0], landmarks[45, 0] = middle - 16, middle + 16
+    lips = np.radians(np.linspace(180, -150, 12))
+    landmarks[48:60] = np.stack([middle + 10 * np.cos(lips), 92 + 3 * np.sin(lips)], 1)
+    landmarks[60:] = [middle, 92]
+    matte = cv2.GaussianBlur(cv2.resize(person, (256, 256)), (0, 0), 1)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8), matte, landmarks
+
+
+@pytest.mark.parametrize(("hair", "clothes", "falls"), [(DARK, BLUE, True), (BLOND, BLUE, True), (DARK, DARK, False)])
+def test_falling_hair_is_head_where_it_differs_from_the_clothes(hair, clothes, falls):
+    frame, matte, points = portrait(hair, clothes)
+    colours = learn_colours([frame], [matte], points[None])
+    assert colours.apart == falls
+    plate = np.full_like(frame, WALL)
+    labels, _ = Segmenter(colours, plate, np.ones((SIZE, SIZE), bool))(frame, matte[None], points, METRE)
+    middle = SIZE // 2
+    strands = np.concatenate([labels[115:145, middle - 35 : middle - 22], labels[115:145, middle + 22 : middle + 35]])
+    assert (strands == HEAD).mean() == (1 if falls else 0)
+    assert (labels[118:124, middle - 8 : middle + 8] == NECK).all()
+    assert (labels[155:, 15:-15] == TORSO).all() and (labels[40:90, middle - 20 : middle + 20] >= HEAD).all()
+
+
+def test_specks_and_holes_are_tidied():
+    alpha = np.zeros((200, 200), np.uint8)
+    alpha[50:, 60:140] = 255
+    alpha[100:104, 100:104] = 0
+    alpha[20:25, 20:25] = 200
+    alpha[120:160, 90:110] = 0
+    tidy(alpha, np.array([70.0, 60.0]))
+    assert (alpha[100:104, 100:104] == 255).all() and alpha[:50].max() == 0
+    assert alpha[130, 100] == 0 and alpha[60, 70] == 255
+
+
+def test_faces_that_leave_the_picture_are_found():
+    pixels = np.full((2, 68, 2), 50.0)
+    pixels[1, :10] = -5
+    np.testing.assert_array_equal(face_is_inside(pixels, 100, 100), [True, False])

@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+
+from shared.landmarks import JAW, LIPS
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, features
+from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.model import LandmarkModel
+from stage1_audio2lmk.predict import Predictor, predict
+
+SPEAKER = torch.tensor([1])
+
+
+def rows(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, count, FEATURE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_rows_see_two_frames_ahead_and_no_further(predictor: Predictor) -> None:
+    model, x = predictor.model, rows(40)
+    changed = x.clone()
+    changed[:, 25:] += 1.0
+    difference = (model(x, SPEAKER) - model(changed, SPEAKER)).abs().amax((0, 2, 3))
+    assert difference[:23].max() == 0
+    assert difference[23:].min() > 0
+
+
+@torch.no_grad()
+def test_rows_forget_what_lies_beyond_their_reach(predictor: Predictor) -> None:
+    model = predictor.model
+    reach, x = model.reach_back, rows(60)
+    changed = x.clone()
+    changed[:, 10] += 100.0
+    difference = (model(x, SPEAKER) - model(changed, SPEAKER)).abs().amax((0, 2, 3))
+    assert difference[10 + reach] > 0
+    assert difference[10 + reach + 1 :].max() == 0
+
+
+def test_eighty_milliseconds_of_sound_ahead(predictor: Predictor, speech: np.ndarray) -> None:
+    """The same through the whole path, feature windows included: 80 ms after a frame's own sound nothing reaches it."""
+    neutral = np.zeros((68, 3), np.float32)
+    changed, sample = speech.copy(), 640 * 50
+    changed[sample:] = 0.3 * np.random.default_rng(1).normal(size=len(speech) - sample)
+    difference = np.abs(predict(predictor, speech, neutral, blinks=False)
+                        - predict(predictor, changed, neutral, blinks=False)).max((1, 2))
+    frame, look_ahead = 50, predictor.model.config.look_ahead
+    assert look_ahead * 40 == 80
+    assert difference[: frame - look_ahead].max() < 1e-7
+    assert difference[frame - look_ahead] > 1e-6
+
+
+@torch.no_grad()
+def test_around_a_recording_there_is_silence(predictor: Predictor) -> None:
+    """Rows with digital silence before and after them give what they give alone: its start and end are no events."""
+    model, x = predictor.model, rows(30)
+    quiet = torch.from_numpy(features(np.zeros(640 * 60, np.float32)))[None]
+    for whole in (torch.cat([x, quiet], 1), torch.cat([x, quiet[:, :2]], 1)):
+        torch.testing.assert_close(model(whole, SPEAKER)[:, :30], model(x, SPEAKER), atol=1e-6, rtol=0)
+    config = model.config  # attention does see whether silence was there before, the kernel path does not
+    torch.nn.init.zeros_(model.head.weight)
+    later = model(torch.cat([quiet[:, : config.kernel_past + 3], x], 1), SPEAKER)[:, config.kernel_past + 3 :]
+    torch.testing.assert_close(later, model(x, SPEAKER), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3, 60])
+def test_digital_silence_is_one_pose_from_the_first_frame_to_the_last(predictor: Predictor, count: int) -> None:
+    """With every weight random, transformer and formants included: nothing pops where a file begins or ends."""
+    moved = predict(predictor, np.zeros(640 * count, np.float32), np.zeros((68, 3), np.float32), blinks=False)
+    middle = predict(predictor, np.zeros(640 * 100, np.float32), np.zeros((68, 3), np.float32), blinks=False)[50]
+    assert np.abs(middle).max() > 1e-4
+    np.testing.assert_allclose(moved, np.repeat(middle[None], count, 0), rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_only_lips_and_jaw_move(predictor: Predictor) -> None:
+    moved = predictor.model(rows(5), SPEAKER).abs().amax((0, 1, 3))
+    still = sorted(set(range(68)) - set(JAW + LIPS))
+    assert moved[still].max() == 0 and moved[JAW + LIPS].min() > 0
+
+
+@torch.no_grad()
+def test_speakers_differ_and_the_unknown_is_one(predictor: Predictor) -> None:
+    x = rows(5)
+    outputs = [predictor.model(x, torch.tensor([k])) for k in range(3)]
+    assert not torch.allclose(outputs[0], outputs[1]) and not torch.allclose(outputs[1], outputs[2])
+
+
+@torch.no_grad()
+def test_formants_can_be_left_out(predictor: Predictor) -> None:
+    model = LandmarkModel(Stage1Config(dim=32, layers=1, heads=2, components=4, formants=False), 1, centres=10).eval()
+    for value in (*model.parameters(), model.basis):
+        torch.nn.init.normal_(value, std=0.1)
+    x = rows(5)
+    changed = x.clone()
+    changed[..., 320:] += 1.0
+    assert torch.equal(model(x, SPEAKER), model(changed, SPEAKER))
+
+
+def test_size() -> None:
+    count = sum(value.numel() for value in LandmarkModel(Stage1Config(), 1, centres=Stage1Config.centres).parameters())
+    assert 0.3e6 < count < 2e6
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_gpu_equals_cpu(predictor: Predictor) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    x = rows(50)
+    here = predictor.model(x, SPEAKER)
+    there = predictor.model.cuda()(x.cuda(), SPEAKER.cuda()).cpu()
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-3)

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+
+from shared.avatar import Avatar
+from shared.camera import euler_degrees, pose_matrix
+from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
+from shared.files import write_json
+from shared.landmarks import load_array, save_array, save_landmarks
+from shared.media.audio_io import load_audio, save_wav
+from shared.media.video_io import read_rgba, read_transparent_video
+from stage2_gaussian.head import Head
+from stage2_gaussian.render import save_head
+from talkhead.synthesis import (
+    HeadView,
+    Motion,
+    Orbit,
+    check_head_output,
+    ping_pong,
+    rebatch,
+    render_to_folder,
+    render_to_video,
+    straight,
+)
+
+CPU = torch.device("cpu")
+UPRIGHT = np.diag([1.0, -1, -1])
+
+
+def test_ping_pong_never_jumps_and_visits_everything():
+    index = ping_pong(50, 7)
+    assert index[:14].tolist() == [0, 1, 2, 3, 4, 5, 6, 5, 4, 3, 2, 1, 0, 1]
+    assert np.abs(np.diff(index)).max() == 1 and set(index) == set(range(7))
+    assert ping_pong(3, 1).tolist() == [0, 0, 0]
+    assert ping_pong(4, 2).tolist() == [0, 1, 0, 1]
+
+
+def test_rebatch_keeps_order_whatever_the_chunks():
+    rows = np.arange(50)[:, None]
+    for cuts in ([7, 8, 30], [1], [49], []):
+        pieces = list(rebatch(np.split(rows, cuts), 8))
+        assert [len(piece) for piece in pieces] == [8, 8, 8, 8, 8, 8, 2]
+        np.testing.assert_array_equal(np.concatenate(pieces), rows)
+
+
+@pytest.fixture
+def avatar(tmp_path):
+    avatar = Avatar(tmp_path)
+    save_array(avatar.poses, pose_matrix(np.tile(UPRIGHT, (5, 1, 1)), np.arange(1, 6)[:, None] * [0, 0, 1.0]))
+    save_array(avatar.motion, np.arange(20).reshape(5, 4))
+    return avatar
+
+
+def test_motion_loops_stands_still_or_follows_a_file(avatar, tmp_path):
+    poses, torso = Motion(avatar, "loop").at(3, 7)
+    assert poses[:, 2, 3].tolist() == [4, 5, 4, 3] and torso[:, 0].tolist() == [12, 16, 12, 8]
+    assert len(set(Motion(avatar, "still").at(0, 9)[0][:, 2, 3])) == 1
+    save_array(tmp_path / "own.npy", np.tile(pose_matrix(UPRIGHT, np.array([0, 0, 7.0])), (12, 1, 1)))
+    poses, torso = Motion(avatar, str(tmp_path / "own.npy")).at(0, 12)
+    assert (poses[:, 2, 3] == 7).all() and torso[:, 0].tolist() == [0, 4, 8, 12, 16, 12, 8, 4, 0, 4, 8, 12]
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """An avatar with a head of 300 splats, 64 pixels a side, and a landmark file of 30 rows."""
+    root = tmp_path_factory.mktemp("spoken")
+    rng = np.random.default_rng(0)
+    neutral = TEMPLATE[None].astype(np.float32)
+    neutral[0, [0, 16]] = [[-0.07, 0, -0.08], [0.07, 0, -0.08]]
+    made = Avatar(root / "me.avatar")
+    write_json(made.json, {"name": "me", "width": 64, "height": 64, "intrinsics": [160, 160, 32, 32], "fps": 25, "format": 1})
+    save_array(made.poses, np.tile(pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8])), (5, 1, 1)))
+    save_array(made.motion, np.arange(20).reshape(5, 4))
+    save_landmarks(made.neutral, neutral)
+    places = torch.from_numpy(rng.normal(size=(300, 3)) * [0.04, 0.05, 0.01]).float()
+    save_head(made.stage2, Head(torch.from_numpy(neutral[0]), places, torch.full((300,), 0.006),
+                                torch.from_numpy(rng.random((300, 3))).float(), moving=50, rank=6, hidden=8, pose_rank=2), {})
+    rows = neutral + 0.002 * np.sin(np.arange(30))[:, None, None].astype(np.float32)
+    save_landmarks(root / "rows.npy", rows)
+    return made, root / "rows.npy"
+
+
+def test_an_orbit_turns_the_poses_about_the_ears(spoken):
+    avatar, rows = spoken
+    plain, swung = HeadView(avatar, rows, "loop"), HeadView(avatar, rows, "loop", Orbit(30))
+    assert len(swung) == 30 and np.array_equal(swung.torso, plain.torso)
+    yaw = euler_degrees(swung.poses[:, :3, :3])[:, 0]
+    np.testing.assert_allclose(np.abs(yaw), np.abs(30 * np.sin(2 * np.pi * np.arange(30) / 30)), atol=1e-3)
+    ears = np.array([0, 0, -0.08])
+    np.testing.assert_allclose(swung.poses[:, :3, :3] @ ears + swung.poses[:, :3, 3], np.tile([0, 0, 0.88], (30, 1)), atol=1e-6)
+    fast = euler_degrees(HeadView(avatar, rows, "loop", Orbit(30, 0.4)).poses[:, :3, :3])[:, 0]
+    np.testing.assert_allclose(fast[10:20], fast[:10], atol=1e-3)  # 0.4 s are 10 frames
+
+
+def test_pictures_and_videos_show_the_same_straight_alpha(spoken, tmp_path):
+    avatar, rows = spoken
+    save_wav(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 40000))
+    view = HeadView(avatar, rows, "still", Orbit(20))
+    assert render_to_folder(view, tmp_path / "frames", device=CPU, quiet=True) == (30, [])
+    pictures = [read_rgba(path, (64, 64)) for path in sorted((tmp_path / "frames").glob("*.png"))]
+    assert len(pictures) == 30 and np.array_equal(load_array(tmp_path / "frames" / "poses.npy", (4, 4)), view.poses)
+    expected = torch.cat(list(view.batches(CPU, quiet=True)))
+    for k in (0, 8, 29):
+        alpha = pictures[k][..., 3:] / 255
+        assert 0.2 < alpha.mean() < 0.8
+        np.testing.assert_allclose(pictures[k][..., :3] / 255 * alpha, expected[k, ..., :3].clamp(0, 1), atol=0.03)
+        np.testing.assert_allclose(alpha, expected[k, ..., 3:], atol=0.003)
+    assert np.abs(pictures[0].astype(int) - pictures[8]).mean() > 3
+    for name, error in (("head.mov", 1.5), ("head.webm", 6)):
+        render_to_video(view, tmp_path / name, audio=tmp_path / "a.wav", device=CPU, quiet=True)
+        shown = list(read_transparent_video(tmp_path / name))
+        assert len(shown) == 30 and abs(len(load_audio(tmp_path / name)) - 19200) <= 1024
+        for got, picture in zip(shown, pictures):
+            weighted = (got[..., :3].astype(float) * got[..., 3:] - picture[..., :3].astype(float) * picture[..., 3:]) / 255
+            assert np.abs(weighted).mean() < error and np.abs(got[..., 3].astype(int) - picture[..., 3]).mean() < error
+
+
+def test_straight_alpha_undoes_the_premultiplication():
+    rgba = torch.tensor([0.1, 0.2, 0.25, 0.5, 0, 0, 0, 0]).view(1, 1, 2, 4)
+    assert torch.allclose(straight(rgba), torch.tensor([0.2, 0.4, 0.5, 0.5, 0, 0, 0, 0]).view(1, 1, 2, 4))
+
+
+def test_a_broken_rendering_leaves_nothing(spoken, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("broken")
+
+    view = HeadView(*spoken, "still")
+    monkeypatch.setattr("stage2_gaussian.render.render_head", fail)
+    for render, name in ((render_to_folder, "frames"), (render_to_video, "head.mov")):
+        with pytest.raises(RuntimeError):
+            render(view, tmp_path / name, device=CPU, quiet=True, **({"audio": None} if name == "head.mov" else {}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_head_may_be_written_to(tmp_path):
+    assert check_head_output(tmp_path / "head.MOV", None) and check_head_output(tmp_path / "head.webm", None)
+    assert not check_head_output(tmp_path / "frames", None)
+    (tmp_path / "frames").mkdir()
+    assert not check_head_output(tmp_path / "frames", None)
+    with pytest.raises(TalkheadError, match="head.mp4: a .mp4 file holds no transparency; name a .mov, a .webm or a folder"):
+        check_head_output(tmp_path / "head.mp4", None)
+    with pytest.raises(TalkheadError, match="folder of pictures, which holds no sound; leave --audio out"):
+        check_head_output(tmp_path / "frames", tmp_path / "a.wav")
+    with pytest.raises(TalkheadError, match="a.wav does not exist"):
+        check_head_output(tmp_path / "head.mov", tmp_path / "a.wav")
+    (tmp_path / "frames" / "diary.txt").write_text("keep me")
+    for place in (tmp_path / "frames", tmp_path / "frames" / "diary.txt"):
+        with pytest.raises(TalkheadError, match="is no folder of rendered frames, so it will not be replaced"):
+            check_head_output(place, None)

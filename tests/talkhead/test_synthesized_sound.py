@@ -1,0 +1,177 @@
+"""What is told and refused when an avatar speaks: lengths, heads out of sight, pipes as outputs, where pictures may go."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from cli import cli
+from shared.avatar import Avatar
+from shared.camera import pose_matrix
+from shared.errors import TalkheadError
+from shared.face_check import TEMPLATE
+from shared.landmarks import load_landmarks, save_array, save_landmarks
+from shared.media.audio_io import load_audio, save_wav
+from shared.media.video_io import read_video
+from stage1_audio2lmk import predict as stage1
+from talkhead import synthesis as module
+from talkhead.evaluation import _good_frames, evaluate_avatar
+from talkhead.inspect import describe
+from talkhead.synthesis import Motion, Orbit, ping_pong, synthesize
+
+CPU = torch.device("cpu")
+UPRIGHT = pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))
+SPEECH = (0.2 * np.random.default_rng(0).standard_normal(16000)).clip(-0.9, 0.9).astype(np.float32)
+
+
+class Disc:
+    """Stands for a trained avatar: a grey disc wherever the pose puts it, on black."""
+
+    def __init__(self, avatar, device):
+        self.device = device
+
+    def head_rgba(self, landmarks, poses):
+        visible = torch.as_tensor(np.abs(poses[:, 0, 3]) < 1).float()
+        return visible[:, None, None, None].expand(-1, 64, 64, 4) * 0.6
+
+    def compose(self, head, poses, motion):
+        return head[..., :3]
+
+
+class Steady:
+    """Stands for stage 1: a face at rest for as long as the sound lasts."""
+
+    def __init__(self, neutral):
+        self.neutral = neutral
+
+    def __call__(self, predictor, audio, neutral, **_):
+        self.heard = np.concatenate(list(audio))
+        yield np.repeat(neutral, -(-len(self.heard) // 640), axis=0)
+
+
+@pytest.fixture
+def avatar(tmp_path, monkeypatch):
+    made = Avatar(tmp_path / "me.avatar")
+    made.root.mkdir()
+    made.json.write_text(json.dumps({"name": "me", "width": 64, "height": 64, "intrinsics": [160, 160, 32, 32], "fps": 25,
+                                     "format": 1}))
+    save_array(made.poses, np.tile(UPRIGHT, (5, 1, 1)))
+    save_array(made.motion, np.zeros((5, 4)))
+    save_landmarks(made.neutral, TEMPLATE[None])
+    for part in (made.stage1, made.stage2, made.torso):
+        part.write_bytes(b"stands for a checkpoint")
+    save_wav(tmp_path / "speech.wav", SPEECH)
+    monkeypatch.setattr(module, "Renderer", Disc)
+    monkeypatch.setattr(stage1, "load_predictor", lambda *_: None)
+    monkeypatch.setattr(stage1, "iter_predict", Steady(made.neutral))
+    return made
+
+
+def rows(folder, count):
+    save_landmarks(folder / f"{count}.npy", np.repeat(TEMPLATE[None], count, axis=0))
+    return folder / f"{count}.npy"
+
+
+def test_the_sound_is_decoded_once_for_stage_1_and_copied_or_encoded_for_the_video(avatar, tmp_path, monkeypatch):
+    made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, quiet=True)
+    assert made == (25, [])
+    assert np.array_equal(stage1.iter_predict.heard, load_audio(tmp_path / "speech.wav"))
+    assert len(list(read_video(tmp_path / "t.mp4"))) == 25
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["me.avatar", "speech.wav", "t.mp4"]
+
+
+def test_a_difference_in_length_is_told(avatar, tmp_path):
+    told = "the landmarks last {} s, the sound 1.0 s; the video is as long as the landmarks, and "
+    for count, end in ((3, told.format(0.1) + "the sound is cut off there"),
+                       (50, told.format("2.0") + "the rest of the video is silent"), (26, None)):
+        made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, landmarks=rows(tmp_path, count),
+                          quiet=True)
+        assert made == (count, [end] if end else [])
+        assert len(load_audio(tmp_path / "t.mp4")) <= min(16000, 640 * count) + 1024
+
+
+def test_bad_sound_is_told_by_the_commands(avatar, tmp_path):
+    save_wav(tmp_path / "silent.wav", 0 * SPEECH)
+    for arguments in (["synth", avatar.root, tmp_path / "silent.wav", "-o", tmp_path / "t.mp4"],
+                      ["stage1", "predict", tmp_path / "silent.wav", "--avatar", avatar.root, "-o", tmp_path / "p.npy"]):
+        done = CliRunner().invoke(cli, [str(argument) for argument in [*arguments, "--device", "cpu"]])
+        assert done.exit_code == 0, done.output
+        assert "  warning: the sound is almost silent; the lips hardly move with it\n" in done.output
+    assert len(load_landmarks(tmp_path / "p.npy")) == 25
+
+
+def test_a_head_out_of_sight_is_told(avatar, tmp_path):
+    poses = np.tile(UPRIGHT, (25, 1, 1))
+    poses[10:, 0, 3] = 5
+    save_array(tmp_path / "away.npy", poses)
+    made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=str(tmp_path / "away.npy"),
+                      quiet=True)
+    assert made == (25, ["no head can be seen in 15 of 25 frames; look at the poses and the landmarks"])
+
+
+def test_what_is_no_number_is_not_rendered(avatar, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage1, "iter_predict", lambda *_, **__: iter([np.full((25, 68, 3), np.nan, np.float32)]))
+    with pytest.raises(TalkheadError, match="what stage 1 predicts: expected finite values, found nan"):
+        synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, quiet=True)
+    assert not (tmp_path / "t.mp4").exists()
+    for degrees, period in ((np.nan, None), (20, np.nan), (np.inf, 1), (20, 0)):
+        with pytest.raises(TalkheadError, match="an orbit is of some degrees in some seconds"):
+            Orbit(degrees, period)
+
+
+@pytest.mark.parametrize("liveliness", [np.nan, np.inf, -1])
+def test_a_liveliness_that_is_no_number_is_refused(liveliness):
+    with pytest.raises(TalkheadError, match="liveliness should be a number from 0 on, found"):
+        next(stage1.iter_predict(None, [SPEECH], np.zeros((1, 68, 3)), liveliness=liveliness))
+
+
+def test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound(avatar, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows(tmp_path, 26)
+    for name in ("pipe.mp4", "pipe.npy"):
+        os.mkfifo(name)
+    predict = ["stage1", "predict", "speech.wav", "--avatar", "me.avatar", "--overwrite"]
+    assert "Error: pipe.npy is a pipe, a device or" in CliRunner().invoke(cli, [*predict, "-o", "pipe.npy"]).output
+    for output in ("pipe.mp4", "/dev/null", "/dev/stdout", "-"):
+        for command in (["synth", "me.avatar", "speech.wav"], ["stage2", "render", "26.npy", "--avatar", "me.avatar"],
+                        ["torso", "composite", "frames", "--avatar", "me.avatar"]):
+            done = CliRunner().invoke(cli, [*command, "-o", output, "--overwrite"])
+            assert done.exit_code == 2 and done.output == (f"Error: {output} is a pipe, a device or standard output, where no "
+                                                           "finished file can be put; name a file\n")
+    os.rename("speech.wav", "speech.mp4")
+    done = CliRunner().invoke(cli, ["synth", "me.avatar", "speech.mp4", "-o", "speech.mp4", "--overwrite", "--device", "cpu"])
+    assert done.exit_code == 2 and "speech.mp4 is the same file as speech.mp4, which is read; name another output" in done.output
+    assert len(load_audio("speech.mp4")) == 16000
+
+
+def test_an_avatar_holds_no_pictures_of_evaluations(avatar, tmp_path):
+    with pytest.raises(TalkheadError, match="eval lies in the avatar, which is to hold no pictures of the person"):
+        evaluate_avatar(avatar, None, ["test"], CPU, avatar.root / "eval")
+    def described():
+        try:
+            yield from describe(avatar.root)
+        except TalkheadError:  # its parts are no checkpoints
+            pass
+
+    assert not any("pictures" in line for line in described())
+    (avatar.root / "eval").mkdir()
+    told = "eval holds pictures of the person; delete it before you pass the avatar on"
+    assert any(line.endswith(told) for line in described())
+
+
+def test_a_split_without_a_face_is_a_sentence():
+    clip = SimpleNamespace(root="me", split=lambda name: np.zeros(0, int))
+    with pytest.raises(TalkheadError, match="^me: the split 'test' holds no good frame$"):
+        _good_frames(clip, "test")
+
+
+def test_a_loop_is_the_same_from_any_place(avatar):
+    assert np.array_equal(ping_pong(9, 5, 7), ping_pong(16, 5)[7:])
+    motion = Motion(avatar, "loop")
+    motion.torso = np.arange(5)
+    far = 8 * 10**9  # computed from there, not from frame 0 on
+    assert motion.at(far, far + 6)[1].tolist() == [0, 1, 2, 3, 4, 3]
