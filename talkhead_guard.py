@@ -4,7 +4,6 @@ A module with a name of its own, which imports nothing of the project before it 
 """
 
 import sys
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -34,6 +33,8 @@ def check(*names: str) -> None:
                               "take its folder off PYTHONPATH, or start talkhead in another folder", name=name)
         with own.open(encoding="utf-8", errors="replace") as file:
             if "talkhead" not in file.readline():
+                from importlib.metadata import packages_distributions  # takes longer than all the rest
+
                 others = sorted(set(packages_distributions().get(name, ())) - {"talkhead"})
                 raise ImportError(f"{' and '.join(others) or 'another package'} has written over {own}, which belongs to "
                                   "talkhead; install talkhead in a virtual environment of its own", name=name)

@@ -40,16 +40,16 @@ DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # of 
 CLUTTER = (".lock", ".DS_Store", "Thumbs.db", "desktop.ini")
 
 
-def process(source: Path, clip_dir: Path, *, config: ProcessConfig, detector: DetectorChoice = DetectorChoice(),
-            resume: bool = True, splits: Split | None = None, workers: int | None = None, overwrite: bool = False,
-            quiet: bool = False) -> Clip:
+def process(source: Path | str, clip_dir: Path | str, *, config: ProcessConfig = ProcessConfig(),
+            detector: DetectorChoice = DetectorChoice(), resume: bool = True, splits: Split | None = None,
+            workers: int | None = None, overwrite: bool = False, quiet: bool = False) -> Clip:
     """Make a clip folder of any video of one person; returns it. An interrupted run continues where it was.
 
     A clip that is there stays as it is until the new one is complete; then what was derived from another content (fitted
     poses, training states, caches) goes with it. Raises TalkheadError: no video, no audio track, no face, too little that
     can be used, a finished clip already there, a folder of other things, a source that would be written over, another run.
     """
-    clip = Clip(clip_dir)
+    source, clip = Path(source), Clip(clip_dir)
     if clip.exists() and not overwrite:
         raise TalkheadError(f"{clip_dir} is a finished clip already; add --overwrite to make it again")
     check_target(clip, source)

@@ -172,8 +172,16 @@ class Avatar:
         return read_png(self.background)
 
 
+def avatar_folder(clip_folder: Path) -> Path:
+    """Where the avatar of a clip lies unless it is named: CLIP.avatar beside the clip. Raises TalkheadError."""
+    named = clip_folder if clip_folder.name not in ("", "..") else clip_folder.resolve()  # `.` and `..`
+    if not named.name:
+        raise TalkheadError(f"{clip_folder} has no name to name an avatar after; add --avatar FOLDER")
+    return named.with_name(named.name + ".avatar")
+
+
 def require_video(clip: Clip) -> None:
-    """Raise TalkheadError for a clip of landmarks and sound only, as `talkhead process-voca` makes."""
+    """Raise TalkheadError for a clip of landmarks and sound only, as `talkhead import voca` makes."""
     _ = clip.info
     if not clip.video.is_file():
         raise TalkheadError(f"{clip.root} has no video; it serves `stage1 pretrain` only")

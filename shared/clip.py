@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,10 @@ class Clip:
         for start, stop in self.info.split[name]:
             keep[start:stop] = True
         return np.flatnonzero(keep & good_frames(self.info.bad, self.info.frames))
+
+    def held_out(self, splits: Iterable[str] = ()) -> list[str]:
+        """Names of the splits to measure on: those asked for, else all but train, else train."""
+        return list(splits) or [name for name in self.info.split if name != "train"] or ["train"]
 
     def shot_of_frames(self) -> np.ndarray:
         """(T,) int index of the shot that each frame belongs to."""

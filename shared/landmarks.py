@@ -128,7 +128,7 @@ def _other_shape(shape: tuple[int, ...]) -> str:
         case (_, 51, 3) | (51, 3):
             return "51 points are the inner face; the jaw, points 0-16, is missing"
         case (_, 5023, 3) | (5023, 3):
-            return "5023 points are FLAME's mesh; see `talkhead process-voca`"
+            return "5023 points are FLAME's mesh; see `talkhead import voca`"
         case (_, 52) | (_, 51) | (_, 61):
             return f"{shape[1]} numbers a frame seem to be blendshape weights, not landmarks"
         case (_, 4, 4) | (4, 4):

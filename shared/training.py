@@ -19,8 +19,10 @@ from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder
 
 
-def pick_device(name: str = "auto") -> torch.device:
+def pick_device(name: str | torch.device = "auto") -> torch.device:
     """The device called auto, cpu, cuda or cuda:N; auto is CUDA where there is one. Raises TalkheadError for any other."""
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,4})?", name):

@@ -1,5 +1,81 @@
-"""The stages of talkhead put together. Only arrays pass between them; `cli` calls what is here."""
+"""talkhead: from a few minutes of video of one person to an avatar that speaks any audio.
+
+    from talkhead import Avatar, synthesize
+
+    synthesize(Avatar("me.avatar"), "speech.wav", "talk.mp4")
+
+docs/python.md has an example for each step. A name is imported when it is first used, so `import talkhead` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import talkhead_guard
 
 talkhead_guard.check(*talkhead_guard.PACKAGES[:-1])
+
+if TYPE_CHECKING:
+    from process_data.config import ProcessConfig as ProcessConfig
+    from process_data.importers.adnerf import import_adnerf as import_adnerf
+    from process_data.importers.voca import import_voca as import_voca
+    from process_data.pipeline import process as process
+    from shared.avatar import Avatar as Avatar
+    from shared.clip import Clip as Clip
+    from shared.errors import TalkheadError as TalkheadError
+    from shared.errors import TalkheadWarning as TalkheadWarning
+    from shared.landmarks import load_landmarks as load_landmarks
+    from shared.landmarks import save_landmarks as save_landmarks
+    from shared.poses import load_poses as load_poses
+    from stage1_audio2lmk.config import Stage1Config as Stage1Config
+    from stage1_audio2lmk.pretrain import PretrainConfig as PretrainConfig
+    from stage1_audio2lmk.stream import LandmarkStream as LandmarkStream
+    from stage2_gaussian.config import Stage2Config as Stage2Config
+    from stage2_gaussian.ply import export_head as export_head
+    from stage2_gaussian.ply import import_head as import_head
+    from talkhead.editing import edit as edit
+    from talkhead.evaluation import evaluate_avatar as evaluate_avatar
+    from talkhead.free_view import Orbit as Orbit
+    from talkhead.free_view import render_free_view as render_free_view
+    from talkhead.inspect import describe as describe
+    from talkhead.synthesis import MotionTrack as MotionTrack
+    from talkhead.synthesis import Predicted as Predicted
+    from talkhead.synthesis import Rendered as Rendered
+    from talkhead.synthesis import Renderer as Renderer
+    from talkhead.synthesis import composite_folder as composite_folder
+    from talkhead.synthesis import open_stream as open_stream
+    from talkhead.synthesis import predict as predict
+    from talkhead.synthesis import synthesize as synthesize
+    from talkhead.training import finetune as finetune
+    from talkhead.training import pretrain as pretrain
+    from talkhead.training import train_head as train_head
+    from talkhead.training import train_torso as train_torso
+    from torso_styleunet.config import TorsoConfig as TorsoConfig
+
+HOMES = {  # public name -> module that defines it
+    "Avatar": "shared.avatar", "Clip": "shared.clip", "LandmarkStream": "stage1_audio2lmk.stream",
+    "MotionTrack": "talkhead.synthesis", "Orbit": "talkhead.free_view", "Predicted": "talkhead.synthesis",
+    "PretrainConfig": "stage1_audio2lmk.pretrain", "ProcessConfig": "process_data.config", "Rendered": "talkhead.synthesis",
+    "Renderer": "talkhead.synthesis", "Stage1Config": "stage1_audio2lmk.config", "Stage2Config": "stage2_gaussian.config",
+    "TalkheadError": "shared.errors", "TalkheadWarning": "shared.errors", "TorsoConfig": "torso_styleunet.config",
+    "composite_folder": "talkhead.synthesis", "describe": "talkhead.inspect", "edit": "talkhead.editing",
+    "evaluate_avatar": "talkhead.evaluation", "export_head": "stage2_gaussian.ply", "finetune": "talkhead.training",
+    "import_adnerf": "process_data.importers.adnerf", "import_head": "stage2_gaussian.ply",
+    "import_voca": "process_data.importers.voca", "load_landmarks": "shared.landmarks", "load_poses": "shared.poses",
+    "open_stream": "talkhead.synthesis", "predict": "talkhead.synthesis", "pretrain": "talkhead.training",
+    "process": "process_data.pipeline", "render_free_view": "talkhead.free_view", "save_landmarks": "shared.landmarks",
+    "synthesize": "talkhead.synthesis", "train_head": "talkhead.training", "train_torso": "talkhead.training",
+}
+__all__ = sorted(HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name not in HOMES:
+        raise AttributeError(f"module 'talkhead' has no attribute {name!r}")
+    value = getattr(import_module(HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *HOMES})

@@ -16,7 +16,7 @@ from shared.media.video_io import read_video
 from shared.metrics import correlation, lag_ms, landmark_motion_error, rotation_error_degrees, velocity_ratio
 from talkhead.evaluation import evaluate_pictures
 from talkhead.synthesis import synthesize
-from talkhead.training import train_head, train_landmarks, train_torso
+from talkhead.training import finetune, train_head, train_torso
 
 Table = dict[str, dict[str, float]]
 
@@ -42,10 +42,6 @@ def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[
     from process_data.actor.actor import actor_landmarks, make_actor
     from process_data.config import ProcessConfig
     from process_data.pipeline import process
-    from stage1_audio2lmk.config import Stage1Config
-    from stage1_audio2lmk.train import SHIPPED_BASE
-    from stage2_gaussian.config import Stage2Config
-    from torso_styleunet.config import TorsoConfig
 
     seconds: dict[str, float] = {}
 
@@ -58,9 +54,9 @@ def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[
     truth = timed("actor", lambda: make_actor(out, size=size, seed=seed))
     clip = timed("process", lambda: process(out / "actor.mp4", out / "clip", config=ProcessConfig()))
     avatar = Avatar(out / "actor.avatar")
-    timed("stage 1", lambda: train_landmarks(clip, avatar, config=Stage1Config(), device=device, base=SHIPPED_BASE))
-    timed("stage 2", lambda: train_head(clip, avatar, config=Stage2Config(), device=device))
-    timed("torso", lambda: train_torso(clip, avatar, config=TorsoConfig(), device=device))
+    timed("stage 1", lambda: finetune(clip, avatar, device=device))
+    timed("stage 2", lambda: train_head(clip, avatar, device=device))
+    timed("torso", lambda: train_torso(clip, avatar, device=device))
     sound, spoken = actor_landmarks("test", seed=seed)
     save_wav(out / "unheard.wav", sound)
     video = out / "talk.mp4"

@@ -19,7 +19,7 @@ from shared.report_page import ReportPage
 from shared.training import progress
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
 from stage2_gaussian.dataset import box_mask
-from talkhead.synthesis import Motion, Renderer, batch_size, to_uint8
+from talkhead.synthesis import MotionTrack, Renderer, batch_size, to_uint8
 
 SHEET_FRAMES = 6
 PICTURES = "finished frames, driven by tracked landmarks and torso motion at the {} poses (dB, SSIM)"
@@ -86,7 +86,7 @@ def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> 
     """Frames a second of head and of finished frames, at batch 1 and at the usual batch, after warming up."""
     renderer = Renderer(avatar, device)
     neutral = avatar.load_neutral()
-    motion = Motion(avatar, "loop")
+    motion = MotionTrack(avatar, "loop")
     result = {}
     for batch in dict.fromkeys((1, batch_size(device))):
         landmarks = np.repeat(neutral, batch, axis=0)

@@ -1,42 +1,42 @@
 """An avatar speaks: landmarks, head, torso and sound put together in bounded memory."""
 
-import dataclasses
 import difflib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shared.avatar import Avatar
-from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.files import refuse_inputs
+from shared.files import refuse_existing, refuse_inputs, same_file
 from shared.landmarks import (
     FPS,
     SAMPLES_PER_FRAME,
     check_landmarks,
+    check_output_name,
     load_array,
     load_landmarks,
-    save_array,
     save_landmarks,
 )
+from shared.lock import lock_output
 from shared.media.audio_io import iter_audio
 from shared.media.sound_check import SoundCheck
-from shared.media.spool import SpooledSound
-from shared.media.video_io import TransparentVideoWriter, VideoWriter, read_rgba, write_png
+from shared.media.spool import SpooledSound, readable_again
+from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
-from shared.publish import WORK, finish_move, whole_folder
-from shared.training import progress
+from shared.publish import finish_move
+from shared.training import pick_device, progress
+from stage1_audio2lmk.predict import iter_predict, load_predictor
+from stage1_audio2lmk.stream import LandmarkStream
+from stage2_gaussian.render import load_head, render_head
+from torso_styleunet.composite import composite, load_torso
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
 APART_SECONDS = 0.1  # by which sound and landmarks may differ in length without a word
-RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso\.npy")  # what a folder of rendered frames holds
-CLUTTER = (WORK, ".lock", ".DS_Store")  # and what may lie there besides
-
 
 
 def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
@@ -47,12 +47,12 @@ def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
     return np.where(phase < length, phase, 2 * length - 2 - phase)
 
 
-class Motion:
-    """Head poses and torso motion for frame t of any length: "loop" back and forth, "still", or a poses file."""
+class MotionTrack:
+    """Head poses and torso motion of any number of frames: the avatar's own "loop" back and forth, "still", or a poses file."""
 
-    def __init__(self, avatar: Avatar, mode: str) -> None:
+    def __init__(self, avatar: Avatar, mode: str | Path = "loop") -> None:
+        mode = str(mode)
         self.poses, self.torso = avatar.load_motion()
-        self.mode = mode
         if mode == "still":
             middle = len(self.poses) // 2
             self.poses, self.torso = self.poses[middle : middle + 1], self.torso[middle : middle + 1]
@@ -86,75 +86,43 @@ def rebatch(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(waiting)
 
 
-class Compositor:
-    """Head pictures, poses and torso motion -> finished frames, with the torso network of one avatar."""
+class Renderer:
+    """Landmarks, poses and torso motion -> frames, with the networks of one avatar.
 
-    def __init__(self, avatar: Avatar, device: torch.device) -> None:
-        from torso_styleunet.composite import load_torso
+    `parts` says which are loaded: "stage2" draws the head, "torso" puts it on shoulders and background. Raises TalkheadError
+    for an avatar without them.
+    """
 
-        avatar.require("torso")
-        self.device = device
-        self.torso = load_torso(avatar.torso, device)
-        self.background = self.plate(avatar.load_background())
+    def __init__(self, avatar: Avatar, device: torch.device | str = "auto", *,
+                 parts: tuple[str, ...] = ("stage2", "torso")) -> None:
+        avatar.require(*parts)
+        self.device, self.info = pick_device(device), avatar.info
+        if "stage2" in parts:
+            self.head = load_head(avatar.stage2, self.device)
+        if "torso" in parts:
+            self.torso = load_torso(avatar.torso, self.device)
+            self.background = self.plate(avatar.load_background())
 
     def plate(self, rgb: np.ndarray) -> Tensor:
         """uint8 (H,W,3) -> float (H,W,3) in [0,1] on the device."""
         return torch.as_tensor(rgb, device=self.device).float() / 255
 
     @torch.no_grad()
-    def compose(self, head: Tensor, poses: np.ndarray, motion: np.ndarray, background: Tensor | None = None) -> Tensor:
-        """Head RGBA (B,H,W,4), poses (B,4,4), motion (B,4) -> (B,H,W,3) in [0,1] over `background` (H,W,3)."""
-        from torso_styleunet.composite import composite
-
-        plate = self.background if background is None else background
-        return composite(self.torso, head, torch.as_tensor(poses, device=self.device),
-                         torch.as_tensor(motion, device=self.device), plate).clamp(0, 1)
-
-
-class Renderer(Compositor):
-    """Landmarks, poses and torso motion -> finished frames, with the head and torso networks of one avatar."""
-
-    def __init__(self, avatar: Avatar, device: torch.device) -> None:
-        from stage2_gaussian.render import load_head
-
-        avatar.require("stage2", "torso")
-        super().__init__(avatar, device)
-        self.info = avatar.info
-        self.head = load_head(avatar.stage2, device)
-
-    @torch.no_grad()
     def head_rgba(self, landmarks: np.ndarray, poses: np.ndarray) -> Tensor:
-        """landmarks (B,68,3), poses (B,4,4) -> premultiplied RGBA (B,H,W,4)."""
-        return render_head(self.head, self.info, landmarks, poses, self.device)
-
-    def frames(self, landmarks: np.ndarray, poses: np.ndarray, motion: np.ndarray) -> Tensor:
-        """landmarks (B,68,3), poses (B,4,4), motion (B,4) -> finished frames (B,H,W,3) in [0,1]."""
-        return self.compose(self.head_rgba(landmarks, poses), poses, motion)
-
-
-def render_head(head: Any, info: Any, landmarks: np.ndarray, poses: np.ndarray,
-                device: torch.device) -> Tensor:
-    """One batch through stage 2 at the avatar's or clip's own size -> premultiplied RGBA (B,H,W,4)."""
-    from stage2_gaussian import render
-
-    return render.render_head(head, torch.as_tensor(landmarks, device=device), torch.as_tensor(poses, device=device),
-                              info.intrinsics, info.width, info.height)
-
-
-def head_frames(avatar: Avatar, clip: Clip, poses: np.ndarray, device: torch.device) -> Callable[[np.ndarray], Tensor]:
-    """What torso training asks for: frame indices (B,) of the clip -> head RGBA (B,H,W,4), rendered at their rows of poses
-    (T,4,4)."""
-    from stage2_gaussian.render import load_head
-
-    avatar.require("stage2")
-    head = load_head(avatar.stage2, device)
-    landmarks = clip.load_landmarks()
+        """landmarks (B,68,3) metres, poses (B,4,4) head→camera -> premultiplied RGBA (B,H,W,4) in [0,1]."""
+        return render_head(self.head, torch.as_tensor(landmarks, device=self.device), torch.as_tensor(poses, device=self.device),
+                           self.info.intrinsics, self.info.width, self.info.height)
 
     @torch.no_grad()
-    def render(indices: np.ndarray) -> Tensor:
-        return render_head(head, clip.info, landmarks[indices], poses[indices], device)
+    def compose(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, background: Tensor | None = None) -> Tensor:
+        """Head RGBA (B,H,W,4), poses (B,4,4), torso motion (B,4) -> (B,H,W,3) in [0,1] over `background` (H,W,3)."""
+        return composite(self.torso, head, torch.as_tensor(poses, device=self.device),
+                         torch.as_tensor(torso_motion, device=self.device),
+                         self.background if background is None else background).clamp(0, 1)
 
-    return render
+    def frames(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray) -> Tensor:
+        """landmarks (B,68,3), poses (B,4,4), torso motion (B,4) -> finished frames (B,H,W,3) in [0,1]."""
+        return self.compose(self.head_rgba(landmarks, poses), poses, torso_motion)
 
 
 def batch_size(device: torch.device) -> int:
@@ -204,35 +172,95 @@ def unseen_warnings(count: int, frames: int) -> list[str]:
     return [f"no head can be seen in {count} of {frames} frames; look at the poses and the landmarks"]
 
 
-def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.device, landmarks: Path | None = None,
-               poses: str = "loop", seed: int = 0, liveliness: float = 1.0, encoder: str | None = None,
-               save_landmarks_to: Path | None = None, quiet: bool = False) -> Rendered:
-    """Write `output`, the avatar speaking `audio`; returns the number of frames and warnings. Memory stays bounded.
+def poses_file(poses: str | Path) -> Path | None:
+    """The file that --poses names, unless it is loop or still."""
+    return None if str(poses) in ("loop", "still") else Path(poses)
+
+
+@contextmanager
+def written(output: Path, inputs: Iterable[Path | None], overwrite: bool) -> Iterator[None]:
+    """While `output` is written: nobody else writes it, and it is none of `inputs`. Raises TalkheadError, also if it exists
+    and `overwrite` is False."""
+    refuse_inputs(output, *inputs)
+    refuse_existing(output, overwrite)
+    with lock_output(output):
+        yield
+
+
+class Predicted(NamedTuple):
+    """Landmarks (T,68,3) float32 metres, and sentences about what may be wrong with the sound."""
+
+    landmarks: np.ndarray
+    warnings: list[str]
+
+
+def open_stream(avatar: Avatar, *, device: torch.device | str = "auto", neutral: np.ndarray | None = None, seed: int = 0,
+                liveliness: float = 1.0, encoder: str | None = None) -> LandmarkStream:
+    """The avatar's stage 1 for live sound: push 16 kHz samples, get landmark rows of `neutral` (68,3), by default its own face.
+
+    `seed` is of blinks and brows, `liveliness` scales the brows' motion, `encoder` says where a speech encoder of the
+    transformers library lies now. Raises TalkheadError.
+    """
+    avatar.require("stage1")
+    predictor = load_predictor(avatar.stage1, pick_device(device), encoder)
+    return LandmarkStream(predictor, avatar.load_neutral() if neutral is None else neutral, seed=seed, liveliness=liveliness)
+
+
+def predict(avatar: Avatar, audio: Path | str, *, device: torch.device | str = "auto", neutral: np.ndarray | None = None,
+            seed: int = 0, liveliness: float = 1.0, encoder: str | None = None) -> Predicted:
+    """The landmarks with which the avatar speaks `audio` (a file, a pipe, or "-" for standard input); rest as `open_stream`."""
+    avatar.require("stage1")
+    rest = avatar.load_neutral() if neutral is None else neutral
+    predictor = load_predictor(avatar.stage1, pick_device(device), encoder)
+    check = SoundCheck()
+    with readable_again(Path(audio)) as sound:
+        chunks = iter_predict(predictor, check.listen(iter_audio(sound)), rest, seed=seed, liveliness=liveliness)
+        rows = np.concatenate(list(chunks))
+    return Predicted(rows, check.warnings())
+
+
+def synthesize(avatar: Avatar, audio: Path | str, output: Path | str, *, device: torch.device | str = "auto",
+               landmarks: Path | str | None = None, poses: str | Path = "loop", seed: int = 0, liveliness: float = 1.0,
+               encoder: str | None = None, save_landmarks_to: Path | str | None = None, overwrite: bool = False,
+               quiet: bool = False) -> Rendered:
+    """Write the video `output` of the avatar speaking `audio` (a file, a pipe, or "-"), in bounded memory.
 
     With `landmarks` (a landmark file) stage 1 is left out and the file's rows are shown, all of them, with the sound beneath.
-    `encoder` says where the encoder that stage 1 names lies now.
+    `poses` is "loop", "still" or a poses file. `encoder` says where the speech encoder that stage 1 names lies now. Returns
+    the number of frames and warnings. Raises TalkheadError.
     """
+    audio, output = Path(audio), Path(output)
+    rows_file, kept = (None if name is None else Path(name) for name in (landmarks, save_landmarks_to))
+    read = (audio, rows_file, poses_file(poses), *avatar.files())
+    if kept is not None:
+        check_output_name(kept)
+        if kept.absolute() == output.absolute() or same_file(kept, output):
+            raise TalkheadError(f"--save-landmarks and -o are the same file, {output}; name two")
+    with (written(output, read, overwrite), nullcontext() if kept is None else written(kept, read, overwrite),
+          readable_again(audio) as sound):
+        return _synthesize(avatar, sound, output, pick_device(device), rows_file, poses, seed, liveliness, encoder, kept, quiet)
+
+
+def _synthesize(avatar: Avatar, audio: Path, output: Path, device: torch.device, landmarks: Path | None, poses: str | Path,
+                seed: int, liveliness: float, encoder: str | None, kept: Path | None, quiet: bool) -> Rendered:
     avatar.require("stage2", "torso", *(() if landmarks else ("stage1",)))
-    refuse_inputs(output, audio)
     writer = VideoWriter(output, avatar.info.width, avatar.info.height, audio=audio)
-    motion = Motion(avatar, poses)
+    motion = MotionTrack(avatar, poses)
     if landmarks is not None:
         rows = load_landmarks(landmarks)
         warnings = sound_warnings(check_sound(audio), len(rows), "landmarks")
-        count, hidden = _speak(Renderer(avatar, device), motion, [rows], len(rows), writer, save_landmarks_to, quiet)
+        count, hidden = _speak(Renderer(avatar, device), motion, [rows], len(rows), writer, kept, quiet)
     else:
-        from stage1_audio2lmk.predict import iter_predict, load_predictor
-
         predictor = load_predictor(avatar.stage1, device, encoder)
-        with SpooledSound(audio, output.parent) as sound:
-            warnings = sound.check.warnings()
-            total = -(-sound.check.samples // SAMPLES_PER_FRAME)
-            chunks = iter_predict(predictor, sound.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
-            count, hidden = _speak(Renderer(avatar, device), motion, chunks, total, writer, save_landmarks_to, quiet)
+        with SpooledSound(audio, output.parent) as spooled:
+            warnings = spooled.check.warnings()
+            total = -(-spooled.check.samples // SAMPLES_PER_FRAME)
+            chunks = iter_predict(predictor, spooled.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
+            count, hidden = _speak(Renderer(avatar, device), motion, chunks, total, writer, kept, quiet)
     return Rendered(count, warnings + unseen_warnings(hidden, count))
 
 
-def _speak(renderer: Renderer, motion: Motion, chunks: Iterable[np.ndarray], total: int, writer: VideoWriter,
+def _speak(renderer: Renderer, motion: MotionTrack, chunks: Iterable[np.ndarray], total: int, writer: VideoWriter,
            save_landmarks_to: Path | None, quiet: bool) -> tuple[int, int]:
     """Write the video of landmarks that come in chunks; returns the number of frames and of those without a head."""
     kept: list[np.ndarray] = []
@@ -254,107 +282,17 @@ def _speak(renderer: Renderer, motion: Motion, chunks: Iterable[np.ndarray], tot
     return count, int(hidden)
 
 
-@dataclasses.dataclass(frozen=True)
-class Orbit:
-    """A camera that swings around the head by `degrees` to either side, there and back in `period` seconds (None: once in
-    the whole sequence)."""
-
-    degrees: float
-    period: float | None = None
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.degrees) and (self.period is None or 0 < self.period < np.inf)):
-            raise TalkheadError(f"an orbit is of some degrees in some seconds, found {self.degrees:g} degrees in {self.period} s")
+def composite_folder(avatar: Avatar, folder: Path | str, output: Path | str, *, audio: Path | str | None = None,
+                     device: torch.device | str = "auto", overwrite: bool = False, quiet: bool = False) -> Rendered:
+    """The torso and background behind the pictures that `render_free_view` wrote -> video; returns its frames and warnings."""
+    folder, output, sound = Path(folder), Path(output), None if audio is None else Path(audio)
+    with written(output, (sound, folder, *avatar.files()), overwrite), readable_again(sound) as track:
+        return _composite_folder(avatar, folder, output, track, pick_device(device), quiet)
 
 
-class HeadView:
-    """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
-
-    `hidden` is how many of the frames that were rendered last show no head.
-    """
-
-    def __init__(self, avatar: Avatar, landmarks: Path, poses: str, orbit: Orbit | None = None) -> None:
-        avatar.require("stage2")
-        self.avatar = avatar
-        self.hidden = 0
-        self.landmarks = load_landmarks(landmarks)
-        self.poses, self.torso = Motion(avatar, poses).at(0, len(self.landmarks))
-        if orbit is not None:
-            from stage2_gaussian import camera_path
-
-            period = len(self.landmarks) if orbit.period is None else orbit.period * FPS
-            centre = camera_path.head_centre(avatar.load_neutral()[0])
-            self.poses = camera_path.orbit(self.poses, orbit.degrees, period, centre)
-
-    def __len__(self) -> int:
-        return len(self.landmarks)
-
-    @torch.no_grad()
-    def batches(self, device: torch.device, quiet: bool) -> Iterator[Tensor]:
-        """Premultiplied RGBA (≤ B, H, W, 4) of all rows, in order, with a progress bar."""
-        from stage2_gaussian.render import load_head, render_sequence
-
-        head, info = load_head(self.avatar.stage2, device), self.avatar.info
-        self.hidden = 0
-        with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
-            for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
-                                        info.width, info.height, batch_size(device)):
-                self.hidden += int(unseen(rgba))
-                yield rgba
-                bar.update(len(rgba))
-
-
-def straight(rgba: Tensor) -> Tensor:
-    """Premultiplied (B, H, W, 4) -> straight alpha."""
-    return torch.cat([rgba[..., :3] / rgba[..., 3:].clamp_min(1e-4), rgba[..., 3:]], -1)
-
-
-def check_head_output(output: Path, audio: Path | None) -> bool:
-    """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
-    refuse_inputs(output, audio)
-    ending = output.suffix.lower()
-    if ending in TransparentVideoWriter.endings:
-        if audio is not None:
-            next(iter_audio(audio, seconds=0.1))
-        return True
-    if ending in VideoWriter.endings or ending in (".avi", ".gif", ".mpg"):
-        raise TalkheadError(f"{output}: a {ending} file holds no transparency; name a .mov, a .webm or a folder")
-    if audio is not None:
-        raise TalkheadError(f"{output} is to be a folder of pictures, which holds no sound; leave --audio out, or name a "
-                            ".mov or a .webm")
-    if output.exists() and not (output.is_dir() and all(RENDERED.fullmatch(path.name) or path.name in CLUTTER
-                                                        for path in output.iterdir())):
-        raise TalkheadError(f"{output} is no folder of rendered frames, so it will not be replaced; name another folder")
-    return False
-
-
-def render_to_folder(view: HeadView, folder: Path, *, device: torch.device, quiet: bool = False) -> Rendered:
-    """`folder` gets 000000.png, … (RGBA, straight alpha), poses.npy and torso.npy; returns the number of frames and warnings."""
-    with whole_folder(folder, "torso.npy", lambda name: RENDERED.fullmatch(name) is not None) as partial:
-        save_array(partial / "poses.npy", view.poses)
-        save_array(partial / "torso.npy", view.torso)
-        pictures = (picture for rgba in view.batches(device, quiet) for picture in to_uint8(straight(rgba)))
-        for k, picture in enumerate(pictures):
-            write_png(partial / f"{k:06d}.png", picture)
-    return Rendered(len(view), unseen_warnings(view.hidden, len(view)))
-
-
-def render_to_video(view: HeadView, output: Path, *, audio: Path | None, device: torch.device, quiet: bool = False) -> Rendered:
-    """`output` (.mov or .webm) gets the head over nothing, straight alpha; returns the number of frames and warnings."""
-    info = view.avatar.info
-    warnings = sound_warnings(check_sound(audio), len(view), "landmarks") if audio is not None else []
-    with TransparentVideoWriter(output, info.width, info.height, audio=audio) as writer:
-        for rgba in view.batches(device, quiet):
-            for picture in to_uint8(straight(rgba)):
-                writer.write(picture)
-    return Rendered(len(view), warnings + unseen_warnings(view.hidden, len(view)))
-
-
-def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path | None, device: torch.device,
-                     quiet: bool = False) -> Rendered:
-    """The torso and background behind the pictures that `render_to_folder` wrote -> video; returns its frames and warnings."""
+def _composite_folder(avatar: Avatar, folder: Path, output: Path, audio: Path | None, device: torch.device,
+                      quiet: bool) -> Rendered:
     avatar.require("torso")
-    refuse_inputs(output, audio)
     if not folder.is_dir():
         raise TalkheadError(f"{folder} is no folder of rendered frames; make one with `talkhead stage2 render`")
     finish_move(folder)
@@ -365,7 +303,7 @@ def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path 
                             "there should be as many of each")
     warnings = sound_warnings(check_sound(audio), len(pictures), "pictures") if audio is not None else []
     info, hidden = avatar.info, 0
-    compositor = Compositor(avatar, device)
+    renderer = Renderer(avatar, device, parts=("torso",))
     with (VideoWriter(output, info.width, info.height, audio=audio) as writer,
           progress(len(pictures), "compositing", quiet=quiet, unit="frame") as bar):
         for start in range(0, len(pictures), batch_size(device)):
@@ -374,7 +312,7 @@ def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path 
             straight = torch.as_tensor(images, device=device).float() / 255
             head = torch.cat([straight[..., :3] * straight[..., 3:], straight[..., 3:]], -1)
             hidden += int(unseen(head))
-            for frame in to_uint8(compositor.compose(head, pose[batch], torso[batch])):
+            for frame in to_uint8(renderer.compose(head, pose[batch], torso[batch])):
                 writer.write(frame)
             bar.update(len(images))
     return Rendered(len(pictures), warnings + unseen_warnings(hidden, len(pictures)))

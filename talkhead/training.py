@@ -1,23 +1,31 @@
 """The trainings of an avatar's parts on one clip, in the order in which each assembles the avatar anew."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from shared.avatar import COMMANDS, Avatar, add_part, create_from_clip, motion_track, refined_poses, refuse_other_clip
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.files import refuse_existing, sha256
+from shared.files import refuse_existing, refuse_inputs, sha256
 from shared.lock import lock_folder, lock_output
+from shared.training import pick_device
+from stage1_audio2lmk import distributed
+from stage1_audio2lmk import pretrain as stage1_pretrain
 from stage1_audio2lmk import train as stage1
 from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.pretrain import PretrainConfig
+from stage1_audio2lmk.train import SHIPPED_BASE
 from stage2_gaussian import train as stage2
 from stage2_gaussian.config import Stage2Config
-from talkhead.synthesis import head_frames
+from talkhead.synthesis import Renderer
 from torso_styleunet import train as torso
 from torso_styleunet.config import TorsoConfig
 
@@ -78,34 +86,72 @@ def _part(avatar: Avatar, clip: Clip, part: str, overwrite: bool) -> Iterator[Pa
         yield state
 
 
-def train_landmarks(clip: Clip, avatar: Avatar, *, config: Stage1Config, device: torch.device, base: Path | None,
-                    overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Fine-tune stage 1 on `clip` from the model `base` (None: from nothing); returns numbers. Raises TalkheadError."""
+def pretrain(clips: Sequence[Clip], output: Path | str, *, config: PretrainConfig | None = None,
+             device: torch.device | str = "auto", speech: Path | str | None = None, overwrite: bool = False,
+             quiet: bool = False) -> dict[str, Any] | None:
+    """Train a base model on many people's clips -> `output` (.safetensors); returns figures. Raises TalkheadError.
+
+    `speech` is the checkpoint of the speech encoder to hear with. Under torchrun all processes share the work; only the
+    first gets the figures, the others None.
+    """
+    output, encoder = Path(output), None if speech is None else Path(speech)
+    for clip in clips:
+        _ = clip.info
+    state = output.with_name(output.stem + ".training")
+    refuse_inputs(output, encoder)
+    with distributed.processes(pick_device(device)) as own:
+        first = distributed.rank() == 0
+        with training_of(output, state, overwrite) if first else nullcontext():
+            distributed.wait()
+            numbers = stage1_pretrain.pretrain(list(clips), output, config=config or PretrainConfig(), device=own,
+                                               state_dir=state, speech=encoder, quiet=quiet)
+        return numbers if first else None
+
+
+def finetune(clip: Clip, avatar: Avatar, *, config: Stage1Config | None = None, device: torch.device | str = "auto",
+             base: Path | str | None = "shipped", encoder: str | None = None, overwrite: bool = False,
+             quiet: bool = False) -> dict[str, Any]:
+    """Train stage 1 of `avatar` on one person's `clip`; returns figures. Raises TalkheadError.
+
+    `base` is the model to start from: a file, None for nothing, or "shipped" for the one in the package, which an `encoder`
+    (a speech encoder of the transformers library, by name or folder) replaces.
+    """
+    start = (None if encoder else SHIPPED_BASE) if base == "shipped" else None if base is None else Path(base)
+    config = config or Stage1Config()
+    if encoder:  # a folder is found again from anywhere
+        config = replace(config, encoder=str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder)
+    refuse_inputs(avatar.stage1, start)
     with _part(avatar, clip, "stage1", overwrite) as state:
-        numbers = stage1.train([clip], avatar.work("stage1"), config=config, device=device, state_dir=state, init=base,
-                               quiet=quiet)
+        numbers = stage1.train([clip], avatar.work("stage1"), config=config, device=pick_device(device), state_dir=state,
+                               init=start, quiet=quiet)
         create_from_clip(avatar, clip, part="stage1")
     return numbers
 
 
-def train_head(clip: Clip, avatar: Avatar, *, config: Stage2Config, device: torch.device, overwrite: bool = False,
-               quiet: bool = False) -> dict[str, Any]:
+def train_head(clip: Clip, avatar: Avatar, *, config: Stage2Config | None = None, device: torch.device | str = "auto",
+               overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the Gaussian head on `clip`; the avatar's motion track then holds the poses fitted with it. Raises TalkheadError."""
     with _part(avatar, clip, "stage2", overwrite) as state:
-        numbers = stage2.train(clip, avatar.work("stage2"), config=config, device=device, state_dir=state, quiet=quiet)
+        numbers = stage2.train(clip, avatar.work("stage2"), config=config or Stage2Config(), device=pick_device(device),
+                               state_dir=state, quiet=quiet)
         create_from_clip(avatar, clip, part="stage2")
     return numbers
 
 
-def train_torso(clip: Clip, avatar: Avatar, *, config: TorsoConfig, device: torch.device, overwrite: bool = False,
-                quiet: bool = False) -> dict[str, Any]:
+def train_torso(clip: Clip, avatar: Avatar, *, config: TorsoConfig | None = None, device: torch.device | str = "auto",
+                overwrite: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Train the torso on `clip` around the avatar's head, at the poses fitted with it. Raises TalkheadError."""
     avatar.require("stage2")
     with _part(avatar, clip, "torso", overwrite) as state:
-        poses = refined_poses(avatar, clip)
-        frames = head_frames(avatar, clip, poses, device)
-        numbers = torso.train(clip, frames, avatar.work("torso"), config=config, device=device, state_dir=state, poses=poses,
-                              head=sha256(avatar.stage2), quiet=quiet)
+        poses, landmarks = refined_poses(avatar, clip), clip.load_landmarks()
+        renderer = Renderer(avatar, device, parts=("stage2",))
+
+        def heads(frames: np.ndarray) -> Tensor:
+            """Frame indices (B,) of the clip -> head RGBA (B,H,W,4)."""
+            return renderer.head_rgba(landmarks[frames], poses[frames])
+
+        numbers = torso.train(clip, heads, avatar.work("torso"), config=config or TorsoConfig(), device=renderer.device,
+                              state_dir=state, poses=poses, head=sha256(avatar.stage2), quiet=quiet)
         add_part(avatar, clip, "torso")
     return numbers
 

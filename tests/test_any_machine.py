@@ -36,7 +36,7 @@ from talkhead.doctor import diagnose
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 255, (3, 128, 128, 4)).astype(np.uint8)
-OURS = ("cli.py", "talkhead_guard.py", "chain", "process_data", "shared", "stage1_audio2lmk", "stage2_gaussian",
+OURS = ("cli.py", "talkhead_guard.py", "talkhead", "process_data", "shared", "stage1_audio2lmk", "stage2_gaussian",
         "torso_styleunet")
 COMMAND = "import talkhead_guard; talkhead_guard.main()"
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
@@ -82,7 +82,7 @@ def foreign(folder, name):
     return folder
 
 
-@pytest.mark.parametrize("name", ["shared", "cli", "chain", "process_data"])
+@pytest.mark.parametrize("name", ["shared", "cli", "process_data"])
 def test_a_foreign_package_on_the_path_is_named(tmp_path, name):
     other = foreign(tmp_path / "other", name)
     found = other / ("cli.py" if name == "cli" else f"{name}/__init__.py")
@@ -638,7 +638,7 @@ shared.landmarks.load_landmarks = wait
 sys.modules["process_data.importers.voca"] = types.SimpleNamespace(import_voca=wait)
 main()
 """
-CONTINUES, ANEW = ["process-voca", "voca", "clips"], ["edit", "in.npy", "-o", "out.npy"]
+CONTINUES, ANEW = ["import", "voca", "voca", "clips"], ["edit", "in.npy", "-o", "out.npy"]
 
 
 def stopped(number, folder, arguments, seconds=60, **options):

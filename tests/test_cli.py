@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from cli import cli, format_table, parse_ranges
+from cli import cli
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_landmarks
 from shared.media.audio_io import save_wav
 from shared.media.video_io import VideoWriter
+from talkhead.commands.output import format_table
+from talkhead.commands.process import parse_ranges
 
 
 def run(*arguments):

@@ -20,7 +20,7 @@ from shared.landmarks import LIPS, lip_opening, load_landmarks, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
 from shared.metrics import correlation, psnr
-from talkhead.synthesis import Motion
+from talkhead.synthesis import MotionTrack
 
 
 def talkhead(*arguments, cwd):
@@ -88,7 +88,7 @@ def test_hand_edited_landmarks_reach_the_picture(trained):
     plain, smiling = (np.stack(list(read_video(root / f"{name}.mp4"))).astype(float) for name in ("rest", "smile"))
     assert len(plain) == 10
     change = np.abs(plain - smiling).mean((0, 3))
-    poses, _ = Motion(Avatar(root / "me.avatar"), "still").at(0, 1)
+    poses, _ = MotionTrack(Avatar(root / "me.avatar"), "still").at(0, 1)
     lips = project(rest[0, LIPS], poses[0], clip.info.intrinsics)
     rows, columns = np.unravel_index(change.argsort(axis=None)[-100:], change.shape)
     away = np.hypot(columns - lips[:, 0].mean(), rows - lips[:, 1].mean())

@@ -16,7 +16,7 @@ from torso_styleunet.config import TorsoConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 CONFIGS = {
-    "`talkhead process`, `talkhead import-adnerf`": ProcessConfig,
+    "`talkhead process`, `talkhead import adnerf`": ProcessConfig,
     "`talkhead stage1 finetune`": Stage1Config,
     "`talkhead stage1 pretrain`": PretrainConfig,
     "`talkhead stage2 train`": Stage2Config,

@@ -492,14 +492,14 @@ REFUSED.update({row: _with(options) for row, options in OPTIONS.items()})
 # ------------------------------------------------------------------------------------------------------------- other commands
 
 
-@refused("process-voca of another folder")
+@refused("import voca of another folder")
 def _(folder):
-    return ["process-voca", folder, folder / "out"]
+    return ["import", "voca", folder, folder / "out"]
 
 
-@refused("import-adnerf of another folder")
+@refused("import adnerf of another folder")
 def _(folder):
-    return ["import-adnerf", folder, folder / "clip"]
+    return ["import", "adnerf", folder, folder / "clip"]
 
 
 def small_clip(folder, frames=60, train=50):
@@ -536,12 +536,12 @@ def _landmarks_only(folder):
     return clip
 
 
-@refused("stage1 finetune on a clip of process-voca")
+@refused("stage1 finetune on a clip of import voca")
 def _(folder):
     return _told("stage1 finetune", _landmarks_only(folder), *FEW)
 
 
-@refused("stage2 train on a clip of process-voca")
+@refused("stage2 train on a clip of import voca")
 def _(folder):
     return _told("stage2 train", _landmarks_only(folder), *FEW)
 

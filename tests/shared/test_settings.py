@@ -9,11 +9,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli import cli, parse_ranges
+from cli import cli
 from shared.config import HIGHEST_SEED, Settings, config_from_dict, load_config, setting
 from shared.errors import TalkheadError
 from stage1_audio2lmk.config import Stage1Config
 from stage2_gaussian.config import Stage2Config
+from talkhead.commands.process import parse_ranges
 from tools.settings_page import CONFIGS, PAGE, page
 
 FIELDS = [(cls, field) for cls in CONFIGS.values() for field in dataclasses.fields(cls)]
@@ -73,7 +74,7 @@ def test_the_page_of_settings_is_up_to_date():
     (Stage1Config, {"speech": {"heads": 5}}, "speech: dim should be a multiple of twice the heads, 10, found 192"),
     (Stage2Config, {"rank": 4}, "rank should be 0 or at least 5, found 4"),
     (CONFIGS["`talkhead torso train`"], {"batch": 3}, "batch should be even, found 3"),
-    (CONFIGS["`talkhead process`, `talkhead import-adnerf`"], {"max_size": 64},
+    (CONFIGS["`talkhead process`, `talkhead import adnerf`"], {"max_size": 64},
      "min_size should be at most max_size, which is 64"),
 ])
 def test_settings_that_do_not_go_together(cls, values, sentence):

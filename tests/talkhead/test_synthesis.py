@@ -12,17 +12,8 @@ from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_rgba, read_transparent_video
 from stage2_gaussian.head import Head
 from stage2_gaussian.render import save_head
-from talkhead.synthesis import (
-    HeadView,
-    Motion,
-    Orbit,
-    check_head_output,
-    ping_pong,
-    rebatch,
-    render_to_folder,
-    render_to_video,
-    straight,
-)
+from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view, straight
+from talkhead.synthesis import MotionTrack, ping_pong, rebatch
 
 CPU = torch.device("cpu")
 UPRIGHT = np.diag([1.0, -1, -1])
@@ -53,11 +44,11 @@ def avatar(tmp_path):
 
 
 def test_motion_loops_stands_still_or_follows_a_file(avatar, tmp_path):
-    poses, torso = Motion(avatar, "loop").at(3, 7)
+    poses, torso = MotionTrack(avatar, "loop").at(3, 7)
     assert poses[:, 2, 3].tolist() == [4, 5, 4, 3] and torso[:, 0].tolist() == [12, 16, 12, 8]
-    assert len(set(Motion(avatar, "still").at(0, 9)[0][:, 2, 3])) == 1
+    assert len(set(MotionTrack(avatar, "still").at(0, 9)[0][:, 2, 3])) == 1
     save_array(tmp_path / "own.npy", np.tile(pose_matrix(UPRIGHT, np.array([0, 0, 7.0])), (12, 1, 1)))
-    poses, torso = Motion(avatar, str(tmp_path / "own.npy")).at(0, 12)
+    poses, torso = MotionTrack(avatar, str(tmp_path / "own.npy")).at(0, 12)
     assert (poses[:, 2, 3] == 7).all() and torso[:, 0].tolist() == [0, 4, 8, 12, 16, 12, 8, 4, 0, 4, 8, 12]
 
 
@@ -97,7 +88,8 @@ def test_pictures_and_videos_show_the_same_straight_alpha(spoken, tmp_path):
     avatar, rows = spoken
     save_wav(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 40000))
     view = HeadView(avatar, rows, "still", Orbit(20))
-    assert render_to_folder(view, tmp_path / "frames", device=CPU, quiet=True) == (30, [])
+    shown_so = {"poses": "still", "orbit": Orbit(20), "device": CPU, "quiet": True}
+    assert render_free_view(avatar, rows, tmp_path / "frames", **shown_so) == (30, [])
     pictures = [read_rgba(path, (64, 64)) for path in sorted((tmp_path / "frames").glob("*.png"))]
     assert len(pictures) == 30 and np.array_equal(load_array(tmp_path / "frames" / "poses.npy", (4, 4)), view.poses)
     expected = torch.cat(list(view.batches(CPU, quiet=True)))
@@ -108,7 +100,7 @@ def test_pictures_and_videos_show_the_same_straight_alpha(spoken, tmp_path):
         np.testing.assert_allclose(alpha, expected[k, ..., 3:], atol=0.003)
     assert np.abs(pictures[0].astype(int) - pictures[8]).mean() > 3
     for name, error in (("head.mov", 1.5), ("head.webm", 6)):
-        render_to_video(view, tmp_path / name, audio=tmp_path / "a.wav", device=CPU, quiet=True)
+        render_free_view(avatar, rows, tmp_path / name, audio=tmp_path / "a.wav", **shown_so)
         shown = list(read_transparent_video(tmp_path / name))
         assert len(shown) == 30 and abs(len(load_audio(tmp_path / name)) - 19200) <= 1024
         for got, picture in zip(shown, pictures):
@@ -125,11 +117,10 @@ def test_a_broken_rendering_leaves_nothing(spoken, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("broken")
 
-    view = HeadView(*spoken, "still")
     monkeypatch.setattr("stage2_gaussian.render.render_head", fail)
-    for render, name in ((render_to_folder, "frames"), (render_to_video, "head.mov")):
+    for name in ("frames", "head.mov"):
         with pytest.raises(RuntimeError):
-            render(view, tmp_path / name, device=CPU, quiet=True, **({"audio": None} if name == "head.mov" else {}))
+            render_free_view(*spoken, tmp_path / name, poses="still", device=CPU, quiet=True)
     assert list(tmp_path.iterdir()) == []
 
 

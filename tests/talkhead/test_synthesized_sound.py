@@ -17,11 +17,12 @@ from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
-from stage1_audio2lmk import predict as stage1
+from stage1_audio2lmk.predict import iter_predict
 from talkhead import synthesis as module
 from talkhead.evaluation import _good_frames, evaluate_avatar
+from talkhead.free_view import Orbit
 from talkhead.inspect import describe
-from talkhead.synthesis import Motion, Orbit, ping_pong, synthesize
+from talkhead.synthesis import MotionTrack, ping_pong, synthesize
 
 CPU = torch.device("cpu")
 UPRIGHT = pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))
@@ -66,8 +67,8 @@ def avatar(tmp_path, monkeypatch):
         part.write_bytes(b"stands for a checkpoint")
     save_wav(tmp_path / "speech.wav", SPEECH)
     monkeypatch.setattr(module, "Renderer", Disc)
-    monkeypatch.setattr(stage1, "load_predictor", lambda *_: None)
-    monkeypatch.setattr(stage1, "iter_predict", Steady(made.neutral))
+    monkeypatch.setattr(module, "load_predictor", lambda *_: None)
+    monkeypatch.setattr(module, "iter_predict", Steady(made.neutral))
     return made
 
 
@@ -79,7 +80,7 @@ def rows(folder, count):
 def test_the_sound_is_decoded_once_for_stage_1_and_copied_or_encoded_for_the_video(avatar, tmp_path, monkeypatch):
     made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, quiet=True)
     assert made == (25, [])
-    assert np.array_equal(stage1.iter_predict.heard, load_audio(tmp_path / "speech.wav"))
+    assert np.array_equal(module.iter_predict.heard, load_audio(tmp_path / "speech.wav"))
     assert len(list(read_video(tmp_path / "t.mp4"))) == 25
     assert sorted(path.name for path in tmp_path.iterdir()) == ["me.avatar", "speech.wav", "t.mp4"]
 
@@ -89,7 +90,7 @@ def test_a_difference_in_length_is_told(avatar, tmp_path):
     for count, end in ((3, told.format(0.1) + "the sound is cut off there"),
                        (50, told.format("2.0") + "the rest of the video is silent"), (26, None)):
         made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, landmarks=rows(tmp_path, count),
-                          quiet=True)
+                          overwrite=True, quiet=True)
         assert made == (count, [end] if end else [])
         assert len(load_audio(tmp_path / "t.mp4")) <= min(16000, 640 * count) + 1024
 
@@ -114,7 +115,7 @@ def test_a_head_out_of_sight_is_told(avatar, tmp_path):
 
 
 def test_what_is_no_number_is_not_rendered(avatar, tmp_path, monkeypatch):
-    monkeypatch.setattr(stage1, "iter_predict", lambda *_, **__: iter([np.full((25, 68, 3), np.nan, np.float32)]))
+    monkeypatch.setattr(module, "iter_predict", lambda *_, **__: iter([np.full((25, 68, 3), np.nan, np.float32)]))
     with pytest.raises(TalkheadError, match="what stage 1 predicts: expected finite values, found nan"):
         synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, quiet=True)
     assert not (tmp_path / "t.mp4").exists()
@@ -126,7 +127,7 @@ def test_what_is_no_number_is_not_rendered(avatar, tmp_path, monkeypatch):
 @pytest.mark.parametrize("liveliness", [np.nan, np.inf, -1])
 def test_a_liveliness_that_is_no_number_is_refused(liveliness):
     with pytest.raises(TalkheadError, match="liveliness should be a number from 0 on, found"):
-        next(stage1.iter_predict(None, [SPEECH], np.zeros((1, 68, 3)), liveliness=liveliness))
+        next(iter_predict(None, [SPEECH], np.zeros((1, 68, 3)), liveliness=liveliness))
 
 
 def test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound(avatar, tmp_path, monkeypatch):
@@ -171,7 +172,7 @@ def test_a_split_without_a_face_is_a_sentence():
 
 def test_a_loop_is_the_same_from_any_place(avatar):
     assert np.array_equal(ping_pong(9, 5, 7), ping_pong(16, 5)[7:])
-    motion = Motion(avatar, "loop")
+    motion = MotionTrack(avatar, "loop")
     motion.torso = np.arange(5)
     far = 8 * 10**9  # computed from there, not from frame 0 on
     assert motion.at(far, far + 6)[1].tolist() == [0, 1, 2, 3, 4, 3]

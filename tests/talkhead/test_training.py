@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from shared.landmarks import save_array, save_landmarks
 from shared.lock import lock_folder, lock_output
 from shared.media.video_io import VideoWriter, write_png
 from talkhead import demo, training
-from talkhead.training import train_head, train_landmarks, train_torso, training_of
+from talkhead.training import finetune, train_head, train_torso, training_of
 
 CPU = torch.device("cpu")
 LENGTH = 6
@@ -75,12 +76,12 @@ def stubs(monkeypatch):
     monkeypatch.setattr(training.stage1, "train", stage1)
     monkeypatch.setattr(training.stage2, "train", stage2)
     monkeypatch.setattr(training.torso, "train", torso)
-    monkeypatch.setattr(training, "head_frames", lambda avatar, clip, poses, device: poses)
+    monkeypatch.setattr(training, "Renderer", lambda avatar, device, parts: SimpleNamespace(device=device))
     return given
 
 
 def train_all(clip, avatar, **more):
-    train_landmarks(clip, avatar, config=None, device=CPU, base=None, **more)
+    finetune(clip, avatar, config=None, device=CPU, base=None, **more)
     train_head(clip, avatar, config=None, device=CPU, **more)
     train_torso(clip, avatar, config=None, device=CPU, **more)
 
@@ -243,7 +244,7 @@ def test_no_output_is_written_over_an_input_or_another_folder(command, tmp_path,
 
 
 def test_a_folder_with_other_files_is_no_folder_of_frames_and_no_earlier_demo(tmp_path):
-    from talkhead.synthesis import check_head_output
+    from talkhead.free_view import check_head_output
 
     frames = tmp_path / "frames"
     frames.mkdir()

@@ -63,7 +63,7 @@ def data(actor_clip, tmp_path_factory):
 
 def test_a_data_folder_becomes_a_clip(data, tmp_path):
     root, truth = data
-    result = CliRunner().invoke(cli.cli, ["import-adnerf", str(root), str(tmp_path / "clip"), "--workers", "1"])
+    result = CliRunner().invoke(cli.cli, ["import", "adnerf", str(root), str(tmp_path / "clip"), "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert "2 picture(s) are missing or unreadable" in result.output
     assert "1 frame(s) have no picture in parsing/" in result.output

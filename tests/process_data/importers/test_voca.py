@@ -85,7 +85,7 @@ def vocaset(tmp_path):
 
 def test_meshes_become_clips_that_stage1_learns_from(vocaset, tmp_path):
     out = tmp_path / "clips"
-    result = CliRunner().invoke(cli.cli, ["process-voca", str(vocaset), str(out)])
+    result = CliRunner().invoke(cli.cli, ["import", "voca", str(vocaset), str(out)])
     assert result.exit_code == 0, result.output
     assert "2 clip(s) made, 0 there before, 1 sentence(s) left out" in result.output
     assert "sentence02.wav does not exist" in result.output

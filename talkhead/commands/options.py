@@ -1,0 +1,34 @@
+"""Options that several commands share, and the types of their values."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from shared.options import FiniteFloat
+
+PATH = click.Path(path_type=Path)
+
+
+def device_option(function: Any) -> Any:
+    """Add --device."""
+    return click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")(function)
+
+
+def config_options(function: Any) -> Any:
+    """Add --config and --set."""
+    function = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE",
+                            help="Change one setting; may be repeated.")(function)
+    return click.option("--config", "config_file", type=PATH, help="YAML file with settings.")(function)
+
+
+def avatar_option(function: Any) -> Any:
+    """Add --avatar, which defaults to the folder beside the clip."""
+    return click.option("--avatar", type=PATH, help="Avatar folder.  [default: CLIP.avatar beside the clip]")(function)
+
+
+liveliness_option = click.option("--liveliness", default=1.0, show_default=True, type=FiniteFloat(0, 3),
+                                 help="How far the brows move with the voice; 0 leaves them still.")
+encoder_option = click.option("--encoder", metavar="NAME|FOLDER", help="Where the model's speech encoder lies now, if it has "
+                              "one.  [default: where it was in training]")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already there.")

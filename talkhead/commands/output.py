@@ -1,0 +1,56 @@
+"""What commands print: warnings, what a training returned, tables."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:  # the classes take a second to import, and help is printed without them
+    from shared.avatar import Avatar
+    from shared.clip import Clip
+
+
+def print_warnings(warnings: list[str]) -> None:
+    """Print each warning on a line of its own."""
+    for warning in warnings:
+        click.echo(f"  warning: {warning}")
+
+
+def print_figures(numbers: dict[str, Any], out: Path) -> None:
+    """Print what a training returned."""
+    text = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                     for key, value in numbers.items() if isinstance(value, (int, float, str)))
+    click.echo(f"{out}: {text}")
+
+
+def print_part(numbers: dict[str, Any], avatar: "Avatar", part: str, clip: "Clip") -> None:
+    """Print what the training of an avatar's part returned, and which parts do not go with it."""
+    from talkhead.training import others_of_another_clip
+
+    print_figures(numbers, avatar.part(part))
+    print_warnings(others_of_another_clip(avatar, clip))
+
+
+def print_clip(clip: "Clip") -> None:
+    """Print the size of a clip that was made, its warnings and where its report lies."""
+    info = clip.info
+    click.echo(f"{clip.root}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
+    print_warnings(info.warnings)
+    click.echo(f"Look at {clip.report} before training.")
+
+
+def print_tables(tables: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print each table under its title."""
+    for title, table in tables.items():
+        click.echo(f"\n{title}\n{format_table(table)}")
+
+
+def format_table(table: dict[str, dict[str, float]]) -> str:
+    """{row: {column: number}} -> aligned text."""
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    cells = [["", *columns]]
+    for name, row in table.items():
+        cells.append([name, *(f"{row[c]:.4g}" if c in row else "-" for c in columns)])
+    widths = [max(len(line[k]) for line in cells) for k in range(len(columns) + 1)]
+    return "\n".join("  ".join(cell.ljust(w) if k == 0 else cell.rjust(w)
+                               for k, (cell, w) in enumerate(zip(line, widths))) for line in cells)

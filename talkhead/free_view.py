@@ -1,0 +1,145 @@
+"""The head alone, over nothing, from any side: RGBA pictures or a transparent video of a landmark file."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.avatar import Avatar
+from shared.errors import TalkheadError
+from shared.files import refuse_inputs
+from shared.landmarks import FPS, load_landmarks, save_array
+from shared.media.audio_io import iter_audio
+from shared.media.spool import readable_again
+from shared.media.video_io import TransparentVideoWriter, VideoWriter, write_png
+from shared.publish import WORK, whole_folder
+from shared.training import pick_device, progress
+from stage2_gaussian import camera_path
+from stage2_gaussian.render import load_head, render_sequence
+from talkhead.synthesis import (
+    MotionTrack,
+    Rendered,
+    batch_size,
+    check_sound,
+    poses_file,
+    sound_warnings,
+    to_uint8,
+    unseen,
+    unseen_warnings,
+    written,
+)
+
+RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso\.npy")  # what a folder of rendered frames holds
+CLUTTER = (WORK, ".lock", ".DS_Store")  # and what may lie there besides
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """A camera that swings around the head by `degrees` to either side, there and back in `period` seconds (None: once in
+    the whole sequence)."""
+
+    degrees: float
+    period: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.degrees) and (self.period is None or 0 < self.period < np.inf)):
+            raise TalkheadError(f"an orbit is of some degrees in some seconds, found {self.degrees:g} degrees in {self.period} s")
+
+
+class HeadView:
+    """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
+
+    `hidden` is how many of the frames that were rendered last show no head.
+    """
+
+    def __init__(self, avatar: Avatar, landmarks: Path | str, poses: str | Path = "loop", orbit: Orbit | None = None) -> None:
+        avatar.require("stage2")
+        self.avatar = avatar
+        self.hidden = 0
+        self.landmarks = load_landmarks(landmarks)
+        self.poses, self.torso = MotionTrack(avatar, poses).at(0, len(self.landmarks))
+        if orbit is not None:
+            period = len(self.landmarks) if orbit.period is None else orbit.period * FPS
+            centre = camera_path.head_centre(avatar.load_neutral()[0])
+            self.poses = camera_path.orbit(self.poses, orbit.degrees, period, centre)
+
+    def __len__(self) -> int:
+        return len(self.landmarks)
+
+    @torch.no_grad()
+    def batches(self, device: torch.device, quiet: bool) -> Iterator[Tensor]:
+        """Premultiplied RGBA (≤ B, H, W, 4) of all rows, in order, with a progress bar."""
+        head, info = load_head(self.avatar.stage2, device), self.avatar.info
+        self.hidden = 0
+        with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
+            for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
+                                        info.width, info.height, batch_size(device)):
+                self.hidden += int(unseen(rgba))
+                yield rgba
+                bar.update(len(rgba))
+
+
+def straight(rgba: Tensor) -> Tensor:
+    """Premultiplied (B, H, W, 4) -> straight alpha."""
+    return torch.cat([rgba[..., :3] / rgba[..., 3:].clamp_min(1e-4), rgba[..., 3:]], -1)
+
+
+def check_head_output(output: Path, audio: Path | None) -> bool:
+    """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
+    refuse_inputs(output, audio)
+    ending = output.suffix.lower()
+    if ending in TransparentVideoWriter.endings:
+        if audio is not None:
+            next(iter_audio(audio, seconds=0.1))
+        return True
+    if ending in VideoWriter.endings or ending in (".avi", ".gif", ".mpg"):
+        raise TalkheadError(f"{output}: a {ending} file holds no transparency; name a .mov, a .webm or a folder")
+    if audio is not None:
+        raise TalkheadError(f"{output} is to be a folder of pictures, which holds no sound; leave --audio out, or name a "
+                            ".mov or a .webm")
+    if output.exists() and not (output.is_dir() and all(RENDERED.fullmatch(path.name) or path.name in CLUTTER
+                                                        for path in output.iterdir())):
+        raise TalkheadError(f"{output} is no folder of rendered frames, so it will not be replaced; name another folder")
+    return False
+
+
+def render_free_view(avatar: Avatar, landmarks: Path | str, output: Path | str, *, poses: str | Path = "loop",
+                     orbit: Orbit | None = None, audio: Path | str | None = None, device: torch.device | str = "auto",
+                     overwrite: bool = False, quiet: bool = False) -> Rendered:
+    """Render the head of a landmark file over nothing, straight alpha; returns the number of frames and warnings.
+
+    A .mov or .webm `output` becomes a transparent video with the sound `audio`; any other name a folder of 000000.png, …
+    with the poses.npy and torso.npy that `composite_folder` needs. Raises TalkheadError.
+    """
+    output, sound = Path(output), None if audio is None else Path(audio)
+    with (written(output, (Path(landmarks), sound, poses_file(poses), *avatar.files()), overwrite),
+          readable_again(sound) as track):
+        to_video = check_head_output(output, track)
+        view, picked = HeadView(avatar, landmarks, poses, orbit), pick_device(device)
+        if to_video:
+            return _render_to_video(view, output, track, picked, quiet)
+        return _render_to_folder(view, output, picked, quiet)
+
+
+def _render_to_folder(view: HeadView, folder: Path, device: torch.device, quiet: bool) -> Rendered:
+    with whole_folder(folder, "torso.npy", lambda name: RENDERED.fullmatch(name) is not None) as partial:
+        save_array(partial / "poses.npy", view.poses)
+        save_array(partial / "torso.npy", view.torso)
+        pictures = (picture for rgba in view.batches(device, quiet) for picture in to_uint8(straight(rgba)))
+        for k, picture in enumerate(pictures):
+            write_png(partial / f"{k:06d}.png", picture)
+    return Rendered(len(view), unseen_warnings(view.hidden, len(view)))
+
+
+def _render_to_video(view: HeadView, output: Path, audio: Path | None, device: torch.device, quiet: bool) -> Rendered:
+    info = view.avatar.info
+    warnings = sound_warnings(check_sound(audio), len(view), "landmarks") if audio is not None else []
+    with TransparentVideoWriter(output, info.width, info.height, audio=audio) as writer:
+        for rgba in view.batches(device, quiet):
+            for picture in to_uint8(straight(rgba)):
+                writer.write(picture)
+    return Rendered(len(view), warnings + unseen_warnings(view.hidden, len(view)))
