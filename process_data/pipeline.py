@@ -217,8 +217,7 @@ def _write_video(source: Path, clip: Clip, info, config: ProcessConfig, detector
     done = work / "video.json"
     if not done.is_file():
         with closing(open_detector(detector.name, landmarker=detector.landmarker, models=detector.models)) as looker:
-            boxes: list[np.ndarray] = []
-            crop = video.choose_crop(source, info, config, looker, boxes)
+            crop, boxes = video.choose_crop(source, info, config, looker)
         whole = info.width == info.height and crop[2] >= info.width - 1
         size, count = video.write_video(source, clip.video, info, crop, config, quiet)
         write_json(done, {"size": size, "frames": count, "crop": crop, "near": None if whole else _place(boxes, crop, size)})
