@@ -17,6 +17,7 @@ from process_data.config import ProcessConfig
 from process_data.detector import open_detector
 from process_data.labelling import Face
 from process_data.observe import DetectorChoice, Observed
+from process_data.opencv import require_contrib
 from process_data.segment import face_is_inside
 from shared.audio_io import iter_audio, save_wav
 from shared.camera import project
@@ -49,6 +50,7 @@ def process(source: Path, clip_dir: Path, *, config: ProcessConfig, detector: De
     if clip.exists() and not overwrite:
         raise TalkheadError(f"{clip_dir} is a finished clip already; add --overwrite to make it again")
     check_target(clip, source)
+    require_contrib()
     if splits is not None and "train" not in splits:
         raise TalkheadError("--split names no frames for train; add --split train=START:STOP")
     info = probe(source)
