@@ -33,7 +33,7 @@ from shared.training import progress
 from shared.video_io import TransparentVideoWriter, VideoWriter, read_rgba, write_png
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
-APART_SECONDS = 0.1  # by which sound and landmarks may differ in length without a word
+APART_SECONDS = 0.1  # by which sound, poses and landmarks may differ in length without a word
 RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso\.npy")  # what a folder of rendered frames holds
 CLUTTER = (WORK, ".lock", ".DS_Store")  # and what may lie there besides
 
@@ -68,6 +68,13 @@ class Motion:
         """Poses (n,4,4) and torso motion (n,4) of frames start ≤ t < stop."""
         index = ping_pong(stop - start, len(self.poses), start)
         return self.poses[index], self.torso[index]
+
+    def warnings(self, frames: int) -> list[str]:
+        """A sentence if a poses file is shorter than a video of `frames` frames; a single pose stands still, as it should."""
+        own = len(self.poses)
+        if self.mode in ("loop", "still") or own == 1 or (frames - own) / FPS <= APART_SECONDS:
+            return []
+        return [f"the poses last {own / FPS:.1f} s, the video {frames / FPS:.1f} s; they go back and forth until it ends"]
 
 
 def rebatch(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -229,7 +236,7 @@ def synthesize(avatar: Avatar, audio: Path, output: Path, *, device: torch.devic
             total = -(-sound.check.samples // SAMPLES_PER_FRAME)
             chunks = iter_predict(predictor, sound.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
             count, hidden = _speak(Renderer(avatar, device), motion, chunks, total, writer, save_landmarks_to, quiet)
-    return Rendered(count, warnings + unseen_warnings(hidden, count))
+    return Rendered(count, warnings + motion.warnings(count) + unseen_warnings(hidden, count))
 
 
 def _speak(renderer: Renderer, motion: Motion, chunks: Iterable[np.ndarray], total: int, writer: VideoWriter,
@@ -270,7 +277,7 @@ class Orbit:
 class HeadView:
     """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
 
-    `hidden` is how many of the frames that were rendered last show no head.
+    `warnings` are sentences on what was given, and `hidden` is how many of the frames that were rendered last show no head.
     """
 
     def __init__(self, avatar: Avatar, landmarks: Path, poses: str, orbit: Orbit | None = None) -> None:
@@ -278,7 +285,9 @@ class HeadView:
         self.avatar = avatar
         self.hidden = 0
         self.landmarks = load_landmarks(landmarks)
-        self.poses, self.torso = Motion(avatar, poses).at(0, len(self.landmarks))
+        motion = Motion(avatar, poses)
+        self.poses, self.torso = motion.at(0, len(self.landmarks))
+        self.warnings = motion.warnings(len(self.landmarks))
         if orbit is not None:
             from stage2_gaussian import camera_path
 
@@ -336,7 +345,7 @@ def render_to_folder(view: HeadView, folder: Path, *, device: torch.device, quie
         pictures = (picture for rgba in view.batches(device, quiet) for picture in to_uint8(straight(rgba)))
         for k, picture in enumerate(pictures):
             write_png(partial / f"{k:06d}.png", picture)
-    return Rendered(len(view), unseen_warnings(view.hidden, len(view)))
+    return Rendered(len(view), view.warnings + unseen_warnings(view.hidden, len(view)))
 
 
 def render_to_video(view: HeadView, output: Path, *, audio: Path | None, device: torch.device, quiet: bool = False) -> Rendered:
@@ -347,7 +356,7 @@ def render_to_video(view: HeadView, output: Path, *, audio: Path | None, device:
         for rgba in view.batches(device, quiet):
             for picture in to_uint8(straight(rgba)):
                 writer.write(picture)
-    return Rendered(len(view), warnings + unseen_warnings(view.hidden, len(view)))
+    return Rendered(len(view), view.warnings + warnings + unseen_warnings(view.hidden, len(view)))
 
 
 def composite_folder(avatar: Avatar, folder: Path, output: Path, *, audio: Path | None, device: torch.device,

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from chain import synthesize as module
 from chain.evaluate import _good_frames, evaluate_avatar
 from chain.inspect import describe
-from chain.synthesize import Motion, Orbit, ping_pong, synthesize
+from chain.synthesize import HeadView, Motion, Orbit, ping_pong, synthesize
 from cli import cli
 from shared.audio_io import load_audio, save_wav
 from shared.avatar import Avatar
@@ -111,6 +111,18 @@ def test_a_head_out_of_sight_is_told(avatar, tmp_path):
     made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=str(tmp_path / "away.npy"),
                       quiet=True)
     assert made == (25, ["no head can be seen in 15 of 25 frames; look at the poses and the landmarks"])
+
+
+def test_poses_that_are_shorter_than_the_video_are_told(avatar, tmp_path):
+    for count, told in ((10, ["the poses last 0.4 s, the video 1.0 s; they go back and forth until it ends"]), (1, []), (23, []),
+                        (40, [])):
+        save_array(tmp_path / "own.npy", np.tile(UPRIGHT, (count, 1, 1)))
+        made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=str(tmp_path / "own.npy"),
+                          quiet=True)
+        assert made == (25, told)
+        assert HeadView(avatar, rows(tmp_path, 25), str(tmp_path / "own.npy")).warnings == told
+    for mode in ("loop", "still"):
+        assert Motion(avatar, mode).warnings(1000) == []
 
 
 def test_what_is_no_number_is_not_rendered(avatar, tmp_path, monkeypatch):
