@@ -409,6 +409,7 @@ INPUTS |= {
     "a .ply with a splat far away": ply(put(0, 1e30)),
     "a .ply with a rotation beyond all bounds": ply(put(13, 1e30)),
     "inspect of a .ply": ply(lambda h, v: None),
+    "text named .ply": ply(lambda h, v: (b"hello", v[:0])),
 }
 
 
