@@ -149,8 +149,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     if lost.mean() > config.max_lost_share:
         found = "no face is found in any" if lost.all() else f"the face is lost in {lost.sum()}"
         raise TalkheadError(f"{source}: {found} of {count} frames; film one person, facing the camera, all the time")
-    cuts = shots.find_cuts(seen.change)
-    spans = shots.shots_between(cuts, count)
+    spans = shots.shots_between(shots.find_cuts(seen.change), count)
     names = [f"background_{k:02d}.png" if k else "background.png" for k in range(len(spans))]
     parts = [Shot(a, b, name) for (a, b), name in zip(spans, names)]
     focal = config.focal_sizes * size
@@ -184,6 +183,8 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     torso, untied = labelling.label_frames(clip, parts, face, tracked.poses, ~lost, colours, work, pool, quiet)
     save_array(clip.torso, torso)
 
+    untied = [k for k in untied if usable[slice(*spans[k])].any()]
+    cuts = quality.cuts_of_takes(spans, blank)
     warnings = [*quality.warnings(cuts, bad, lag, config.fix_sync, samples, pixels, seen.faces, size),
                 *quality.still(tracked.landmarks[usable], seen.change), *video.notes(source, info, count)]
     if untied:

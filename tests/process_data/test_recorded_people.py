@@ -70,6 +70,15 @@ def test_square_pictures_are_cropped_where_the_face_is_small(tmp_path, monkeypat
     np.testing.assert_array_equal(boxes, [face.box] * 3)
 
 
+def test_a_black_end_is_no_cut():
+    blank = np.zeros(300, bool)
+    assert quality.cuts_of_takes([(0, 100), (100, 200), (200, 300)], blank) == [100, 200]
+    blank[200:] = blank[150:160] = True
+    assert quality.cuts_of_takes([(0, 100), (100, 200), (200, 300)], blank) == [100]
+    assert quality.cuts_of_takes([(0, 200), (200, 300)], blank) == []
+    assert quality.cuts_of_takes([(0, 100), (100, 200), (200, 300)], ~blank) == [200]  # what comes after black is the first take
+
+
 def test_frames_without_a_picture_are_told_from_those_without_a_face(tmp_path, actor):
     frames = np.concatenate([np.zeros_like(actor[:3]), actor, np.full_like(actor[:5], 16)])
     path = film(tmp_path / "a.mp4", frames)
