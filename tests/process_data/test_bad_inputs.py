@@ -44,6 +44,7 @@ ELSEWHERE |= {
     "CLIP holds other files, be it the recording": (KEEPS, "test_a_folder_of_other_things_is_left_alone"),
     "CLIP is an avatar": (KEEPS, "test_a_folder_of_other_things_is_left_alone"),
     "a refused process --overwrite": (KEEPS, "test_a_refused_run_leaves_the_finished_clip_as_it_was"),
+    "a refused process into an empty folder": (KEEPS, "test_a_refused_run_leaves_the_finished_clip_as_it_was"),
     "a process that is killed while it replaces a clip": (LOCKS, "test_killed_at_any_step_the_folder_is_the_old_or_the_new_one"),
     "another video into a trained clip, with --overwrite": (KEEPS, "test_what_was_derived_from_another_video_goes_with_it"),
     "CLIP on which another talkhead works": (KEEPS, "test_one_run_a_clip"),
