@@ -16,6 +16,7 @@ from process_data.config import ProcessConfig
 from process_data.detection import detection_pass
 from process_data.detection.detection_pass import DetectorChoice, Observed
 from process_data.detection.detector import open_detector
+from process_data.opencv import require_contrib
 from process_data.report import page
 from process_data.segmentation import segmentation_pass
 from process_data.segmentation.segmentation_pass import Face
@@ -53,6 +54,7 @@ def process(source: Path | str, clip_dir: Path | str, *, config: ProcessConfig =
     if clip.exists() and not overwrite:
         raise TalkheadError(f"{clip_dir} is a finished clip already; add --overwrite to make it again")
     check_target(clip, source)
+    require_contrib()
     if splits is not None and "train" not in splits:
         raise TalkheadError("--split names no frames for train; add --split train=START:STOP")
     info = probe(source)
@@ -151,8 +153,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     if lost.mean() > config.max_lost_share:
         found = "no face is found in any" if lost.all() else f"the face is lost in {lost.sum()}"
         raise TalkheadError(f"{source}: {found} of {count} frames; film one person, facing the camera, all the time")
-    cuts = shots.find_cuts(seen.change)
-    spans = shots.shots_between(cuts, count)
+    spans = shots.shots_between(shots.find_cuts(seen.change), count)
     names = [f"background_{k:02d}.png" if k else "background.png" for k in range(len(spans))]
     parts = [Shot(a, b, name) for (a, b), name in zip(spans, names)]
     focal = config.focal_sizes * size
@@ -186,6 +187,8 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     torso, untied = segmentation_pass.label_frames(clip, parts, face, tracked.poses, ~lost, colours, work, pool, quiet)
     save_array(clip.torso, torso)
 
+    untied = [k for k in untied if usable[slice(*spans[k])].any()]
+    cuts = quality.cuts_of_takes(spans, blank)
     warnings = [*quality.warnings(cuts, bad, lag, config.fix_sync, samples, pixels, seen.faces, size),
                 *quality.still(tracked.landmarks[usable], seen.change), *video.notes(source, info, count)]
     if untied:
@@ -221,8 +224,7 @@ def _write_video(source: Path, clip: Clip, info, config: ProcessConfig, detector
     done = work / "video.json"
     if not done.is_file():
         with closing(open_detector(detector.name, landmarker=detector.landmarker, models=detector.models)) as looker:
-            boxes: list[np.ndarray] = []
-            crop = video.choose_crop(source, info, config, looker, boxes)
+            crop, boxes = video.choose_crop(source, info, config, looker)
         whole = info.width == info.height and crop[2] >= info.width - 1
         size, count = video.write_video(source, clip.video, info, crop, config, quiet)
         write_json(done, {"size": size, "frames": count, "crop": crop, "near": None if whole else _place(boxes, crop, size)})

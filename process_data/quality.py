@@ -77,6 +77,11 @@ def find_bad(lost: np.ndarray, inside: np.ndarray, poses: np.ndarray, pixels: np
     return sorted(found, key=lambda bad: (bad.start, bad.stop))
 
 
+def cuts_of_takes(spans: list[tuple[int, int]], blank: np.ndarray) -> list[int]:
+    """Frames at which a shot that shows something follows another; a black end, blank (T,) all over, is no take."""
+    return [start for start, stop in spans if not blank[start:stop].all()][1:]
+
+
 def warnings(cuts: list[int], bad: list[Bad], lag: float | None, corrected: bool, samples: np.ndarray, pixels: np.ndarray,
              faces: np.ndarray, size: int) -> list[str]:
     """Sentences for the person who recorded: what was found and what to do about it."""

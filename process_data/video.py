@@ -45,15 +45,14 @@ def sample_frames(video: Path, info: VideoInfo, count: int) -> Iterator[np.ndarr
         yield from read_video(video, start=k, stop=k + 1)
 
 
-def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: Detector,
-                boxes: list[np.ndarray] | None = None) -> tuple[int, int, int]:
-    """Square x, y, size in source pixels around the median face of the chosen person, shoulders included, inside the picture.
+def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig,
+                detector: Detector) -> tuple[tuple[int, int, int], list[np.ndarray]]:
+    """Square x, y, size in source pixels around the median face of the chosen person, shoulders included, inside the picture;
+    and the boxes (4,) of that face in the frames looked at.
 
-    A square picture is kept whole unless the crop is less than four fifths of it, and large enough for a clip. The face's
-    boxes (4,) in the frames looked at are appended to `boxes`. Raises TalkheadError if no face is found in a picture that is
-    not square, and if the person is upside down or lies on the side.
+    A square picture is kept whole unless the crop is less than four fifths of it, and large enough for a clip. Raises
+    TalkheadError if no face is found in a picture that is not square, and if the person is upside down or lies on the side.
     """
-    boxes = [] if boxes is None else boxes
     square = info.width == info.height
     whole = info.width - info.width % 2
     seen: list[np.ndarray] = []
@@ -67,20 +66,20 @@ def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig, detector: D
     if doubts and min(doubts) > SURE and np.median(doubts) > UPRIGHT:
         _refuse_turned(video, info, detector)
     detector.restart()
-    boxes += people.boxes_of(seen, config.person)
+    boxes = people.boxes_of(seen, config.person)
     if not boxes:
         if square:
-            return 0, 0, whole
+            return (0, 0, whole), boxes
         raise TalkheadError(f"{video}: no face found in any frame; the face should fill a tenth of the picture or more")
     left, top, right, bottom = np.median(np.array(boxes), axis=0)
     limit = min(info.width, info.height)
     size = int(min(limit, config.crop_faces * (bottom - top)))
     if square and not config.min_size <= size < WHOLE_SQUARE * limit:
-        return 0, 0, whole
+        return (0, 0, whole), boxes
     size -= size % 2
     x = int(np.clip((left + right) / 2 - size / 2, 0, info.width - size))
     y = int(np.clip((top + bottom) / 2 - 0.42 * size, 0, info.height - size))
-    return x, y, size
+    return (x, y, size), boxes
 
 
 def upright_error(frame: np.ndarray, detector: Detector) -> float:

@@ -13,6 +13,7 @@ from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import FPS, LIPS, SAMPLE_RATE, lip_opening
 from shared.media.audio_io import load_audio
+from shared.media.spool import readable_again
 from shared.metrics import correlation, lag_ms, landmark_distance, velocity_ratio
 from shared.report_page import ReportPage
 from stage1_audio2lmk.audio.features import levels
@@ -167,6 +168,12 @@ def _other_sound(clip: Clip, predictors: dict[str, Predictor],
     return table, curves
 
 
+def _heard(file: Path) -> np.ndarray:
+    """The sound (n,) of a file or a pipe."""
+    with readable_again(file) as sound:
+        return load_audio(sound)
+
+
 def _names(files: Sequence[Path]) -> dict[str, Path]:
     """Files by name, or as they were given where two have the same name."""
     files = list(dict.fromkeys(files))
@@ -178,11 +185,11 @@ def evaluate_audio2lmk(clip: Clip, checkpoint: Path, folder: Path, *, splits: It
                        base: Path | None = None, audio: Sequence[Path] = (), encoder: str | None = None) -> dict[str, Table]:
     """{title: {row: {column: number}}} of the splits and of other recordings; writes eval.json and eval.html to `folder`.
 
-    Plots show the lip opening over time. `encoder` says where the checkpoint's encoder lies now. Raises TalkheadError like
-    `evaluate`, and for a recording that cannot be read.
+    Plots show the lip opening over time. A recording may be a pipe, or `-` for standard input. `encoder` says where the
+    checkpoint's encoder lies now. Raises TalkheadError like `evaluate`, and for a recording that cannot be read.
     """
     predictors = _predictors(checkpoint, base, device, encoder)
-    sounds = {name: load_audio(file) for name, file in _names(audio).items()}
+    sounds = {name: _heard(file) for name, file in _names(audio).items()}
     table, curves = _tables(clip, predictors, list(splits))
     tables = {"stage 1 against its baselines": table}
     if sounds:

@@ -43,6 +43,7 @@ def diagnose() -> Iterator[Finding]:
                   (3, 11) <= version[:2] < (3, 15), fix="use Python 3.11 to 3.14")
     for name in ("numpy", "scipy", "torch", "numba", "safetensors", "yaml", "tqdm"):
         yield _import(name)
+    yield _opencv()
     yield _mediapipe()
     yield _codecs()
     yield from _gpu()
@@ -62,6 +63,18 @@ def _import(name: str, needed: bool = True) -> Finding:
     return Finding(f"{name} {getattr(module, '__version__', '')}", True, needed)
 
 
+def _opencv() -> Finding:
+    try:
+        module = importlib.import_module("cv2")
+        importlib.import_module("process_data.opencv").require_contrib()
+    except TalkheadError as error:
+        what, _, fix = str(error).rpartition("; ")
+        return Finding(what, False, fix=fix)
+    except (ImportError, OSError) as error:
+        return _system_libraries("OpenCV", error) or Finding(f"OpenCV: {error}", False, fix="pip install opencv-contrib-python")
+    return Finding(f"OpenCV {module.__version__} with its contrib modules", True)
+
+
 def _mediapipe() -> Finding:
     try:
         module = importlib.import_module("mediapipe")
@@ -70,12 +83,18 @@ def _mediapipe() -> Finding:
         detector.points(numpy.zeros((64, 64, 3), numpy.uint8))
         detector.close()
     except (ImportError, OSError, TalkheadError) as error:
-        lacking = {library: package for library, package in SYSTEM_LIBRARIES.items() if not _loads(library)}
-        if sys.platform == "linux" and any(library in str(error) for library in lacking):
-            return Finding(f"mediapipe (face tracking) lacks {', '.join(lacking)}", False,
-                           fix=f"apt install {' '.join(lacking.values())}")
-        return Finding(f"mediapipe (face tracking): {error}", False, fix="pip install --force-reinstall 'mediapipe>=1.2,<2'")
+        what = "mediapipe (face tracking)"
+        return _system_libraries(what, error) or Finding(f"{what}: {error}", False,
+                                                         fix="pip install --force-reinstall 'mediapipe>=1.2,<2'")
     return Finding(f"mediapipe {module.__version__}, with its face models", True)
+
+
+def _system_libraries(what: str, error: Exception) -> Finding | None:
+    """What is lacking where `error` is that a library of the system could not be loaded."""
+    lacking = {library: package for library, package in SYSTEM_LIBRARIES.items() if not _loads(library)}
+    if sys.platform != "linux" or not any(library in str(error) for library in lacking):
+        return None
+    return Finding(f"{what} lacks {', '.join(lacking)}", False, fix=f"apt install {' '.join(lacking.values())}")
 
 
 def _loads(library: str) -> bool:

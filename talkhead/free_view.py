@@ -53,7 +53,7 @@ class Orbit:
 class HeadView:
     """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
 
-    `hidden` is how many of the frames that were rendered last show no head.
+    `warnings` are sentences on what was given, and `hidden` is how many of the frames that were rendered last show no head.
     """
 
     def __init__(self, avatar: Avatar, landmarks: Path | str, poses: str | Path = "loop", orbit: Orbit | None = None) -> None:
@@ -61,7 +61,9 @@ class HeadView:
         self.avatar = avatar
         self.hidden = 0
         self.landmarks = load_landmarks(landmarks)
-        self.poses, self.torso = MotionTrack(avatar, poses).at(0, len(self.landmarks))
+        motion = MotionTrack(avatar, poses)
+        self.poses, self.torso = motion.at(0, len(self.landmarks))
+        self.warnings = motion.warnings(len(self.landmarks))
         if orbit is not None:
             period = len(self.landmarks) if orbit.period is None else orbit.period * FPS
             centre = camera_path.head_centre(avatar.load_neutral()[0])
@@ -132,7 +134,7 @@ def _render_to_folder(view: HeadView, folder: Path, device: torch.device, quiet:
         pictures = (picture for rgba in view.batches(device, quiet) for picture in to_uint8(straight(rgba)))
         for k, picture in enumerate(pictures):
             write_png(partial / f"{k:06d}.png", picture)
-    return Rendered(len(view), unseen_warnings(view.hidden, len(view)))
+    return Rendered(len(view), view.warnings + unseen_warnings(view.hidden, len(view)))
 
 
 def _render_to_video(view: HeadView, output: Path, audio: Path | None, device: torch.device, quiet: bool) -> Rendered:
@@ -142,4 +144,4 @@ def _render_to_video(view: HeadView, output: Path, audio: Path | None, device: t
         for rgba in view.batches(device, quiet):
             for picture in to_uint8(straight(rgba)):
                 writer.write(picture)
-    return Rendered(len(view), warnings + unseen_warnings(view.hidden, len(view)))
+    return Rendered(len(view), view.warnings + warnings + unseen_warnings(view.hidden, len(view)))

@@ -45,7 +45,7 @@ def describe(path: Path) -> Iterator[str]:
         yield from _landmarks(path)
     elif ending == ".safetensors":
         yield from _checkpoint(path)
-    elif start.startswith(b"ply"):
+    elif start.startswith(b"ply") or ending == ".ply":
         yield from _splats(path)
     elif ending == ".json":
         yield from _json(path)

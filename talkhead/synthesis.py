@@ -36,7 +36,7 @@ from stage2_gaussian.render import load_head, render_head
 from torso_styleunet.composite import composite, load_torso
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
-APART_SECONDS = 0.1  # by which sound and landmarks may differ in length without a word
+APART_SECONDS = 0.1  # by which sound, poses and landmarks may differ in length without a word
 
 
 def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
@@ -53,6 +53,7 @@ class MotionTrack:
     def __init__(self, avatar: Avatar, mode: str | Path = "loop") -> None:
         mode = str(mode)
         self.poses, self.torso = avatar.load_motion()
+        self.mode = mode
         if mode == "still":
             middle = len(self.poses) // 2
             self.poses, self.torso = self.poses[middle : middle + 1], self.torso[middle : middle + 1]
@@ -68,6 +69,13 @@ class MotionTrack:
         """Poses (n,4,4) and torso motion (n,4) of frames start ≤ t < stop."""
         index = ping_pong(stop - start, len(self.poses), start)
         return self.poses[index], self.torso[index]
+
+    def warnings(self, frames: int) -> list[str]:
+        """A sentence if a poses file is shorter than a video of `frames` frames; a single pose stands still, as it should."""
+        own = len(self.poses)
+        if self.mode in ("loop", "still") or own == 1 or (frames - own) / FPS <= APART_SECONDS:
+            return []
+        return [f"the poses last {own / FPS:.1f} s, the video {frames / FPS:.1f} s; they go back and forth until it ends"]
 
 
 def rebatch(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -257,7 +265,7 @@ def _synthesize(avatar: Avatar, audio: Path, output: Path, device: torch.device,
             total = -(-spooled.check.samples // SAMPLES_PER_FRAME)
             chunks = iter_predict(predictor, spooled.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
             count, hidden = _speak(Renderer(avatar, device), motion, chunks, total, writer, kept, quiet)
-    return Rendered(count, warnings + unseen_warnings(hidden, count))
+    return Rendered(count, warnings + motion.warnings(count) + unseen_warnings(hidden, count))
 
 
 def _speak(renderer: Renderer, motion: MotionTrack, chunks: Iterable[np.ndarray], total: int, writer: VideoWriter,

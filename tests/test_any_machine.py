@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -620,6 +621,22 @@ def test_doctor_tells_what_would_fail(monkeypatch, tmp_path):
     monkeypatch.chdir(gone)
     gone.rmdir()
     assert any(what.startswith("the current folder: No such file") for what in lines())
+
+
+def test_an_opencv_without_contrib_modules_is_told(monkeypatch, tmp_path):
+    fix = ("run `pip uninstall -y opencv-python opencv-python-headless`, then `pip install --force-reinstall --no-deps "
+           "opencv-contrib-python`")
+    assert any(finding.ok for what, finding in lines().items() if what.startswith("OpenCV "))
+    monkeypatch.delattr(cv2, "ximgproc")
+    (found,) = [finding for what, finding in lines().items() if what.startswith("OpenCV ")]
+    assert not found.ok and found.needed and found.fix == fix
+    assert found.what == (f"OpenCV {cv2.__version__} here lacks cv2.ximgproc: opencv-contrib-python is not installed, or "
+                          "opencv-python, installed beside it, has written over it")
+    (tmp_path / "ori_imgs").mkdir()
+    for command in (["process", tmp_path / "me.mp4"], ["import-adnerf", tmp_path]):
+        done = run(*command, tmp_path / "clip")
+        assert done.exit_code == 2 and one_sentence(done.stderr) == f"Error: {found.what}; {fix}"
+    assert not (tmp_path / "clip").exists()
 
 
 STOPPED = """

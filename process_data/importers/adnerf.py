@@ -23,6 +23,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from process_data.config import ProcessConfig
+from process_data.opencv import require_contrib
 from process_data.pipeline import check_target, clip_lock, finish_clip, process, save_with_content
 from process_data.report.page import write_report
 from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Bad, Clip
@@ -71,6 +72,7 @@ def import_adnerf(source: Path, clip_dir: Path, *, config: ProcessConfig, worker
     if not clip.exists() and clip_dir.exists() and not clip_dir.is_dir():
         raise TalkheadError(f"{clip_dir} exists and is no clip; name another folder")
     check_target(clip, source, source / "aud.wav", source / "bc.jpg")
+    require_contrib()
     pictures = find_pictures(source)
     if not (source / "aud.wav").is_file():
         raise TalkheadError(f"{source} holds no aud.wav; a talking head needs its sound")

@@ -2,9 +2,10 @@
 
 import wave
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -43,35 +44,61 @@ def audio_notes(path: Path | str) -> list[str]:
         return notes
 
 
+class TimedFrame(NamedTuple):
+    """A frame and the seconds of silence before it, or of its beginning that lie before time zero, `early`.
+
+    `anew`: silence comes before it or its form is another than that of the frame before, so that a resampler ends there.
+    """
+
+    frame: av.AudioFrame
+    silence: float
+    early: float
+    anew: bool
+
+
+def timed_frames(path: Path, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[TimedFrame]:
+    """The frames of a sound track in time. Raises TalkheadError for damaged time stamps, else what the decoder raises."""
+    zero, form = time_zero(container, path), None
+    clock: float | None = None  # seconds of sound up to now
+    quiet = 0.0  # of these without sound
+    for frame in decode(container, stream):
+        gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
+        check_gap(path, quiet + gap)
+        silence = gap if gap > (0.0 if clock is None else LEAST_GAP) else 0.0
+        early = max(-gap, 0.0) if clock is None else 0.0
+        left = frame.samples - round(early * frame.sample_rate)
+        if left > 0:
+            quiet += silence
+            clock = (clock or 0.0) + silence + left / frame.sample_rate
+        found = frame.format.name, frame.layout.name, frame.sample_rate
+        yield TimedFrame(frame, silence, early, silence > 0 or form not in (None, found))
+        form = found
+
+
+@contextmanager
+def decoding(path: Path, stream: av.AudioStream) -> Iterator[None]:
+    """Says in a sentence, a TalkheadError, that a sound track cannot be decoded or resampled."""
+    try:
+        yield
+    except (av.error.FFmpegError, ValueError) as error:
+        raise TalkheadError(f"{path}: the audio track ({track_name(stream)}) cannot be decoded; convert the file") from error
+
+
 def _decode(path: Path) -> Iterator[np.ndarray]:
     """Yield mono float32 pieces at 16 kHz; where no sound is, before the first or in a gap, silence is put."""
     with open_media(path, "media file") as container:
         stream = audio_stream(container, path)
-        zero = time_zero(container, path)
-        resampler, form = _mono(), None
-        clock: float | None = None  # seconds of sound up to now
-        quiet = 0.0  # of these without sound
-        try:
-            for frame in decode(container, stream):
-                gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
-                check_gap(path, quiet + gap)
-                if clock is None and gap < 0:
-                    frame = _behind(frame, round(-gap * frame.sample_rate))
-                    if frame is None:
-                        continue
-                silence = gap > (0.0 if clock is None else LEAST_GAP)
-                if silence or form not in (None, _form(frame)):
+        resampler = _mono()
+        with decoding(path, stream):
+            for frame, silence, early, anew in timed_frames(path, container, stream):
+                if anew:
                     yield from _resample(resampler, None)
                     resampler = _mono()
                 if silence:
-                    quiet += gap
-                    yield np.zeros(int(round(gap * SAMPLE_RATE)), np.float32)
-                form = _form(frame)
-                clock = (clock or 0.0) + (gap if silence else 0.0) + frame.samples / frame.sample_rate
-                yield from _resample(resampler, _one_channel(path, _finite(frame)))
-        except (av.error.FFmpegError, ValueError) as error:
-            raise TalkheadError(f"{path}: the audio track ({track_name(stream)}) cannot be decoded; convert the file") from error
-        if clock is not None:
+                    yield np.zeros(int(round(silence * SAMPLE_RATE)), np.float32)
+                heard = _behind(frame, round(early * frame.sample_rate))
+                if heard is not None:
+                    yield from _resample(resampler, _one_channel(path, _finite(heard)))
             yield from _resample(resampler, None)
 
 
@@ -113,10 +140,6 @@ def _weights(path: Path, changed: int) -> dict[str, np.ndarray]:
 def _mono() -> av.AudioResampler:
     # whole numbers, since FFmpeg mixes several channels to floats without turning them down: speech on both would clip
     return av.AudioResampler(format="s32p", layout="mono", rate=SAMPLE_RATE)
-
-
-def _form(frame: av.AudioFrame) -> tuple[str, str, int]:
-    return frame.format.name, frame.layout.name, frame.sample_rate
 
 
 def _finite(frame: av.AudioFrame) -> av.AudioFrame:

@@ -11,8 +11,8 @@ import numpy as np
 
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE
-from shared.media.audio_io import LEAST_GAP, audio_stream, iter_audio
-from shared.media.container import check_gap, decode, open_media, time_zero
+from shared.media.audio_io import LEAST_GAP, audio_stream, decoding, iter_audio, timed_frames
+from shared.media.container import decode, open_media, time_zero
 
 # codecs that are copied into a container: what FFmpeg's muxer and the players of that container take
 COPIED = {
@@ -246,34 +246,23 @@ def _decoded(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     """Pieces (channels, n) float32 in [−1, 1] from the file's time zero on; where there is no sound, silence."""
     source, stream = _open(path)
     channels = av.AudioLayout(layout).nb_channels
-    with source:
-        zero, form = time_zero(source, path), None
-        clock: float | None = None  # seconds of sound up to now
+    with source, decoding(path, stream):
         resampler: av.AudioResampler | None = None
-        early = 0  # samples before time zero, still to be left out
-        try:
-            for frame in decode(source, stream):
-                gap = 0.0 if frame.time is None else frame.time - zero - (clock or 0.0)
-                check_gap(path, gap)
-                silence = gap > (0.0 if clock is None else LEAST_GAP)
-                found = frame.format.name, frame.layout.name, frame.sample_rate
-                if resampler is None or silence or found != form:
-                    if resampler is not None:
-                        yield from _pieces(resampler, None)
-                    resampler, form = _resampler(frame, rate, layout), found
-                if silence:
-                    yield np.zeros((channels, round(gap * rate)), np.float32)
-                if clock is None:
-                    clock, early = min(gap, 0.0), round(max(-gap, 0.0) * rate)
-                clock += (gap if silence else 0.0) + frame.samples / frame.sample_rate
-                frame.pts = None
-                for piece in _pieces(resampler, frame):
-                    yield piece[:, early:]
-                    early = max(0, early - piece.shape[1])
-            if resampler is not None:
+        ahead = 0  # samples before time zero, still to be left out
+        for frame, silence, early, anew in timed_frames(path, source, stream):
+            if resampler is None:
+                resampler, ahead = _resampler(frame, rate, layout), round(early * rate)
+            elif anew:
                 yield from _pieces(resampler, None)
-        except (av.error.FFmpegError, ValueError) as error:
-            raise TalkheadError(f"{path}: the audio track cannot be decoded; convert the file") from error
+                resampler = _resampler(frame, rate, layout)
+            if silence:
+                yield np.zeros((channels, round(silence * rate)), np.float32)
+            frame.pts = None
+            for piece in _pieces(resampler, frame):
+                yield piece[:, ahead:]
+                ahead = max(0, ahead - piece.shape[1])
+        if resampler is not None:
+            yield from _pieces(resampler, None)
 
 
 def _pieces(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:

@@ -126,7 +126,7 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
 @avatar_option
 @click.option("--split", "splits", multiple=True, help="Split to measure; may be repeated.  [default: all but train]")
 @click.option("--audio", type=PATH, multiple=True, metavar="FILE",
-              help="Other sound to measure the lips on, such as another language; may be repeated.")
+              help="Other sound to measure the lips on, such as another language; - is standard input; may be repeated.")
 @click.option("--base", type=PATH, metavar="FILE", help="Measure a base model on this person beside the avatar's model.")
 @click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/stage1/eval]")
 @encoder_option

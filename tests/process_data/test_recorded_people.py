@@ -39,7 +39,7 @@ def test_people_who_do_not_stand_upright_are_refused(tmp_path, actor, turns, sen
     detector = open_detector()
     try:
         if sentence is None:
-            assert video.choose_crop(path, probe(path), ProcessConfig(), detector) == (0, 0, 160)
+            assert video.choose_crop(path, probe(path), ProcessConfig(), detector)[0] == (0, 0, 160)
         else:
             with pytest.raises(TalkheadError, match=f"a.mp4: the person {sentence} and process it again"):
                 video.choose_crop(path, probe(path), ProcessConfig(), detector)
@@ -65,7 +65,18 @@ def test_square_pictures_are_cropped_where_the_face_is_small(tmp_path, monkeypat
     monkeypatch.setattr(video, "upright_error", lambda frame, detector: 0.0)
     path = film(tmp_path / "a.mp4", np.zeros((3, 400, 400, 3), np.uint8))
     face = OneFace((200 - height / 2, 200 - height / 2, 200 + height / 2, 200 + height / 2))
-    assert video.choose_crop(path, probe(path), ProcessConfig(), face) == crop
+    found, boxes = video.choose_crop(path, probe(path), ProcessConfig(), face)
+    assert found == crop
+    np.testing.assert_array_equal(boxes, [face.box] * 3)
+
+
+def test_a_black_end_is_no_cut():
+    blank = np.zeros(300, bool)
+    assert quality.cuts_of_takes([(0, 100), (100, 200), (200, 300)], blank) == [100, 200]
+    blank[200:] = blank[150:160] = True
+    assert quality.cuts_of_takes([(0, 100), (100, 200), (200, 300)], blank) == [100]
+    assert quality.cuts_of_takes([(0, 200), (200, 300)], blank) == []
+    assert quality.cuts_of_takes([(0, 100), (100, 200), (200, 300)], ~blank) == [200]  # what comes after black is the first take
 
 
 def test_frames_without_a_picture_are_told_from_those_without_a_face(tmp_path, actor):

@@ -230,9 +230,12 @@ INPUTS |= {
     "--split train=0:125 --split test=50:125": process("--split", "train=0:125", "--split", "test=50:125"),
     "--seed -1": lambda d: ("edit", d / "a.npy", "-o", d / "b.npy", "--seed", "-1"),
     "--smile inf": lambda d: ("edit", d / "a.npy", "-o", d / "b.npy", "--smile", "inf"),
+    "--blink inf": lambda d: ("edit", d / "a.npy", "-o", d / "b.npy", "--blink", "inf"),
     "--mouth-gain nan": lambda d: ("edit", d / "a.npy", "-o", d / "b.npy", "--mouth-gain", "nan"),
     "--liveliness nan": lambda d: ("synth", d / "a.avatar", d / "a.wav", "--liveliness", "nan"),
     "--orbit nan": lambda d: ("stage2", "render", d / "a.npy", "--avatar", d / "a", "-o", d / "b", "--orbit", "nan"),
+    "--period nan": lambda d: ("stage2", "render", d / "a.npy", "--avatar", d / "a", "-o", d / "b", "--orbit", "9",
+                               "--period", "nan"),
     "--set lr=.nan": lambda d: ("stage1", "finetune", d / "clip", "--set", "lr=.nan"),
     "--set batch=0": lambda d: ("stage1", "finetune", d / "clip", "--set", "batch=0"),
     "--set heads=3": lambda d: ("stage1", "finetune", d / "clip", "--set", "heads=3"),
@@ -409,6 +412,7 @@ INPUTS |= {
     "a .ply with a splat far away": ply(put(0, 1e30)),
     "a .ply with a rotation beyond all bounds": ply(put(13, 1e30)),
     "inspect of a .ply": ply(lambda h, v: None),
+    "text named .ply": ply(lambda h, v: (b"hello", v[:0])),
 }
 
 

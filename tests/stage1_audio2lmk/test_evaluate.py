@@ -1,8 +1,10 @@
 """What `stage1 eval` measures of a stage 1 that is known, what it writes, and what it refuses."""
 
 import json
+import os
 import shutil
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -158,6 +160,16 @@ def test_the_command_writes_tables_curves_and_plots(actor_clip: Clip, avatar: Av
     assert sorted(path.name for path in out.iterdir()) == ["eval.html", "eval.json"]
 
 
+def test_other_sound_may_come_from_a_pipe(actor_clip: Clip, avatar: Avatar, tmp_path: Path) -> None:
+    save_wav(tmp_path / "a.wav", np.random.default_rng(0).normal(size=32000) * 0.05)
+    os.mkfifo(tmp_path / "pipe")
+    Thread(target=(tmp_path / "pipe").write_bytes, args=((tmp_path / "a.wav").read_bytes(),), daemon=True).start()
+    done = run(actor_clip.root, "--avatar", avatar.root, "--audio", tmp_path / "pipe", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    other = json.loads((tmp_path / "out" / "eval.json").read_text())["tables"]["other recordings"]
+    assert other["pipe: stage 1"]["seconds"] == 2
+
+
 def test_the_usual_folder_lies_in_the_clip(actor_clip: Clip, avatar: Avatar, tmp_path: Path) -> None:
     clip = tmp_path / "actor"
     shutil.copytree(actor_clip.root, clip)
@@ -171,6 +183,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(actor_clip: Clip, av
         "no split 'tset'": ("--split", "tset"),
         "none.wav does not exist": ("--audio", tmp_path / "none.wav"),
         "avatar.json is not a media file": ("--audio", avatar.json),
+        "/dev/null is a terminal or a device, from which no sound can be read": ("--audio", "/dev/null"),
         "base.safetensors": ("--base", tmp_path / "base.safetensors"),
     }
     for sentence, options in cases.items():

@@ -20,7 +20,7 @@ from shared.media.video_io import read_video
 from stage1_audio2lmk.predict import iter_predict
 from talkhead import synthesis as module
 from talkhead.evaluation import _good_frames, evaluate_avatar
-from talkhead.free_view import Orbit
+from talkhead.free_view import HeadView, Orbit
 from talkhead.inspect import describe
 from talkhead.synthesis import MotionTrack, ping_pong, synthesize
 
@@ -112,6 +112,18 @@ def test_a_head_out_of_sight_is_told(avatar, tmp_path):
     made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=str(tmp_path / "away.npy"),
                       quiet=True)
     assert made == (25, ["no head can be seen in 15 of 25 frames; look at the poses and the landmarks"])
+
+
+def test_poses_that_are_shorter_than_the_video_are_told(avatar, tmp_path):
+    for count, told in ((10, ["the poses last 0.4 s, the video 1.0 s; they go back and forth until it ends"]), (1, []), (23, []),
+                        (40, [])):
+        save_array(tmp_path / "own.npy", np.tile(UPRIGHT, (count, 1, 1)))
+        made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=str(tmp_path / "own.npy"),
+                          quiet=True)
+        assert made == (25, told)
+        assert HeadView(avatar, rows(tmp_path, 25), str(tmp_path / "own.npy")).warnings == told
+    for mode in ("loop", "still"):
+        assert MotionTrack(avatar, mode).warnings(1000) == []
 
 
 def test_what_is_no_number_is_not_rendered(avatar, tmp_path, monkeypatch):
