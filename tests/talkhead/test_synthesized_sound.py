@@ -119,7 +119,7 @@ def test_poses_that_are_shorter_than_the_video_are_told(avatar, tmp_path):
                         (40, [])):
         save_array(tmp_path / "own.npy", np.tile(UPRIGHT, (count, 1, 1)))
         made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=str(tmp_path / "own.npy"),
-                          overwrite=True, overwrite=True, quiet=True)
+                          overwrite=True, quiet=True)
         assert made == (25, told)
         assert HeadView(avatar, rows(tmp_path, 25), str(tmp_path / "own.npy")).warnings == told
     for mode in ("loop", "still"):
