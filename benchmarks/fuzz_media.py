@@ -182,6 +182,8 @@ def _place() -> str:
 
 
 def _child(pipe: Connection) -> None:
+    if hasattr(os, "sched_setaffinity"):  # decoders start a thread a processor, and a thread takes addresses
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:2]))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # FFmpeg's own complaints; PyAV's way of stopping them can deadlock
     # the libraries' own mappings and the stacks and arenas of threads take addresses, not memory
     resource.setrlimit(resource.RLIMIT_AS, (4 * MEMORY + _mapped(), resource.RLIM_INFINITY))

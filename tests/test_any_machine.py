@@ -20,8 +20,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cli import Printable, avatar_of, cli
+from cli import cli
 from shared import machine
+from shared.avatar import avatar_folder
 from shared.checkpoint import load_checkpoint, save_checkpoint
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
@@ -32,6 +33,7 @@ from shared.media.video_io import GrayVideoWriter, TransparentVideoWriter, Video
 from shared.report_page import ReportPage
 from shared.training import Scalars, pick_device
 from stage2_gaussian.ply import Cloud, write_ply
+from talkhead.commands.runner import Printable
 from talkhead.doctor import diagnose
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -463,14 +465,13 @@ def test_names_that_are_too_long_are_one_sentence(tmp_path, rows):
 def test_the_avatar_lies_beside_a_clip_that_is_named_by_dots(tmp_path, monkeypatch):
     (tmp_path / "me" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "me")
-    assert avatar_of(Path("."), None) == tmp_path / "me.avatar"
-    assert avatar_of(Path("inner/.."), None) == tmp_path / "me.avatar"
-    assert avatar_of(Path("inner/"), None) == Path("inner.avatar") and avatar_of(Path("../me"), None) == Path("../me.avatar")
-    assert avatar_of(Path("."), Path("x")) == Path("x")
+    assert avatar_folder(Path(".")) == tmp_path / "me.avatar"
+    assert avatar_folder(Path("inner/..")) == tmp_path / "me.avatar"
+    assert avatar_folder(Path("inner/")) == Path("inner.avatar") and avatar_folder(Path("../me")) == Path("../me.avatar")
     monkeypatch.chdir(tmp_path / "me" / "inner")
-    assert avatar_of(Path(".."), None) == tmp_path / "me.avatar"
+    assert avatar_folder(Path("..")) == tmp_path / "me.avatar"
     with pytest.raises(TalkheadError, match="^/ has no name to name an avatar after; add --avatar FOLDER$"):
-        avatar_of(Path("/"), None)
+        avatar_folder(Path("/"))
     for command in (["stage1", "finetune"], ["stage1", "eval"], ["stage2", "train"], ["stage2", "eval"], ["torso", "train"]):
         assert run(*command, ".").exit_code == 2 and run(*command, "/").exit_code == 2
     with atomic_path(".") as partial:  # the current folder itself, as `render -o . --overwrite` has it
@@ -633,7 +634,7 @@ def test_an_opencv_without_contrib_modules_is_told(monkeypatch, tmp_path):
     assert found.what == (f"OpenCV {cv2.__version__} here lacks cv2.ximgproc: opencv-contrib-python is not installed, or "
                           "opencv-python, installed beside it, has written over it")
     (tmp_path / "ori_imgs").mkdir()
-    for command in (["process", tmp_path / "me.mp4"], ["import-adnerf", tmp_path]):
+    for command in (["process", tmp_path / "me.mp4"], ["import", "adnerf", tmp_path]):
         done = run(*command, tmp_path / "clip")
         assert done.exit_code == 2 and one_sentence(done.stderr) == f"Error: {found.what}; {fix}"
     assert not (tmp_path / "clip").exists()

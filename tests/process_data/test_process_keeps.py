@@ -169,7 +169,7 @@ def test_a_refused_run_leaves_the_finished_clip_as_it_was(clip, tmp_path, monkey
         return Observed(np.full((count, 3, 3), np.nan, np.float32), np.zeros(count), np.zeros((0, 5)), np.zeros((0, 5)),
                         np.zeros(count, bool), None)
 
-    monkeypatch.setattr(pipeline.observe, "observe", nobody)
+    monkeypatch.setattr(pipeline.detection_pass, "observe", nobody)
     refused(run("process", source, clip.root, "--overwrite"), "no face is found in any of 6 frames")
     assert everything(tmp_path) == before
     empty = tmp_path / "empty"
@@ -185,7 +185,7 @@ def test_an_interrupted_run_leaves_the_finished_clip_and_its_own_work(clip, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.observe, "observe", stop)
+        patch.setattr(pipeline.detection_pass, "observe", stop)
         assert run("process", source, clip.root, "--overwrite").exit_code == 130
     now = everything(clip.root)
     work = {name: data for name, data in now.items() if name.startswith(WORK)}
