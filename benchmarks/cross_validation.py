@@ -1,10 +1,10 @@
 """The protocol for small differences: contiguous folds of a clip, and a paired block bootstrap over their frames."""
 
-import dataclasses
 from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from shared.arrays import runs
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import lip_opening
@@ -61,14 +61,7 @@ def paired_block_bootstrap(a: np.ndarray, b: np.ndarray, true: np.ndarray, block
 
 def fold_clip(clip: Clip, train: np.ndarray, test: np.ndarray) -> Clip:
     """The same clip folder, whose "train" and "test" are the frames given; nothing is written."""
-    view = Clip(clip.root)
-    view.__dict__["info"] = dataclasses.replace(clip.info, split={"train": _ranges(train), "test": _ranges(test)})
-    return view
-
-
-def _ranges(indices: np.ndarray) -> list[tuple[int, int]]:
-    breaks = np.flatnonzero(np.diff(indices) != 1) + 1
-    return [(int(part[0]), int(part[-1]) + 1) for part in np.split(indices, breaks) if len(part)]
+    return clip.with_split({"train": runs(train), "test": runs(test)})
 
 
 def good_indices(clip: Clip) -> np.ndarray:
@@ -84,11 +77,11 @@ def cross_validate(clip: Clip, fit_and_predict: Callable[[Clip, int], np.ndarray
     """
     indices = good_indices(clip)
     folds = contiguous_folds(indices, k, gap)
-    runs = []
+    rows = []
     for seed in seeds:
         parts = [fit_and_predict(fold_clip(clip, train, test), seed)[test] for train, test in folds]
-        runs.append(np.concatenate(parts))
-    return np.stack(runs)
+        rows.append(np.concatenate(parts))
+    return np.stack(rows)
 
 
 def openings(landmarks: np.ndarray, k: int = FOLDS) -> np.ndarray:

@@ -42,7 +42,7 @@ def make_samples(folder: Path) -> None:
 
     from shared.avatar import Avatar
     from shared.camera import pose_matrix
-    from shared.clip import Bad, Clip, ClipInfo, Shot
+    from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
     from shared.config import config_to_dict
     from shared.face_check import TEMPLATE
     from shared.files import write_json
@@ -73,14 +73,15 @@ def make_samples(folder: Path) -> None:
         save_landmarks(path, TEMPLATE[None])
     for path in (clip.poses, avatar.poses):
         save_array(path, poses)
-    for path in (clip.torso, avatar.motion):
+    for path in (clip.torso_motion, avatar.motion):
         save_array(path, motion)
     for path in (clip.background, avatar.background):
         write_png(path, picture)
     save_wav(clip.audio, np.zeros(640 * FRAMES, np.float32))
     camera = (60.0, 60.0, SIZE / 2, SIZE / 2)
     clip.save_info(ClipInfo("me", "me.mov", "00", SIZE, SIZE, FRAMES, camera, (0, 0, SIZE), [Shot(0, FRAMES, "background.png")],
-                            bad=[Bad(3, 5, "no face")], split={"train": [(0, 25)], "test": [(25, FRAMES)]}, lag_ms=1.5,
+                            excluded=[ExcludedSpan(3, 5, "no face")],
+                            split={"train": [(0, 25)], "test": [(25, FRAMES)]}, lag_ms=1.5,
                             versions={"talkhead": "0"}, warnings=["short"]))
     write_json(avatar.json, {"name": "me", "width": SIZE, "height": SIZE, "intrinsics": camera, "fps": 25, "format": 1})
     np.savez(folder / "rows.npz", rows=rows)
@@ -121,7 +122,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
 
     def clip(folder: Path) -> None:
         opened = Clip(folder / "clip")
-        for load in (opened.load_landmarks, opened.load_poses, opened.load_torso, opened.load_neutral, opened.load_plates):
+        for load in (opened.load_landmarks, opened.load_poses, opened.load_torso_motion, opened.load_neutral, opened.load_plates):
             load()
         for name in opened.info.split:
             opened.split(name)

@@ -206,7 +206,7 @@ def check_kill(folder: Path, makes: str, before: dict[str, str], after: dict[str
     tally.half_made += bool(wrong)
     try:
         if (folder / "me").exists():
-            _ = Clip(folder / "me").info
+            Clip(folder / "me").check()
         avatar = Avatar(folder / "me.avatar")
         if avatar.json.is_file():
             avatar.require(*(part for part in PARTS if avatar.part(part).is_file()))

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 
 from process_data.tracking.torso_motion import compose, face_similarity, inverse
+from shared.arrays import evenly
 from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, MOUTH, TORSO, Clip, good_frames
 
@@ -23,7 +24,7 @@ def registration(clip: Clip, samples: int = 60) -> dict[str, float]:
     has them); NaN where a region is never seen. Zero is a perfect, noiseless registration.
     """
     height, width = clip.info.height, clip.info.width
-    motion, centre = clip.load_torso(), np.array([width / 2, height / 2])
+    motion, centre = clip.load_torso_motion(), np.array([width / 2, height / 2])
     pixels = project(clip.load_landmarks(), clip.load_poses(), clip.info.intrinsics)
     chosen = _sample(clip, samples)
     anchor = chosen[len(chosen) // 2]
@@ -44,13 +45,13 @@ def registration(clip: Clip, samples: int = 60) -> dict[str, float]:
 
 
 def _sample(clip: Clip, samples: int) -> list[int]:
-    """Frame numbers, evenly within each shot, without the bad stretches."""
-    good = good_frames(clip.info.bad, clip.info.frames)
+    """Frame numbers, evenly within each shot, without the excluded spans."""
+    good = good_frames(clip.info.excluded, clip.info.frames)
     chosen: list[int] = []
     for shot in clip.info.shots:
         frames = np.flatnonzero(good[shot.start : shot.stop]) + shot.start
         count = max(LEAST_IN_SHOT, round(samples * len(frames) / clip.info.frames))
-        chosen += frames[np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).astype(int))].tolist()
+        chosen += frames[evenly(len(frames), count)].tolist()
     return chosen or [0]
 
 

@@ -1,8 +1,8 @@
-"""How exact and how steady the tracking is: `python benchmarks/tracking.py [VIDEO ...]`.
+"""Accuracy and jitter of the tracking: `python benchmarks/tracking.py [VIDEO ...]`.
 
-Three synthetic people at 512² with sensor noise and compression against the truth; then jitter, with the frame-by-frame fit
-of the detector's points as "before" and what `talkhead process` makes of them as "after": of an actor who speaks with his
-head held perfectly still, and of the stillest second of each given video (25 fps, square), whose head does move a little.
+Accuracy: three synthetic people at 512² with sensor noise and compression, against the truth. Jitter: "before" with poses
+fitted frame by frame to the detector's points alone, "after" with those of `talkhead process`; of an actor who speaks with
+his head held perfectly still, and of the stillest second of each given video (25 fps, square), where the head moves a little.
 """
 
 import sys
@@ -42,10 +42,10 @@ def film(path: Path, frames: Iterable[np.ndarray], seed: int, sound: np.ndarray)
 def accuracy(clip: Clip, truth) -> dict[str, float]:
     """Errors against the truth, motion relative to the first frame."""
     count = clip.info.frames
-    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso()
+    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()
     true, true_poses = truth.landmarks[:count], truth.poses[:count]
     depth = poses[:, 2, 3] / poses[0, 2, 3] - true_poses[:, 2, 3] / true_poses[0, 2, 3]
-    away = np.abs((torso - torso[0]) - (truth.torso - truth.torso[0])[:count])
+    away = np.abs((torso - torso[0]) - (truth.torso_motion - truth.torso_motion[0])[:count])
     lips, true_lips = lip_opening(landmarks), lip_opening(true)
     lids, true_lids = eye_opening(landmarks).mean(1), eye_opening(true).mean(1)
 
@@ -87,18 +87,21 @@ def steadiness(video: Path, work: Path, length: int) -> dict[str, float]:
     intrinsics = (config.focal_sizes * size, config.focal_sizes * size, size / 2, size / 2)
     work.mkdir()
     with Workers() as pool:
-        seen = detection_pass.observe(video, count, work, DetectorChoice(), pool, quiet=True)
-        lost = np.isnan(seen.points[:, 0, 0])
-        spans = shots.shots_between(shots.find_cuts(seen.change), count)
-        pipeline.bridge(seen.points, lost, spans)
-        found = track.track(video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work, pool, quiet=True,
-                               compare=True)
-    pixels = seen.points[:, seen.scheme.landmarks68, :2]
-    neutral = found.neutral[0]
+        detected = detection_pass.detect_video(video, count, work, DetectorChoice(), pool, quiet=True)
+        lost = np.isnan(detected.points[:, 0, 0])
+        spans = shots.shots_between(shots.find_cuts(detected.change), count)
+        pipeline.bridge(detected.points, lost, spans)
+        fit = track.fit_video(video, detected.points, detected.scheme, spans, ~lost, intrinsics, config, work, pool, quiet=True)
+    space = track.head_space(fit.landmarks, ~lost)
+    landmarks, poses = space.landmarks(fit.landmarks), space.poses(fit.poses)
+    single = space.poses(bundle_adjustment.fit_poses(fit.detector, fit.first.points, fit.first.poses.astype(float), spans,
+                                                     intrinsics, iterations=3, smoothness=0.0))
+    pixels = detected.points[:, detected.scheme.landmarks68, :2]
+    neutral = track.neutral_face(landmarks[~lost])[0]
     still = stillest(pixels, spans, length)
-    before, after = (jitter(poses, neutral, intrinsics, still) for poses in (found.plain_poses, found.poses))
-    raw = lip_opening(bundle_adjustment.unproject(pixels.astype(float), found.landmarks[0, :, 2], found.plain_poses, intrinsics))
-    lips = lip_opening(found.landmarks)
+    before, after = (jitter(each, neutral, intrinsics, still) for each in (single, poses))
+    raw = lip_opening(bundle_adjustment.unproject(pixels.astype(float), landmarks[0, :, 2], single, intrinsics))
+    lips = lip_opening(landmarks)
     return {
         "from frame": still.start,
         "turn before, degrees": before[0], "turn after": after[0], "turn, before / after": before[0] / after[0],
@@ -125,7 +128,7 @@ def main(videos: list[Path]) -> None:
             clip = pipeline.process(root / f"{seed}.mp4", root / f"clip{seed}", config=ProcessConfig(), quiet=True)
             exact[f"seed {seed}"] = accuracy(clip, truth)
         table(exact)
-        held = [np.repeat(array[40:41], len(array), axis=0) for array in (truth.poses, truth.torso)]
+        held = [np.repeat(array[40:41], len(array), axis=0) for array in (truth.poses, truth.torso_motion)]
         frames = (frame for frame, _ in render_actor(truth.landmarks, *held, size=SIZE, seed=seed))
         film(root / "still.mp4", frames, seed, load_audio(truth.video))
         steady["still actor"] = steadiness(root / "still.mp4", root / "still", len(truth.poses) - 1)

@@ -1,4 +1,4 @@
-"""Video → clip folder, stage by stage. A stage whose result lies in the work folder is not done again."""
+"""Video → clip folder, step by step. A step whose result lies in the work folder is not repeated."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from process_data import lip_lag, quality, shots, video
 from process_data.config import ProcessConfig
 from process_data.detection import detection_pass
-from process_data.detection.detection_pass import DetectorChoice, Observed
+from process_data.detection.detection_pass import Detections, DetectorChoice
 from process_data.detection.detector import open_detector
 from process_data.opencv import require_contrib
 from process_data.report import page
@@ -24,7 +24,7 @@ from process_data.segmentation.segmenter import face_is_inside
 from process_data.tracking import track
 from process_data.workers import Workers
 from shared.camera import project
-from shared.clip import Clip, ClipInfo, Shot, good_frames
+from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot, good_frames
 from shared.config import config_to_dict
 from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder, read_json, same_file, sha256, write_json
@@ -37,18 +37,21 @@ from shared.publish import WORK, publish, remove_work, work_folder
 Split = dict[str, list[tuple[int, int]]]
 OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso)\.npy|poses_fitted\.json|"
                  r"(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|training|\.cache|\.partial|\.lock")
-DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # of a clip, by what came after `process`
-CLUTTER = (".lock", ".DS_Store", "Thumbs.db", "desktop.ini")
+DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # written into a clip after `process`
+CLUTTER = (".lock", ".DS_Store", "Thumbs.db", "desktop.ini")  # files that do not count when a folder should be empty
+BUILT = "clip"  # folder in the work folder in which the new clip is built
 
 
 def process(source: Path | str, clip_dir: Path | str, *, config: ProcessConfig = ProcessConfig(),
             detector: DetectorChoice = DetectorChoice(), resume: bool = True, splits: Split | None = None,
             workers: int | None = None, overwrite: bool = False, quiet: bool = False) -> Clip:
-    """Make a clip folder of any video of one person; returns it. An interrupted run continues where it was.
+    """Make a clip folder of a video of one person and return it. An interrupted run continues where it stopped.
 
-    A clip that is there stays as it is until the new one is complete; then what was derived from another content (fitted
-    poses, training states, caches) goes with it. Raises TalkheadError: no video, no audio track, no face, too little that
-    can be used, a finished clip already there, a folder of other things, a source that would be written over, another run.
+    A clip that exists stays as it is until the new one is complete. If the content differs, all that was derived from the
+    old one (fitted poses, training states, caches) is removed with it. `splits`: ranges start ≤ t < stop by name, at least
+    "train". `workers`: number of processes, by default as many as the machine allows. Raises TalkheadError: no video, no
+    audio track, no face, too few usable frames, a finished clip without `overwrite`, a folder with other files, a source
+    that would be overwritten, another run at the same clip.
     """
     source, clip = Path(source), Clip(clip_dir)
     if clip.exists() and not overwrite:
@@ -71,9 +74,8 @@ def process(source: Path | str, clip_dir: Path | str, *, config: ProcessConfig =
             with Workers(workers) as pool:
                 _process(source, clip, work, digest, info, config, detector, splits, pool, quiet)
         except MachineError:
-            raise  # a full disk or too little memory: the work is kept to go on with
-        except TalkheadError:
-            # a video that cannot be used leaves nothing behind; a killed run leaves its work to go on with
+            raise  # a full disk or too little memory: the work is kept for the next run
+        except TalkheadError:  # the video cannot be used: nothing is left behind
             if not continues:
                 remove_work(clip.root, name)
             raise
@@ -81,19 +83,16 @@ def process(source: Path | str, clip_dir: Path | str, *, config: ProcessConfig =
     return Clip(clip_dir)
 
 
-BUILT = "clip"  # in the work folder: the new clip
-
-
 def run_name(digest: str, config: ProcessConfig, detector: DetectorChoice) -> str:
-    """The name of the work folder of runs on the source of that SHA-256: what others left unfinished is not continued."""
+    """Name of the work folder: the same for the same source (SHA-256 `digest`), settings and detector only."""
     key = {"sha256": digest, "config": config_to_dict(config), "detector": str(detector)}
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 
 def check_target(clip: Clip, *sources: Path) -> None:
-    """Raise TalkheadError where files of a clip may not be written: over `sources`, or into a folder of other things.
+    """Raise TalkheadError if writing the clip would overwrite one of `sources`, or if its folder holds other files.
 
-    A folder is taken if it is empty, a clip, or what an interrupted run left.
+    Allowed are a missing or empty folder, a clip, and what an interrupted run left.
     """
     root = clip.root
     if not root.is_dir():
@@ -119,7 +118,7 @@ def check_target(clip: Clip, *sources: Path) -> None:
 
 
 def clip_lock(clip: Clip) -> ExitStack:
-    """Hold a clip folder and the states of its trainings; use as a context manager. Raises TalkheadError."""
+    """Lock a clip folder and its training states; use as a context manager. Raises TalkheadError if another run has one."""
     with ExitStack() as stack:
         stack.enter_context(lock_folder(clip.root))
         for state in sorted(clip.training.glob("*/")):
@@ -128,7 +127,7 @@ def clip_lock(clip: Clip) -> ExitStack:
 
 
 def finish_clip(clip: Clip, name: str) -> None:
-    """Move the complete clip in work_folder(clip.root, name) to its place; what another content left there goes."""
+    """Move the complete clip in work_folder(clip.root, name) to its place; remove files that belong to an older content."""
     try:
         old = clip.content() if clip.exists() else {}
     except TalkheadError:  # its clip.json is damaged
@@ -148,31 +147,30 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     make_folder(clip.root)
     size, count, crop, near = _write_video(source, clip, info, config, detector, work, quiet)
     check_splits(splits, count)
-    seen = detection_pass.observe(clip.video, count, work, detector, pool, quiet, person=config.person, near=near)
-    lost = np.isnan(seen.points[:, 0, 0])
+    detected = detection_pass.detect_video(clip.video, count, work, detector, pool, quiet, person=config.person, near=near)
+    lost = np.isnan(detected.points[:, 0, 0])
     if lost.mean() > config.max_lost_share:
         found = "no face is found in any" if lost.all() else f"the face is lost in {lost.sum()}"
         raise TalkheadError(f"{source}: {found} of {count} frames; film one person, facing the camera, all the time")
-    spans = shots.shots_between(shots.find_cuts(seen.change), count)
+    spans = shots.shots_between(shots.find_cuts(detected.change), count)
     names = [f"background_{k:02d}.png" if k else "background.png" for k in range(len(spans))]
-    parts = [Shot(a, b, name) for (a, b), name in zip(spans, names)]
+    clip_shots = [Shot(start, stop, name) for (start, stop), name in zip(spans, names)]
     focal = config.focal_sizes * size
     intrinsics = (focal, focal, size / 2, size / 2)
 
-    irises = _irises(seen)
-    bridge(seen.points, lost, spans)
-    tracked = track.track(clip.video, seen.points, seen.scheme, spans, ~lost, intrinsics, config, work,
-                             pool, quiet)
+    irises = _irises(detected)
+    bridge(detected.points, lost, spans)
+    tracked = track.track(clip.video, detected.points, detected.scheme, spans, ~lost, intrinsics, config, work, pool, quiet)
     pixels = project(tracked.landmarks, tracked.poses, intrinsics)
     inside = face_is_inside(pixels, size, size)
     blank = video.no_picture(clip.video, lost, info.start)
-    bad = quality.find_bad(lost, inside, tracked.poses, pixels, seen.faces, seen.hands, config, others=seen.others,
-                           blank=blank)
-    usable = good_frames(bad, count)
+    excluded = quality.find_excluded(lost, inside, tracked.poses, pixels, detected.faces, detected.hands, config,
+                                     others=detected.others, blank=blank)
+    usable = good_frames(excluded, count)
     good = int(usable.sum())
     if good < config.min_good_seconds * FPS:
         raise TalkheadError(f"{source}: only {good / FPS:.1f} s of {count / FPS:.1f} s can be used, at least "
-                            f"{config.min_good_seconds:g} s are needed ({_why(bad, count)})")
+                            f"{config.min_good_seconds:g} s are needed ({_why(excluded, count)})")
     save_landmarks(clip.landmarks, tracked.landmarks)
     save_array(clip.poses, tracked.poses)
     save_landmarks(clip.neutral, tracked.neutral)
@@ -183,20 +181,21 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     save_wav(clip.audio, samples)
 
     face = Face(pixels, intrinsics[0] / tracked.poses[:, 2, 3])
-    colours = segmentation_pass.write_plates(clip, parts, face, ~lost, config.plate_samples, work, pool, quiet)
-    torso, untied = segmentation_pass.label_frames(clip, parts, face, tracked.poses, ~lost, colours, work, pool, quiet)
-    save_array(clip.torso, torso)
+    colors = segmentation_pass.write_plates(clip, clip_shots, face, ~lost, config.plate_samples, work, pool, quiet)
+    torso_motion, unmatched = segmentation_pass.segment_frames(clip, clip_shots, face, tracked.poses, ~lost, colors, work, pool,
+                                                               quiet)
+    save_array(clip.torso_motion, torso_motion)
 
-    untied = [k for k in untied if usable[slice(*spans[k])].any()]
+    unmatched = [shot for shot in unmatched if usable[slice(*spans[shot])].any()]
     cuts = quality.cuts_of_takes(spans, blank)
-    warnings = [*quality.warnings(cuts, bad, lag, config.fix_sync, samples, pixels, seen.faces, size),
-                *quality.still(tracked.landmarks[usable], seen.change), *video.notes(source, info, count)]
-    if untied:
-        warnings.append(f"the clothes of shot(s) {', '.join(map(str, untied))} do not match those of the longest one; "
+    warnings = [*quality.recording_warnings(cuts, excluded, lag, config.fix_sync, samples, pixels, detected.faces, size),
+                *quality.still_warnings(tracked.landmarks[usable], detected.change), *video.notes(source, info, count)]
+    if unmatched:
+        warnings.append(f"the clothes of shot(s) {', '.join(map(str, unmatched))} do not match those of the longest one; "
                         "wear the same, and keep the framing")
     made = ClipInfo(
         name=target.root.resolve().name, source_name=source.name, source_sha256=digest, width=size, height=size,
-        frames=count, intrinsics=intrinsics, crop=crop, shots=parts, bad=bad,
+        frames=count, intrinsics=intrinsics, crop=crop, shots=clip_shots, excluded=excluded,
         split=splits or quality.default_split(usable, config.test_share), versions=_versions(), warnings=warnings,
         lag_ms=0.0 if config.fix_sync and lag is not None else lag)
     save_with_content(clip, made)
@@ -204,7 +203,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
 
 
 def save_with_content(clip: Clip, info: ClipInfo) -> None:
-    """Write clip.json with the hashes of the files that lie beside it."""
+    """Write clip.json with the hashes of the clip's other files."""
     clip.save_info(info)
     clip.save_info(dataclasses.replace(info, content=clip.content()))
 
@@ -219,22 +218,25 @@ def check_splits(splits: Split | None, count: int) -> None:
 
 def _write_video(source: Path, clip: Clip, info, config: ProcessConfig, detector: DetectorChoice, work: Path,
                  quiet: bool) -> tuple[int, int, tuple[int, int, int], tuple[float, float] | None]:
-    """video.mp4 unless it is there; returns its size, its frames, the crop and, where that is a part of the picture, where in
-    the video the face of the chosen person mostly is."""
+    """Write video.mp4 unless an interrupted run has done so.
+
+    Returns its size in pixels, its number of frames, the crop (x, y, size) in source pixels and the usual place (x, y) in
+    the video of the chosen person's face, None where the crop is the whole picture.
+    """
     done = work / "video.json"
     if not done.is_file():
-        with closing(open_detector(detector.name, landmarker=detector.landmarker, models=detector.models)) as looker:
-            crop, boxes = video.choose_crop(source, info, config, looker)
+        with closing(open_detector(detector.name, landmarker=detector.landmarker, models=detector.models)) as opened:
+            crop, boxes = video.choose_crop(source, info, config, opened)
         whole = info.width == info.height and crop[2] >= info.width - 1
         size, count = video.write_video(source, clip.video, info, crop, config, quiet)
-        write_json(done, {"size": size, "frames": count, "crop": crop, "near": None if whole else _place(boxes, crop, size)})
+        write_json(done, {"size": size, "frames": count, "crop": crop, "near": None if whole else _face_place(boxes, crop, size)})
     values = read_json(done)
     x, y, side = values["crop"]
     return values["size"], values["frames"], (x, y, side), values["near"]
 
 
-def _place(boxes: list[np.ndarray], crop: tuple[int, int, int], size: int) -> tuple[float, float] | None:
-    """Where in the video of `size` pixels, cropped to x, y, side, the face of these boxes (4,) of the source mostly is."""
+def _face_place(boxes: list[np.ndarray], crop: tuple[int, int, int], size: int) -> tuple[float, float] | None:
+    """Middle (x, y) of the median of face boxes (4,) in source pixels, in a video of `size` pixels cropped to x, y, side."""
     if not boxes:
         return None
     left, top, right, bottom = np.median(np.array(boxes), axis=0)
@@ -243,8 +245,8 @@ def _place(boxes: list[np.ndarray], crop: tuple[int, int, int], size: int) -> tu
 
 
 def bridge(points: np.ndarray, lost: np.ndarray, spans: list[tuple[int, int]]) -> None:
-    """Fill lost frames of points (T,P,3) in place, linearly between found ones of the same shot; a shot without any takes
-    the nearest found."""
+    """Fill the `lost` (T,) frames of points (T,P,3) in place: linearly between found frames of the same shot, constant
+    beyond them. A shot without a found frame takes the nearest found one of the clip."""
     found = np.flatnonzero(~lost)
     for start, stop in spans:
         here = found[(found >= start) & (found < stop)]
@@ -254,25 +256,25 @@ def bridge(points: np.ndarray, lost: np.ndarray, spans: list[tuple[int, int]]) -
                 continue
             after = int(np.searchsorted(here, t))
             a, b = here[max(0, after - 1)], here[min(len(here) - 1, after)]
-            part = 0.0 if a == b else (t - a) / (b - a)
-            points[t] = (1 - part) * points[a] + part * points[b]
+            share = 0.0 if a == b else (t - a) / (b - a)
+            points[t] = (1 - share) * points[a] + share * points[b]
 
 
-def _why(bad: list, count: int) -> str:
-    """The reasons of the bad stretches, the largest first; a clip that is just short has none."""
+def _why(excluded: list[ExcludedSpan], count: int) -> str:
+    """Why so few frames are left: seconds by reason, the largest first; without excluded spans, that the video is short."""
     frames: dict[str, int] = {}
-    for stretch in bad:
-        frames[stretch.reason] = frames.get(stretch.reason, 0) + stretch.stop - stretch.start
+    for span in excluded:
+        frames[span.reason] = frames.get(span.reason, 0) + span.stop - span.start
     if not frames:
         return f"the video is only {count} frames long"
     return ", ".join(f"{reason}: {number / FPS:.1f} s" for reason, number in sorted(frames.items(), key=lambda item: -item[1]))
 
 
-def _irises(seen: Observed) -> np.ndarray | None:
-    """Middles (T,2,2) pixels of the right and the left iris."""
-    if seen.scheme.irises is None:
+def _irises(detected: Detections) -> np.ndarray | None:
+    """Centres (T,2,2) pixels of the right and the left iris; None if the detector gives none."""
+    if detected.scheme.irises is None:
         return None
-    return np.stack([seen.points[:, eye[0], :2] for eye in seen.scheme.irises], axis=1)
+    return np.stack([detected.points[:, eye[0], :2] for eye in detected.scheme.irises], axis=1)
 
 
 def _versions() -> dict[str, str]:

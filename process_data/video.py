@@ -11,6 +11,7 @@ from av.video.reformatter import Colorspace
 from process_data.config import ProcessConfig
 from process_data.detection import people
 from process_data.detection.base import Detector
+from shared.arrays import runs
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -203,9 +204,8 @@ def no_picture(video: Path, lost: np.ndarray, start: float) -> np.ndarray:
     """Flags (T,) of the frames that show nothing, such as a black end: those of one colour among the ones without a face, lost
     (T,), and those before the source's first picture where that is shown at `start` seconds, much later than the sound."""
     blank = np.zeros(len(lost), bool)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], lost, [False]]).astype(int)))
-    for first, stop in zip(edges[::2], edges[1::2]):
-        for t, frame in enumerate(read_video(video, start=int(first), stop=int(stop)), start=int(first)):
+    for first, stop in runs(np.flatnonzero(lost)):
+        for t, frame in enumerate(read_video(video, start=first, stop=stop), start=first):
             blank[t] = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).std() < BLANK
     if start > LATE:
         blank[: int(start * FPS)] = True

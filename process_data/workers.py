@@ -22,12 +22,12 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _done: Any = None
 
 
-def chunks(frames: int) -> list[tuple[int, int]]:
+def chunk_spans(frames: int) -> list[tuple[int, int]]:
     """(start, stop) of each chunk of a video of `frames`."""
     return [(start, min(start + CHUNK, frames)) for start in range(0, frames, CHUNK)]
 
 
-def tick(frames: int = 1) -> None:
+def report_done(frames: int = 1) -> None:
     """Called by the work itself: so many more frames are done."""
     if _done is not None:
         with _done.get_lock():

@@ -1,7 +1,6 @@
 """The avatar folder: all that synthesis reads. No training frames, no machine path; it can be zipped and moved."""
 
 import dataclasses
-import functools
 import shutil
 import warnings
 import zipfile
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from shared.array_file import is_address, missing
+from shared.arrays import is_address, missing
 from shared.clip import Clip, check_picture
 from shared.config import config_from_dict, shown
 from shared.errors import TalkheadError, TalkheadWarning
@@ -60,10 +59,21 @@ class Avatar:
         self.motion = self.root / "motion_torso.npy"
         self.background = self.root / "background.png"
         self.editable = (self.neutral, self.poses, self.motion, self.background)
+        self._info: AvatarInfo | None = None
         self._verified: set[str] = set()
 
-    @functools.cached_property
+    @property
     def info(self) -> AvatarInfo:
+        """avatar.json, read at the first use. Raises TalkheadError if it is missing or wrong."""
+        if self._info is None:
+            self._info = self._read_info()
+        return self._info
+
+    def check(self) -> None:
+        """Raise TalkheadError unless this is an avatar folder whose avatar.json is valid."""
+        _ = self.info
+
+    def _read_info(self) -> AvatarInfo:
         if self.root.is_file():
             kind = "zip archive; unzip it and name the folder" if zipfile.is_zipfile(self.root) else "file; name an avatar folder"
             raise TalkheadError(f"{self.root} is a {kind}")
@@ -85,7 +95,7 @@ class Avatar:
     def require(self, *parts: str) -> None:
         """Raise TalkheadError, naming the command that mends it, unless this is an avatar with all the `parts`, each as its
         training wrote it and all of one clip. Warns of other files that were edited."""
-        _ = self.info
+        self.check()
         for part in parts:
             if not self.part(part).is_file():
                 raise TalkheadError(f"{self.root}: the avatar has no {part} yet; run `talkhead {COMMANDS[part]} CLIP`")
@@ -142,7 +152,7 @@ class Avatar:
 
     def forget(self) -> None:
         """Read and verify anew when the avatar is used next."""
-        self.__dict__.pop("info", None)
+        self._info = None
         self._verified.clear()
 
     def work(self, part: str) -> Path:
@@ -178,13 +188,6 @@ def avatar_folder(clip_folder: Path) -> Path:
     if not named.name:
         raise TalkheadError(f"{clip_folder} has no name to name an avatar after; add --avatar FOLDER")
     return named.with_name(named.name + ".avatar")
-
-
-def require_video(clip: Clip) -> None:
-    """Raise TalkheadError for a clip of landmarks and sound only, as `talkhead import voca` makes."""
-    _ = clip.info
-    if not clip.video.is_file():
-        raise TalkheadError(f"{clip.root} has no video; it serves `stage1 pretrain` only")
 
 
 def refuse_other_clip(avatar: Avatar, clip: Clip, part: str, overwrite: bool) -> None:
@@ -255,14 +258,14 @@ def motion_track(clip: Clip, split: str = "train") -> tuple[np.ndarray, int]:
 
     Raises TalkheadError for a clip of which no avatar can be made.
     """
-    require_video(clip)
+    clip.require_video()
     indices = clip.split(split)
     if len(indices) == 0:
         raise TalkheadError(f"{clip.root}: the split {split!r} holds no good frame")
     shots = clip.shot_of_frames()[indices]
     breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(shots) != 0)) + 1
     stretch = max(np.split(np.arange(len(indices)), breaks), key=len)
-    for array in (clip.load_poses, clip.load_torso, clip.load_neutral):
+    for array in (clip.load_poses, clip.load_torso_motion, clip.load_neutral):
         array()
     shot = int(shots[stretch[0]])
     if not clip.plate_path(shot).is_file():
@@ -290,7 +293,7 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: 
             parts[part] = _entry(avatar.work(part), clip.identity(), info.name)
         head = work if work.stage2.is_file() else avatar
         save_array(work.poses, refined_poses(head, clip)[track])
-        save_array(work.motion, clip.load_torso()[track])
+        save_array(work.motion, clip.load_torso_motion()[track])
         save_array(work.neutral, clip.load_neutral())
         shutil.copyfile(clip.plate_path(shot), work.background)
         files = {path.name: sha256(path) for path in work.editable}

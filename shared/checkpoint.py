@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from shared.array_file import read_start
+from shared.arrays import read_start
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 

@@ -1,18 +1,17 @@
 """The clip folder: what `process` makes and training reads. Every path in it is defined here, once."""
 
 import dataclasses
-import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shared.array_file import MOST_ROWS
-from shared.config import config_from_dict, shown
+from shared.arrays import MOST_ROWS
+from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
 from shared.files import atomic_path, read_json, sha256, write_json
 from shared.landmarks import FPS, load_array, load_landmarks, save_array
@@ -23,10 +22,10 @@ from shared.poses import load_poses
 from shared.publish import finish_move
 
 CLIP_FORMAT = 1
-ABANDONED = 3600.0  # seconds after which a half-written cache file is nobody's, on any host
+ABANDONED = 3600.0  # seconds after which a half-written cache file may be removed, whichever host wrote it
 LARGEST_SIDE = 8192  # pixels
 MOST_PIXELS = 1e6  # of a focal length or a principal point
-BACKGROUND, TORSO, NECK, HEAD, MOUTH = range(5)
+BACKGROUND, TORSO, NECK, HEAD, MOUTH = range(5)  # values of a label image
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class Shot:
 
 
 @dataclass(frozen=True)
-class Bad:
-    """A stretch start ≤ t < stop that training skips, and why."""
+class ExcludedSpan:
+    """Frames start ≤ t < stop that training skips, and why."""
 
     start: int
     stop: int
@@ -49,8 +48,10 @@ class Bad:
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """clip.json. intrinsics are fx, fy, cx, cy in pixels; crop is x, y, size in source pixels; content holds the SHA-256 of
-    each file that `process` wrote, by name (none in older clips)."""
+    """clip.json. intrinsics are fx, fy, cx, cy in pixels; crop is x, y, size in source pixels; excluded (in the file: "bad")
+    are the frames that training skips; split holds ranges start ≤ t < stop by name; lag_ms is how much later than the sound
+    the lips move, None where it is unknown; content holds the SHA-256 of each file that `process` wrote, by name (empty in
+    older clips)."""
 
     name: str
     source_name: str
@@ -61,7 +62,7 @@ class ClipInfo:
     intrinsics: tuple[float, float, float, float]
     crop: tuple[int, int, int]
     shots: list[Shot]
-    bad: list[Bad] = field(default_factory=list)
+    excluded: list[ExcludedSpan] = field(default_factory=list, metadata={"key": "bad"})
     split: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -82,7 +83,7 @@ class ClipInfo:
 
 
 def check_picture(where: str, width: int, height: int, intrinsics: tuple[float, ...], fps: int) -> None:
-    """Raise TalkheadError for a size, a camera or a frame rate that no picture here has."""
+    """Raise TalkheadError for a size, a camera or a frame rate that is not supported."""
     if not (2 <= width <= LARGEST_SIDE and 2 <= height <= LARGEST_SIDE):
         raise TalkheadError(f"{where}: width and height should be 2 to {LARGEST_SIDE} pixels, found {shown(width)} and "
                             f"{shown(height)}")
@@ -95,10 +96,10 @@ def check_picture(where: str, width: int, height: int, intrinsics: tuple[float, 
 
 
 def check_spans(where: str, info: ClipInfo) -> None:
-    """Raise TalkheadError unless the frames of shots, bad stretches and splits are those of a clip."""
+    """Raise TalkheadError unless shots, excluded spans and splits lie within the clip and the shots cover it."""
     if not 1 <= info.frames <= MOST_ROWS:
         raise TalkheadError(f"{where}: frames should be 1 to {MOST_ROWS}, found {shown(info.frames)}")
-    spans = [("shots", shot.start, shot.stop) for shot in info.shots] + [("bad", bad.start, bad.stop) for bad in info.bad]
+    spans = [("shots", shot.start, shot.stop) for shot in info.shots] + [("bad", span.start, span.stop) for span in info.excluded]
     spans += [(f"split {shown(name)}", *span) for name, found in info.split.items() for span in found]
     for what, start, stop in spans:
         if not 0 <= start <= stop <= info.frames:
@@ -114,16 +115,16 @@ def check_spans(where: str, info: ClipInfo) -> None:
                                 f"{shown(shot.background)}")
 
 
-def good_frames(bad: Sequence[Bad], count: int) -> np.ndarray:
-    """(T,) bool: which of `count` frames lie in no bad stretch."""
+def good_frames(excluded: Sequence[ExcludedSpan], count: int) -> np.ndarray:
+    """(T,) bool: which of `count` frames lie in no excluded span."""
     good = np.ones(count, bool)
-    for stretch in bad:
-        good[stretch.start : stretch.stop] = False
+    for span in excluded:
+        good[span.start : span.stop] = False
     return good
 
 
 def seen_file(plate: Path) -> Path:
-    """Where it is written which pixels of a background plate were seen."""
+    """The file beside a background plate that marks which of its pixels were seen."""
     return plate.with_name(f"{plate.stem}_seen.png")
 
 
@@ -140,30 +141,51 @@ class Clip:
         self.fitted_poses = self.root / "poses_fitted.npy"
         self.fitted_record = self.root / "poses_fitted.json"
         self.neutral = self.root / "neutral.npy"
-        self.torso = self.root / "torso.npy"
+        self.torso_motion = self.root / "torso.npy"
         self.labels = self.root / "labels.mkv"
         self.alpha = self.root / "alpha.mkv"
         self.background = self.root / "background.png"
         self.report = self.root / "report.html"
         self.training = self.root / "training"
         self.cache = self.root / ".cache"
+        self._info: ClipInfo | None = None
+        self._frame_files: dict[str, FrameFile] = {}
 
     def exists(self) -> bool:
         """True if this is a finished clip folder (clip.json is written last). Finishes a move that was cut short."""
         finish_move(self.root)
         return self.json.is_file()
 
-    @functools.cached_property
+    @property
     def info(self) -> ClipInfo:
-        if not self.exists():
-            raise TalkheadError(f"{self.root} is not a clip folder (no clip.json in it); make one with "
-                                f"`talkhead process VIDEO {self.root}`")
-        return ClipInfo.from_dict(read_json(self.json), str(self.json))
+        """clip.json, read at the first use. Raises TalkheadError if it is missing or wrong."""
+        if self._info is None:
+            if not self.exists():
+                raise TalkheadError(f"{self.root} is not a clip folder (no clip.json in it); make one with "
+                                    f"`talkhead process VIDEO {self.root}`")
+            self._info = ClipInfo.from_dict(read_json(self.json), str(self.json))
+        return self._info
 
     def save_info(self, info: ClipInfo) -> None:
         """Write clip.json, atomically."""
-        write_json(self.json, dataclasses.asdict(info))
-        self.__dict__.pop("info", None)
+        write_json(self.json, config_to_dict(info))
+        self._info = None
+
+    def check(self) -> None:
+        """Raise TalkheadError unless this is a clip folder whose clip.json is valid."""
+        _ = self.info
+
+    def require_video(self) -> None:
+        """Raise TalkheadError for a clip of landmarks and sound only, as `talkhead import voca` makes."""
+        self.check()
+        if not self.video.is_file():
+            raise TalkheadError(f"{self.root} has no video; it serves `stage1 pretrain` only")
+
+    def with_split(self, split: Mapping[str, list[tuple[int, int]]]) -> "Clip":
+        """The same folder with other splits, name -> ranges start ≤ t < stop; nothing is written."""
+        view = Clip(self.root)
+        view._info = dataclasses.replace(self.info, split=dict(split))
+        return view
 
     def load_landmarks(self) -> np.ndarray:
         """(T,68,3) float32 metres, head space."""
@@ -176,7 +198,7 @@ class Clip:
     def load_fitted_poses(self, head: str | None) -> np.ndarray | None:
         """(T,4,4) that `stage2 train` fitted with the head file of SHA-256 `head` to this content of the clip; else None.
 
-        What clips made before such records existed hold is taken as it is.
+        Older clips have no record of head and content; their fitted poses are returned unchecked.
         """
         if not self.fitted_poses.is_file():
             return None
@@ -190,21 +212,21 @@ class Clip:
         return poses if len(poses) == self.info.frames else None
 
     def save_fitted_poses(self, poses: np.ndarray, head: str) -> None:
-        """Write poses (T,4,4), and that they were fitted with the head file of SHA-256 `head` to the clip as it is now."""
+        """Write poses (T,4,4) with a record: fitted with the head file of SHA-256 `head` to the present content of the clip."""
         self.drop_fitted_poses()
         save_array(self.fitted_poses, poses)
         write_json(self.fitted_record, {"head": head, "clip": self._pictures(), "poses": sha256(self.fitted_poses)})
 
     def drop_fitted_poses(self) -> None:
-        """Remove the poses of another head."""
+        """Remove fitted poses and their record."""
         self.fitted_poses.unlink(missing_ok=True)
         self.fitted_record.unlink(missing_ok=True)
 
     def content(self) -> dict[str, str]:
         """SHA-256 of each file that training reads, as it is now, by name."""
         plates = [name for shot in self.info.shots for name in (shot.background, seen_file(Path(shot.background)).name)]
-        paths = (self.video, self.audio, self.landmarks, self.poses, self.neutral, self.torso, self.labels, self.alpha,
-                 *(self.root / name for name in dict.fromkeys(plates)))
+        paths = (self.video, self.audio, self.landmarks, self.poses, self.neutral, self.torso_motion, self.labels,
+                 self.alpha, *(self.root / name for name in dict.fromkeys(plates)))
         return {path.name: sha256(path) for path in paths if path.is_file()}
 
     def changed(self) -> list[str]:
@@ -213,9 +235,9 @@ class Clip:
         return [name for name, digest in self.info.content.items() if now.get(name) != digest]
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of all that a training learns from: the files' bytes, splits, bad stretches, shots, camera."""
+        """Hexadecimal digest of all that a training reads: the files' bytes, splits, excluded spans, shots, camera."""
         info = self.info
-        return _digest(self.content(), info.split, [dataclasses.astuple(bad) for bad in info.bad],
+        return _digest(self.content(), info.split, [dataclasses.astuple(span) for span in info.excluded],
                        [dataclasses.astuple(shot) for shot in info.shots], info.frames, info.intrinsics)
 
     def identity(self) -> str:
@@ -226,16 +248,17 @@ class Clip:
         return _digest(sha256(self.video if self.video.is_file() else self.audio), self.info.intrinsics)
 
     def _pictures(self) -> str:
-        """Digest of what poses are fitted to."""
-        content = {name: value for name, value in self.content().items() if name not in (self.audio.name, self.torso.name)}
-        return _digest(content, [dataclasses.astuple(bad) for bad in self.info.bad], self.info.intrinsics)
+        """Digest of the content that poses are fitted to."""
+        unused = (self.audio.name, self.torso_motion.name)
+        content = {name: value for name, value in self.content().items() if name not in unused}
+        return _digest(content, [dataclasses.astuple(span) for span in self.info.excluded], self.info.intrinsics)
 
-    def load_torso(self) -> np.ndarray:
+    def load_torso_motion(self) -> np.ndarray:
         """(T,4) float32 torso motion: dx, dy pixels, angle radians, scale."""
-        return self._of_length(load_array(self.torso, (4,)), self.torso)
+        return self._of_length(load_array(self.torso_motion, (4,)), self.torso_motion)
 
     def load_neutral(self) -> np.ndarray:
-        """(1,68,3) float32 metres."""
+        """(1,68,3) float32 metres, head space: the face at rest."""
         neutral = load_landmarks(self.neutral)
         if len(neutral) != 1:
             raise TalkheadError(f"{self.neutral}: a neutral holds one frame, found {len(neutral)}")
@@ -251,13 +274,13 @@ class Clip:
         return array
 
     def split(self, name: str) -> np.ndarray:
-        """Frame indices (n,) int64 of a split, without the bad stretches. Raises TalkheadError for an unknown name."""
+        """Frame indices (n,) int64 of a split, without the excluded spans. Raises TalkheadError for an unknown name."""
         if name not in self.info.split:
             raise TalkheadError(f"{self.root}: no split {name!r}; this clip has {', '.join(self.info.split) or 'none'}")
         keep = np.zeros(self.info.frames, bool)
         for start, stop in self.info.split[name]:
             keep[start:stop] = True
-        return np.flatnonzero(keep & good_frames(self.info.bad, self.info.frames))
+        return np.flatnonzero(keep & good_frames(self.info.excluded, self.info.frames))
 
     def held_out(self, splits: Iterable[str] = ()) -> list[str]:
         """Names of the splits to measure on: those asked for, else all but train, else train."""
@@ -275,7 +298,7 @@ class Clip:
         return self.root / self.info.shots[shot].background
 
     def seen_path(self, shot: int) -> Path:
-        """What of that plate was ever seen: a grey picture, 255 where it was, 0 where it is filled in. May be absent."""
+        """A grey picture of that plate: 255 where the background was seen, 0 where it is filled in. May be absent."""
         return seen_file(self.plate_path(shot))
 
     def load_plates(self) -> np.ndarray:
@@ -310,9 +333,8 @@ class Clip:
         return self._cached("alpha", (), self.alpha_frames)[np.asarray(indices)]
 
     def _cached(self, name: str, channels: tuple[int, ...], source: Callable[[], Iterator[np.ndarray]]) -> "FrameFile":
-        kept: dict[str, FrameFile] = self.__dict__.setdefault("_files", {})
-        if name in kept:
-            return kept[name]
+        if name in self._frame_files:
+            return self._frame_files[name]
         info = self.info
         shape = (info.frames, info.height, info.width, *channels)
         source_file = {"frames": self.video, "labels": self.labels, "alpha": self.alpha}[name]
@@ -321,7 +343,7 @@ class Clip:
         path = self.cache / f"{name}-{sha256(source_file)[:16]}.npy"
         if not path.is_file():
             for other in (self.cache / f"{name}.npy", *self.cache.glob(f"{name}-*.npy")):
-                other.unlink(missing_ok=True)  # of what the file was before
+                other.unlink(missing_ok=True)  # caches of an earlier file
             remove_abandoned(self.cache, age=ABANDONED)
             with atomic_path(path) as partial, open(partial, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
@@ -331,10 +353,10 @@ class Clip:
                     count += 1
                 if count != info.frames:
                     raise TalkheadError(f"{source_file}: expected {info.frames} frames as in clip.json, found {count}")
-        kept[name] = FrameFile(path)
-        if kept[name].shape != shape:
-            raise TalkheadError(f"{path}: expected shape {shape}, found {kept[name].shape}; delete {self.cache}")
-        return kept[name]
+        frames = self._frame_files[name] = FrameFile(path)
+        if frames.shape != shape:
+            raise TalkheadError(f"{path}: expected shape {shape}, found {frames.shape}; delete {self.cache}")
+        return frames
 
 
 def _digest(*values: Any) -> str:

@@ -92,9 +92,15 @@ def _name(kind: Any) -> str:
 _hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
+def file_key(field: dataclasses.Field) -> str:
+    """The name of a dataclass field in files: `metadata["key"]` if it has one, else the field's own name."""
+    return field.metadata.get("key", field.name)
+
+
 def config_to_dict(config: Any) -> dict[str, Any]:
-    """Nested dataclass -> plain dictionary that JSON and YAML can hold."""
-    return dataclasses.asdict(config)
+    """Nested dataclass -> plain dictionary that JSON and YAML can hold, by `file_key` at the top level."""
+    values = dataclasses.asdict(config)
+    return {file_key(field): values[field.name] for field in dataclasses.fields(config)}
 
 
 def config_from_dict(cls: type[T], values: Any, where: str = "config") -> T:
@@ -107,17 +113,17 @@ def config_from_dict(cls: type[T], values: Any, where: str = "config") -> T:
         raise TalkheadError(f"{where} should be a group of keys, found {shown(values)}")
     hints = _hints(cls)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    names = [field.name for field in fields]
+    name_of = {file_key(field): field.name for field in fields}
     arguments = {}
     for key, value in values.items():
-        if key not in names:
-            near = difflib.get_close_matches(str(key)[:60], names, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(names)}"
+        if key not in name_of:
+            near = difflib.get_close_matches(str(key)[:60], name_of, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(name_of)}"
             raise TalkheadError(f"{where}: unknown key {shown(str(key))}{hint}")
-        arguments[key] = _convert(hints[key], value, f"{where}: {key}")
+        arguments[name_of[key]] = _convert(hints[name_of[key]], value, f"{where}: {key}")
     for field in fields:
         if field.name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
-            raise TalkheadError(f"{where}: the key {field.name!r} is missing")
+            raise TalkheadError(f"{where}: the key {file_key(field)!r} is missing")
     try:
         return cls(**arguments)
     except TalkheadError as error:  # of `Settings`

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.array_file import read_npy, read_table
+from shared.arrays import read_npy, read_table
 from shared.errors import TalkheadError
 from shared.face_check import check_face, looks_like_a_face
 from shared.files import write_rows

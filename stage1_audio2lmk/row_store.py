@@ -60,7 +60,7 @@ def person(name: str) -> str:
 def fingerprint(clip: Clip, seed: int) -> str:
     """Hexadecimal digits that tell a clip's sound, landmarks, split and bad frames from all others. Raises TalkheadError."""
     info = clip.info
-    bad = [dataclasses.astuple(stretch) for stretch in info.bad]
+    bad = [dataclasses.astuple(stretch) for stretch in info.excluded]
     digest = hashlib.sha256(json.dumps([seed, info.name, info.frames, info.split, bad]).encode())
     for path in (clip.audio, clip.landmarks, clip.neutral):
         if not path.is_file():

@@ -265,7 +265,7 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
 def fitted_poses(head: Head, clip: Clip, device: torch.device, quiet: bool = False) -> np.ndarray:
     """Poses (T, 4, 4) of the clip: in good frames fitted to the picture, held-out ones too; elsewhere as tracked."""
     poses = clip.load_poses()
-    good = np.flatnonzero(good_frames(clip.info.bad, clip.info.frames))
+    good = np.flatnonzero(good_frames(clip.info.excluded, clip.info.frames))
     head.eval()
     poses[good] = align_poses(head, HeadFrames(clip, good, device), quiet=quiet).cpu().numpy()
     return poses

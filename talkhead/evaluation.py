@@ -42,7 +42,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
     """
     renderer = Renderer(avatar, device)
     info = clip.info
-    landmarks, motion = clip.load_landmarks(), clip.load_torso()
+    landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
     poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
     shots = clip.shot_of_frames()
@@ -120,7 +120,7 @@ def check_same_size(avatar: Avatar, clip: Clip) -> None:
 def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.device) -> np.ndarray:
     """Contact sheet: true frames, finished frames at tracked and, if there are any, at fitted poses -> uint8 (k·H, n·W, 3)."""
     renderer = Renderer(avatar, device)
-    landmarks, motion = clip.load_landmarks(), clip.load_torso()
+    landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
     plates, shots = clip.load_plates(), clip.shot_of_frames()
     rows = [clip.read_frames(indices)]
     fitted = clip.load_fitted_poses(avatar.trained_head())

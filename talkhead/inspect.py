@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shared.array_file import missing, npy_header, read_start
+from shared.arrays import missing, npy_header, read_start
 from shared.avatar import PARTS, Avatar, AvatarInfo
 from shared.checkpoint import check_finite, load_checkpoint
 from shared.clip import Clip
@@ -77,8 +77,8 @@ def _clip(clip: Clip) -> Iterator[str]:
     yield f"  from {info.source_name}, {len(info.shots)} shot(s), cuts at {[s.start for s in info.shots[1:]]}"
     for name in info.split:
         yield f"  split {name}: {len(clip.split(name))} good frames"
-    for bad in info.bad:
-        yield f"  skipped {bad.start}-{bad.stop - 1}: {bad.reason}"
+    for span in info.excluded:
+        yield f"  skipped {span.start}-{span.stop - 1}: {span.reason}"
     for warning in info.warnings:
         yield f"  warning: {warning}"
 
@@ -87,7 +87,7 @@ def _clip(clip: Clip) -> Iterator[str]:
 
     parts: dict[str, Callable[[], str]] = {
         "landmarks.npy": lambda: _shape(clip.load_landmarks()), "poses.npy": lambda: _shape(clip.load_poses()),
-        "torso.npy": lambda: _shape(clip.load_torso()), "neutral.npy": lambda: _shape(clip.load_neutral()),
+        "torso.npy": lambda: _shape(clip.load_torso_motion()), "neutral.npy": lambda: _shape(clip.load_neutral()),
         "audio.wav": lambda: f"{len(load_audio(clip.audio)) / SAMPLE_RATE:.1f} s",
     }
     if clip.fitted_poses.is_file():
@@ -256,9 +256,9 @@ def _json(path: Path) -> Iterator[str]:
     values = read_json(path)
     kind = {"clip.json": "clip", "avatar.json": "avatar"}.get(path.name)
     if kind == "clip":
-        _ = Clip(path.parent).info
+        Clip(path.parent).check()
     elif kind == "avatar":
-        _ = Avatar(path.parent).info
+        Avatar(path.parent).check()
     keys = ", ".join(map(str, list(values)[:12]))
     yield f"JSON{f' of the {kind} {path.parent}' if kind else ''}: {len(values)} keys ({keys[:100]}): valid"
     if kind:

@@ -96,7 +96,7 @@ def pretrain(clips: Sequence[Clip], output: Path | str, *, config: PretrainConfi
     """
     output, encoder = Path(output), None if speech is None else Path(speech)
     for clip in clips:
-        _ = clip.info
+        clip.check()
     state = output.with_name(output.stem + ".training")
     refuse_inputs(output, encoder)
     with distributed.processes(pick_device(device)) as own:

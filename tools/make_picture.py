@@ -36,8 +36,8 @@ def main(demo: Path, picture: Path) -> None:
     for t in shown:
         canvas = np.full((info.height, info.width, 3), DARK, np.uint8)
         for k, (u, v) in enumerate(project(rows[t], pose, close_up)):
-            colour = (255, 120, 120) if k >= 48 else (130, 200, 255)
-            cv2.circle(canvas, (round(u * 16), round(v * 16)), 36, colour, -1, cv2.LINE_AA, 4)
+            color = (255, 120, 120) if k >= 48 else (130, 200, 255)
+            cv2.circle(canvas, (round(u * 16), round(v * 16)), 36, color, -1, cv2.LINE_AA, 4)
         drawn.append(canvas)
     write_png(picture, np.concatenate([np.concatenate(list(row), 1) for row in (source, drawn, frames)], 0))
 

@@ -71,7 +71,7 @@ class TorsoFrames:
             raise TalkheadError(f"{clip.root}: the train split holds no good frame")
         self.clip, self.indices, self.heads, self.device = clip, indices, heads, device
         self.poses = torch.from_numpy(poses[indices]).to(device)
-        self.motion = torch.from_numpy(clip.load_torso()[indices]).to(device)
+        self.motion = torch.from_numpy(clip.load_torso_motion()[indices]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()).permute(0, 3, 1, 2).to(device)
         shots = clip.shot_of_frames()[indices]
         self.shots = torch.from_numpy(shots).to(device)

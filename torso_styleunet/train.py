@@ -35,7 +35,7 @@ def new_torso(clip: Clip, indices: np.ndarray, poses: np.ndarray, config: TorsoC
     """An untrained torso: the median plate of the frames `indices`, statistics of their motion and of poses (T, 4, 4) there,
     seeded weights and noise."""
     info = clip.info
-    motion = torch.from_numpy(clip.load_torso()[indices]).to(device)
+    motion = torch.from_numpy(clip.load_torso_motion()[indices]).to(device)
     margin = margin_of(motion, info.width, info.height)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed)

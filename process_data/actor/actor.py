@@ -46,7 +46,7 @@ class ActorTruth:
     video: Path
     landmarks: np.ndarray
     poses: np.ndarray
-    torso: np.ndarray
+    torso_motion: np.ndarray
     neutral: np.ndarray
     intrinsics: tuple[float, float, float, float]
     size: int
@@ -240,7 +240,7 @@ def make_actor_clip(root: Path, *, size: int, seconds: float | None = None, seed
     save_landmarks(clip.landmarks, shapes)
     save_landmarks(clip.neutral, neutral_landmarks(make_identity(seed)).astype(np.float32)[None])
     save_array(clip.poses, poses)
-    save_array(clip.torso, torso)
+    save_array(clip.torso_motion, torso)
     write_png(clip.background, make_background(seed, size))
     samples = np.zeros(start * SAMPLES_PER_FRAME, np.float32)
     samples[: spoken * SAMPLES_PER_FRAME] = sound[: spoken * SAMPLES_PER_FRAME]

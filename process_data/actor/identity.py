@@ -55,8 +55,8 @@ def make_identity(seed: int) -> Identity:
     """The person of this seed: seeds 0, 1, 2, … are different people, the same seed is always the same one."""
     rng = np.random.default_rng([seed, 1])
 
-    def pick(colours) -> tuple[float, float, float]:
-        red, green, blue = np.clip(np.array(colours[seed % len(colours)]) * rng.uniform(0.94, 1.06), 0, 1)
+    def pick(colors) -> tuple[float, float, float]:
+        red, green, blue = np.clip(np.array(colors[seed % len(colors)]) * rng.uniform(0.94, 1.06), 0, 1)
         return float(red), float(green), float(blue)
 
     return Identity(

@@ -15,11 +15,11 @@ KEY_LIGHT = np.array([-0.42, -0.50, -0.76])
 FILL_LIGHT = np.array([0.75, -0.10, -0.65])
 
 
-def _fill(layer: np.ndarray, colour, amount: np.ndarray) -> None:
+def _fill(layer: np.ndarray, color, amount: np.ndarray) -> None:
     """Paint over a premultiplied RGBA layer."""
-    colour = np.broadcast_to(np.asarray(colour, np.float32), (*amount.shape, 3))
+    color = np.broadcast_to(np.asarray(color, np.float32), (*amount.shape, 3))
     layer *= (1 - amount)[..., None]
-    layer[..., :3] += colour * amount[..., None]
+    layer[..., :3] += color * amount[..., None]
     layer[..., 3] += amount
 
 
@@ -125,9 +125,9 @@ def paint_background(identity: Identity, size: int) -> np.ndarray:
         place = left
         while place < 1.0:
             wide, tall = rng.uniform(0.016, 0.040), rng.uniform(0.12, 0.185)
-            colour = np.clip(wall * rng.uniform(0.45, 1.1) + rng.normal(0, 0.09, 3), 0.05, 0.95)
+            color = np.clip(wall * rng.uniform(0.45, 1.1) + rng.normal(0, 0.09, 3), 0.05, 0.95)
             book = (x > place) & (x < place + wide) & (y > top + 0.2 - tall) & (y < top + 0.2)
-            picture[book] = colour
+            picture[book] = color
             place += wide + rng.uniform(0, 0.012)
         picture[(x > left - 0.02) & (y > top + 0.2) & (y < top + 0.222)] = wall * 0.55
     frame = (x > 0.05) & (x < 0.27) & (y > 0.08) & (y < 0.42)

@@ -32,7 +32,7 @@ def _bilinear(image, x, y, out):
 
 
 @cached_njit()
-def _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material, atlas, colour):
+def _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material, atlas, color):
     """Linear colour of one surface point: wrapped diffuse key and fill light, ambient from above, soft highlight."""
     nx = wa * normals[a, 0] + wb * normals[b, 0] + wc * normals[c, 0]
     ny = wa * normals[a, 1] + wb * normals[b, 1] + wc * normals[c, 1]
@@ -43,7 +43,7 @@ def _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material, atlas, 
     v = wa * uv[a, 1] + wb * uv[b, 1] + wc * uv[c, 1]
     ambient = wa * occlusion[a] + wb * occlusion[b] + wc * occlusion[c]
     shine = wa * gloss[a] + wb * gloss[b] + wc * gloss[c]
-    _bilinear(atlas, u * atlas.shape[1], v * atlas.shape[0], colour)
+    _bilinear(atlas, u * atlas.shape[1], v * atlas.shape[0], color)
     key = nx * _KEY[0] + ny * _KEY[1] + nz * _KEY[2]
     fill = max(0.0, nx * _FILL[0] + ny * _FILL[1] + nz * _FILL[2])
     half = max(0.0, nx * _HALF[0] + ny * _HALF[1] + nz * _HALF[2])
@@ -61,7 +61,7 @@ def _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material, atlas, 
     for k in range(3):
         wrap = spread * _WRAP[k] + 0.08
         light = max(0.0, (key + wrap) / (1.0 + wrap))
-        colour[k] = colour[k] * ambient * (0.86 * light + 0.24 * fill + sky + rim) + glint
+        color[k] = color[k] * ambient * (0.86 * light + 0.24 * fill + sky + rim) + glint
 
 
 @cached_njit(parallel=True)
@@ -77,7 +77,7 @@ def compose(ids, screen, depth, triangles, normals, uv, occlusion, gloss, materi
     cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
     share = 1.0 / (samples * samples)
     for row in numba.prange(height):
-        colour, head_light, neck_light = np.zeros(3), np.zeros(3), np.zeros(3)
+        color, head_light, neck_light = np.zeros(3), np.zeros(3), np.zeros(3)
         cloth = np.zeros(4)
         cover = np.zeros(5)
         for column in range(width):
@@ -92,11 +92,11 @@ def compose(ids, screen, depth, triangles, normals, uv, occlusion, gloss, materi
                         continue
                     a, b, c = triangles[f, 0], triangles[f, 1], triangles[f, 2]
                     wa, wb, wc = perspective_weights(screen, depth, a, b, c, q + 0.5, r + 0.5)
-                    _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material[f], atlas, colour)
+                    _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material[f], atlas, color)
                     cover[label_of_material[material[f]]] += share
                     layer = neck_light if material[f] == _NECK else head_light
                     for k in range(3):
-                        layer[k] += colour[k] * share
+                        layer[k] += color[k] * share
             px, py = column + 0.5 - dx - width / 2, row + 0.5 - dy - height / 2
             x = cosine * px + sine * py + width / 2
             y = -sine * px + cosine * py + height / 2

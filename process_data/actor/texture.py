@@ -25,10 +25,10 @@ ATLAS = (1280, 1024)  # rows, columns; the skin takes the upper 1024 rows
 SKIN_SIZE = 1024
 
 
-def srgb_to_linear(colour: np.ndarray) -> np.ndarray:
+def srgb_to_linear(color: np.ndarray) -> np.ndarray:
     """sRGB in [0, 1] -> linear light, IEC 61966-2-1."""
-    colour = np.asarray(colour)
-    return np.where(colour <= 0.04045, colour / 12.92, ((np.maximum(colour, 0) + 0.055) / 1.055) ** 2.4)
+    color = np.asarray(color)
+    return np.where(color <= 0.04045, color / 12.92, ((np.maximum(color, 0) + 0.055) / 1.055) ** 2.4)
 
 
 def linear_to_srgb(light: np.ndarray) -> np.ndarray:
@@ -54,8 +54,8 @@ def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
     return t * t * (3 - 2 * t)
 
 
-def _blend(picture: np.ndarray, colour, amount: np.ndarray) -> None:
-    picture += amount[..., None] * (np.asarray(colour, np.float32) - picture)
+def _blend(picture: np.ndarray, color, amount: np.ndarray) -> None:
+    picture += amount[..., None] * (np.asarray(color, np.float32) - picture)
 
 
 def _strokes(amount: np.ndarray, starts: np.ndarray, ends: np.ndarray, width: float) -> None:
@@ -126,11 +126,11 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     flat = points[window][:, :2].astype(np.float64)
     outer = signed_distance(flat, (landmark_loop(LIP_OUTER) @ rest)[:, :2])
     inner = signed_distance(flat, (landmark_loop(LIP_INNER) @ rest)[:, :2])
-    lip_colour = base * [0.88, 0.62, 0.62]
+    lip_color = base * [0.88, 0.62, 0.62]
     amount = np.zeros((n, n), np.float32)
     amount[window] = smoothstep(-1.0, 1.2, outer) * 0.9
     wrinkles = 1 + 0.05 * noise(rng, (n, n), (7, 1.4))
-    _blend(picture, lip_colour * wrinkles[..., None], amount)
+    _blend(picture, lip_color * wrinkles[..., None], amount)
     rim = np.zeros((n, n), np.float32)
     rim[window] = np.exp(-((outer + 1.5) / 1.5) ** 2) * 0.10
     _blend(picture, np.minimum(base * 1.2, 1), rim)

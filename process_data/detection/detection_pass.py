@@ -12,7 +12,7 @@ from process_data import shots
 from process_data.detection import people
 from process_data.detection.base import MATTE_SIZE, Detector, Scheme
 from process_data.detection.detector import open_detector
-from process_data.workers import CHUNK, Workers, chunks, tick
+from process_data.workers import CHUNK, Workers, chunk_spans, report_done
 from shared.files import write_arrays
 from shared.media.video_io import GrayVideoWriter, read_gray_video, read_video
 
@@ -32,7 +32,7 @@ class DetectorChoice:
 
 
 @dataclass(frozen=True)
-class Observed:
+class Detections:
     """What was seen: points (T,P,3) float32 pixels of the scheme's 68, rigid and iris points, NaN where the person is not;
     others (T,) bool: someone else is seen there instead; change
     (T,) mean change of the picture from the frame before, of full scale; faces and hands as rows of
@@ -65,13 +65,13 @@ def kept_points(scheme: Scheme) -> tuple[np.ndarray, Scheme]:
                         (moved(irises[0]).tolist(), moved(irises[1]).tolist()) if scheme.irises else None)
 
 
-def observe_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, work: Path) -> None:
+def detect_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, work: Path) -> None:
     """Write what is seen in frames start ≤ t < stop to work/seen_NNNNNN.npz and their mattes to work/matte_NNNNNN.mkv."""
     detector = _detector(choice)
     detector.restart()
     kept, _ = kept_points(detector.scheme)
     count = stop - start
-    points, looks, seen_in = [], [], []
+    points, appearances, seen_in = [], [], []
     change = np.zeros(count, np.float32)
     faces, hands = [], []
     before: np.ndarray | None = None
@@ -85,7 +85,7 @@ def observe_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, wo
             small = cv2.resize(frame, (SMALL, SMALL), interpolation=cv2.INTER_AREA).astype(np.float32)
             if t >= start:
                 points += list(found[:, kept])
-                looks += [people.look(frame, face[detector.scheme.landmarks68]) for face in found]
+                appearances += [people.appearance(frame, face[detector.scheme.landmarks68]) for face in found]
                 seen_in += [t] * len(found)
                 if before is not None:
                     change[t - start] = np.abs(small - before).mean() / 255
@@ -94,25 +94,25 @@ def observe_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, wo
                 if t % HANDS_EVERY == 0:
                     hands += [(t, *hand.min(0), *hand.max(0)) for hand in detector.hands(frame)]
                 writer.write(detector.person(frame))
-                tick()
+                report_done()
             before = small
     write_arrays(_seen(work, start), change=change, seen_in=np.array(seen_in, int),
                  points=np.array(points, np.float32).reshape(-1, len(kept), 3),
-                 looks=np.array(looks, np.float16).reshape(-1, *people.LOOK),
+                 looks=np.array(appearances, np.float16).reshape(-1, *people.APPEARANCE_SHAPE),
                  faces=np.array(faces, np.float32).reshape(-1, 5), hands=np.array(hands, np.float32).reshape(-1, 5))
 
 
-def observe(video: Path, frames: int, work: Path, choice: DetectorChoice, workers: Workers, quiet: bool = False, *,
-            person: str = "", near: tuple[float, float] | None = None) -> Observed:
+def detect_video(video: Path, frames: int, work: Path, choice: DetectorChoice, workers: Workers, quiet: bool = False, *,
+            person: str = "", near: tuple[float, float] | None = None) -> Detections:
     """Look at all `frames`; chunks that an interrupted run finished are kept. `person` and `near` as in people.choose.
 
     Raises TalkheadError as the detector does, and if there are fewer people than `person` says.
     """
-    parts = chunks(frames)
+    parts = chunk_spans(frames)
     jobs = [(video, a, b, choice, work) for a, b in parts if not _seen(work, a).is_file()]
     left = sum(b - a for _, a, b, *_ in jobs)
     if jobs:
-        workers.run(observe_chunk, jobs, frames, frames - left, "tracking face", quiet=quiet)
+        workers.run(detect_chunk, jobs, frames, frames - left, "tracking face", quiet=quiet)
     pieces: dict[str, list[np.ndarray]] = {"points": [], "looks": [], "seen_in": [], "change": [], "faces": [], "hands": []}
     for start, _ in parts:
         with np.load(_seen(work, start)) as stored:
@@ -123,10 +123,10 @@ def observe(video: Path, frames: int, work: Path, choice: DetectorChoice, worker
     seen = {name: np.concatenate(found) for name, found in pieces.items()}
     points, others = one_person(seen["points"], seen["looks"], seen["seen_in"], scheme,
                                 shots.shots_between(shots.find_cuts(seen["change"]), frames), person, near)
-    return Observed(points, others, seen["change"], seen["faces"], seen["hands"], scheme)
+    return Detections(points, others, seen["change"], seen["faces"], seen["hands"], scheme)
 
 
-def one_person(points: np.ndarray, looks: np.ndarray, seen_in: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]],
+def one_person(points: np.ndarray, appearances: np.ndarray, seen_in: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]],
                person: str, near: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
     """Points (n,P,3) and looks of all faces, in frames seen_in (n,), of shots `spans` -> points (T,P,3) of the chosen person,
     NaN where they are not seen, and others (T,) bool, where somebody else is seen instead."""
@@ -136,7 +136,7 @@ def one_person(points: np.ndarray, looks: np.ndarray, seen_in: np.ndarray, schem
         return chosen, others
     face = points[:, scheme.landmarks68, :2]
     sizes = np.sqrt(np.maximum(np.ptp(face, axis=1).prod(axis=1), 1.0))
-    faces = people.Faces(seen_in, face.mean(1), sizes, looks)
+    faces = people.Faces(seen_in, face.mean(1), sizes, appearances)
     of = people.find_people(faces, spans)
     own = of == people.choose(faces, of, person, near)
     others[seen_in] = True

@@ -11,13 +11,13 @@ import numpy as np
 
 from shared.errors import TalkheadError
 
-LOOK = (11, 8, 3)  # rows, columns, colours of the small upright picture that tells faces apart
+APPEARANCE_SHAPE = (11, 8, 3)  # rows, columns, colours of the small upright picture that tells faces apart
 EYES, MOUTH = (0.5, 0.45), (0.5, 0.72)  # where it shows the middle of the eyes and of the mouth, in its width and height
 FINE = 8  # times as many pixels before they are averaged
-SAME_LOOK = 0.25  # distance of looks from frame to frame below which a face may be the same
+SAME_APPEARANCE = 0.25  # distance of looks from frame to frame below which a face may be the same
 # distance of mean looks from which two faces never seen together are those of two people: measured up to .30 of one person
 # in other light and framing; of 176 pairs of two people 87 % are beyond
-OTHER_LOOK = 0.35
+OTHER_APPEARANCE = 0.35
 NEAR = 0.6  # face sizes that a face may move, and its size may change by in natural logarithms, from frame to frame
 GAP = 12  # frames that a face may be away for within a track
 TOGETHER = 3  # frames from which faces seen together are those of two people
@@ -32,7 +32,7 @@ class Faces:
     frames: np.ndarray
     centres: np.ndarray
     sizes: np.ndarray
-    looks: np.ndarray
+    appearances: np.ndarray
 
 
 def check_person(person: str) -> None:
@@ -41,9 +41,9 @@ def check_person(person: str) -> None:
         raise TalkheadError(f"--person takes left, right or a number from 1, counted from the left; found {person!r}")
 
 
-def look(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
+def appearance(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Picture (H,W,3) uint8 and the 68 landmarks (68,2+) of a face -> its look (11,8,3) float16, of mean 1."""
-    height, width = LOOK[0] * FINE, LOOK[1] * FINE
+    height, width = APPEARANCE_SHAPE[0] * FINE, APPEARANCE_SHAPE[1] * FINE
     eyes, mouth = points[[36, 39, 42, 45], :2].mean(0), points[[48, 54], :2].mean(0)
     down = mouth - eyes
     scale = height * (MOUTH[1] - EYES[1]) / max(float(np.hypot(*down)), 1e-6)
@@ -51,7 +51,7 @@ def look(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
     turn = scale * np.array([[unit[1], -unit[0]], unit])
     shift = np.array([EYES[0] * width, EYES[1] * height]) - turn @ eyes
     fine = cv2.warpAffine(frame, np.column_stack([turn, shift]), (width, height), borderMode=cv2.BORDER_REPLICATE)
-    small = cv2.resize(fine, LOOK[1::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(fine, APPEARANCE_SHAPE[1::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
     return (small / max(float(small.mean()), 1.0)).astype(np.float16)
 
 
@@ -88,10 +88,10 @@ def rank(person: str, count: int) -> int:
     return place
 
 
-def boxes_of(looks: list[np.ndarray], person: str) -> list[np.ndarray]:
+def boxes_of(appearances: list[np.ndarray], person: str) -> list[np.ndarray]:
     """Face boxes (n,4) of each of some frames, largest first -> one box (4,) of each frame that shows the person, by its place
     from the left among the faces at least half as large as the largest; by default the place with the largest faces."""
-    kept = [boxes[_heights(boxes) >= _heights(boxes)[0] / 2] for boxes in looks if len(boxes)]
+    kept = [boxes[_heights(boxes) >= _heights(boxes)[0] / 2] for boxes in appearances if len(boxes)]
     if not kept:
         return []
     count = int(np.median([len(boxes) for boxes in kept]))
@@ -128,8 +128,8 @@ def _tracks(faces: Faces, spans: list[tuple[int, int]]) -> np.ndarray:
             for n in here:
                 moved = np.linalg.norm(faces.centres[n] - faces.centres[k]) / faces.sizes[k]
                 grown = abs(np.log(faces.sizes[n] / faces.sizes[k]))
-                apart = _distance(faces.looks[n], faces.looks[k])
-                if max(moved, grown) < NEAR and apart < SAME_LOOK:
+                apart = _distance(faces.appearances[n], faces.appearances[k])
+                if max(moved, grown) < NEAR and apart < SAME_APPEARANCE:
                     pairs.append((moved + grown + apart, track, n))
         taken: set[int] = set()
         for _, track, n in sorted(pairs):
@@ -148,27 +148,27 @@ def _joined(faces: Faces, tracks: np.ndarray) -> np.ndarray:
     """The person of each track: those that look most alike are joined first, unless they were seen together."""
     count = int(tracks.max()) + 1
     when = [set(faces.frames[tracks == k].tolist()) for k in range(count)]
-    looks = [faces.looks[tracks == k].astype(np.float32).mean(0) for k in range(count)]
+    appearances = [faces.appearances[tracks == k].astype(np.float32).mean(0) for k in range(count)]
     order = sorted(range(count), key=lambda k: (-float((faces.sizes[tracks == k] ** 2).sum()), k))
     people = {k: [k] for k in order[:MOST]}
-    apart = {(a, b): _distance(looks[a], looks[b]) for a in people for b in people if a < b}
+    apart = {(a, b): _distance(appearances[a], appearances[b]) for a in people for b in people if a < b}
     while apart:
         (a, b), least = min(apart.items(), key=lambda item: (item[1], item[0]))
-        if least > OTHER_LOOK:
+        if least > OTHER_APPEARANCE:
             break
         del apart[a, b]
         if len(when[a] & when[b]) >= TOGETHER:
             continue
         share = len(when[a]) / (len(when[a]) + len(when[b]))
-        looks[a], when[a] = share * looks[a] + (1 - share) * looks[b], when[a] | when[b]
+        appearances[a], when[a] = share * appearances[a] + (1 - share) * appearances[b], when[a] | when[b]
         people[a] += people.pop(b)
         apart = {pair: value for pair, value in apart.items() if b not in pair}
         for k in people:
             if k != a and (pair := (min(a, k), max(a, k))) and len(when[a] & when[k]) < TOGETHER:
-                apart[pair] = _distance(looks[a], looks[k])
+                apart[pair] = _distance(appearances[a], appearances[k])
     for k in order[MOST:]:
         free = [a for a in people if len(when[a] & when[k]) < TOGETHER] or list(people)
-        people[min(free, key=lambda a: _distance(looks[a], looks[k]))].append(k)
+        people[min(free, key=lambda a: _distance(appearances[a], appearances[k]))].append(k)
     person = np.zeros(count, int)
     for number, members in enumerate(people.values()):
         person[members] = number

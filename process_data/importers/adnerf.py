@@ -13,7 +13,6 @@ Landmarks, poses and torso motion come from our own tracker, so N.lms and the fi
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,7 +25,8 @@ from process_data.config import ProcessConfig
 from process_data.opencv import require_contrib
 from process_data.pipeline import check_target, clip_lock, finish_clip, process, save_with_content
 from process_data.report.page import write_report
-from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Bad, Clip
+from shared.arrays import evenly, runs
+from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Clip, ExcludedSpan
 from shared.config import config_to_dict
 from shared.errors import MachineError, TalkheadError
 from shared.files import read_json, write_json
@@ -42,7 +42,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png")
 MOST_MISSING = 0.5  # share of pictures whose lack is too much
 SOUND_TOLERANCE = 0.5  # seconds by which sound and pictures may differ without a word
 FOCAL_RANGE = (0.5, 10.0)  # picture sizes; anything else is no focal length in pixels
-LOOKS = 20  # frames that tell which colour is the head
+HEAD_SAMPLES = 20  # frames from which it is told which colour the head has
 REASON = "the picture is missing"
 # BiSeNet's classes as AD-NeRF's script paints them. It hands RGB colours to OpenCV, which writes blue first: what its
 # source calls red, the head, is blue in the file. Forks that write it the other way round are told by our own labels.
@@ -112,8 +112,8 @@ def _import(source: Path, pictures: Pictures, work: Path, name: str, config: Pro
         write_json(work / "key.json", key)
     video = work / f"{source.resolve().name}.mp4"
     if not video.is_file() or not (work / "video.json").is_file():
-        missing, more = _write_video(source, pictures, size, video, quiet)
-        write_json(work / "video.json", {"missing": missing, "notes": more})
+        absent, more = _write_video(source, pictures, size, video, quiet)
+        write_json(work / "video.json", {"missing": absent, "notes": more})
     written = read_json(work / "video.json")
     notes += written["notes"]
     clip = Clip(work / name)
@@ -121,11 +121,11 @@ def _import(source: Path, pictures: Pictures, work: Path, name: str, config: Pro
         clip = process(video, clip.root, config=config, splits=splits, workers=workers, quiet=quiet)
     notes += replace_labels(source, pictures, clip, size, quiet) + replace_plates(source, clip, size)
     info = clip.info
-    bad = [Bad(start, stop, REASON) for start, stop in _runs([t for t in written["missing"] if t < info.frames])]
+    missing = [ExcludedSpan(start, stop, REASON) for start, stop in runs([t for t in written["missing"] if t < info.frames])]
     # the run before may have been killed after this
     save_with_content(clip, dataclasses.replace(
         info, source_name=source.resolve().name, warnings=list(dict.fromkeys([*info.warnings, *notes])),
-        bad=sorted(dict.fromkeys([*info.bad, *bad]), key=lambda stretch: stretch.start)))
+        excluded=sorted(dict.fromkeys([*info.excluded, *missing]), key=lambda span: span.start)))
     write_report(clip)
     return clip
 
@@ -229,7 +229,7 @@ def read_split(source: Path, pictures: Pictures) -> tuple[Split | None, list[str
         notes.append(f"{len(train & test)} frame(s) are in both transforms files; they are tested, not trained")
     if not train - test:
         return None, [*notes, "the transforms files leave nothing to train on; the usual split is made"]
-    split = {"train": _runs(sorted(train - test)), "test": _runs(sorted(test or set(range(pictures.count)) - train))}
+    split = {"train": runs(sorted(train - test)), "test": runs(sorted(test or set(range(pictures.count)) - train))}
     return {name: ranges for name, ranges in split.items() if ranges}, notes
 
 
@@ -243,17 +243,6 @@ def _frames_of(path: Path, pictures: Pictures) -> tuple[set[int] | None, int]:
         raise TalkheadError(f"{path}: expected frames with an img_id each; mend the file or take it away") from error
     inside = {number - pictures.first for number in numbers if number in pictures.paths}
     return inside, len(set(numbers)) - len(inside)
-
-
-def _runs(frames: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending frames -> the stretches start ≤ t < stop that they form."""
-    runs: list[tuple[int, int]] = []
-    for t in frames:
-        if runs and runs[-1][1] == t:
-            runs[-1] = (runs[-1][0], t + 1)
-        else:
-            runs.append((t, t + 1))
-    return runs
 
 
 def _write_video(source: Path, pictures: Pictures, size: tuple[int, int], video: Path,
@@ -306,12 +295,12 @@ def _like_frames(picture: np.ndarray, size: tuple[int, int], clip: Clip, interpo
     return picture if picture.shape[1::-1] == wanted else cv2.resize(picture, wanted, interpolation=interpolation)
 
 
-def colour_codes(picture: np.ndarray) -> np.ndarray:
+def color_codes(picture: np.ndarray) -> np.ndarray:
     """uint8 (H,W,3) RGB -> (H,W) uint8, the nearest colour of PALETTE."""
-    return _nearest_colours()[tuple(np.moveaxis(picture >> 4, -1, 0))]
+    return _nearest_colors()[tuple(np.moveaxis(picture >> 4, -1, 0))]
 
 
-def _nearest_colours() -> np.ndarray:
+def _nearest_colors() -> np.ndarray:
     """(16,16,16) uint8: the nearest colour of the palette for every 16th of each channel."""
     levels = np.stack(np.meshgrid(*[np.arange(16) * 17] * 3, indexing="ij"), -1)
     return ((levels[..., None, :] - PALETTE) ** 2).sum(-1).argmin(-1).astype(np.uint8)
@@ -341,9 +330,9 @@ def replace_labels(source: Path, pictures: Pictures, clip: Clip, size: tuple[int
     def codes(t: int) -> np.ndarray | None:
         picture = _read(folder / f"{pictures.first + t}.png")
         fitting = None if picture is None else _like_frames(picture, size, clip, cv2.INTER_NEAREST)
-        return None if fitting is None else colour_codes(fitting)
+        return None if fitting is None else color_codes(fitting)
 
-    head = _head_colour(clip, {t: found for t in np.linspace(0, count - 1, min(count, LOOKS)).astype(int).tolist()
+    head = _head_color(clip, {t: found for t in evenly(count, HEAD_SAMPLES).tolist()
                                if (found := codes(t)) is not None})
     if head is None:
         return ["parsing/ is not used: neither red nor blue lies where the head is, or its shape is not the pictures'"]
@@ -384,7 +373,7 @@ class _AlphaWriter:
             self.writer.__exit__(*error)
 
 
-def _head_colour(clip: Clip, codes: dict[int, np.ndarray]) -> int | None:
+def _head_color(clip: Clip, codes: dict[int, np.ndarray]) -> int | None:
     """RED or BLUE, whichever our own head is covered with in the looked-at frames; None if neither."""
     votes = np.zeros(len(PALETTE), int)
     for t, found in codes.items():

@@ -11,7 +11,7 @@ from html import escape
 
 import numpy as np
 
-from process_data.report.speech_coverage import Coverage
+from process_data.report.speech_coverage import SpeechCoverage
 from shared.clip import ClipInfo
 from shared.landmarks import FPS
 
@@ -20,7 +20,7 @@ DENSE = 4  # a curve of this many times as many frames is a band; it is drawn fi
 MANY_SHOTS = 30  # their cuts are drawn fainter
 WIDTH, HEIGHT = 1000, 120  # units of a chart's SVG
 BINS = 28
-SPLIT_COLOURS = 3  # colours --split0 … --split2
+SPLIT_COLORS = 3  # colours --split0 … --split2
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1c2230; --soft: #5d6678; --line: #e1e5ec;
@@ -186,7 +186,7 @@ def _across(frame: float, frames: int) -> float:
 def _marks(info: ClipInfo, height: float) -> str:
     """Bad stretches as shaded boxes and cuts as dashed lines."""
     out = []
-    for bad in info.bad:
+    for bad in info.excluded:
         left, right = _across(bad.start, info.frames), _across(bad.stop, info.frames)
         out.append(f'<rect class="skip" x="{left:.1f}" width="{max(right - left, 1.5):.1f}" y="0" height="{height}"/>')
     kind = "cut dense" if len(info.shots) > MANY_SHOTS else "cut"
@@ -238,18 +238,18 @@ def split_chart(info: ClipInfo, good: dict[str, int]) -> str:
 
     `good` says how many frames of each split can be used.
     """
-    colour = {name: f"var(--split{k % SPLIT_COLOURS})" for k, name in enumerate(info.split)}
+    color = {name: f"var(--split{k % SPLIT_COLORS})" for k, name in enumerate(info.split)}
     boxes = []
     for name, ranges in info.split.items():
         for start, stop in ranges:
             left, right = _across(start, info.frames), _across(stop, info.frames)
-            boxes.append(f'<rect style="fill:{colour[name]}" x="{left:.1f}" width="{max(right - left, 1):.1f}" y="6" '
+            boxes.append(f'<rect style="fill:{color[name]}" x="{left:.1f}" width="{max(right - left, 1):.1f}" y="6" '
                          'height="22"/>')
-    legend = [f'<span><i style="background:{colour[name]}"></i>{escape(name.replace("_", " "))}, '
+    legend = [f'<span><i style="background:{color[name]}"></i>{escape(name.replace("_", " "))}, '
               f'{good[name] / FPS:.1f} s good</span>' for name in info.split]
     if len(info.shots) > 1:
         legend.append('<span><i class="stroke" style="background:var(--soft)"></i>cut</span>')
-    if info.bad:
+    if info.excluded:
         legend.append('<span><i style="background:var(--badfill)"></i>skipped</span>')
     return (f'<div><div class="head"><h3>Use of the frames</h3><div class="legend">{"".join(legend)}'
             '<span><b data-now></b></span></div></div><div class="plot low"><div class="y"></div><div class="area" data-time>'
@@ -277,7 +277,7 @@ def histogram(values: np.ndarray, unit: str, name: str) -> str:
             f'</svg></div><div class="x">{under}</div></div>')
 
 
-def coverage_bars(found: Sequence[Coverage]) -> str:
+def coverage_bars(found: Sequence[SpeechCoverage]) -> str:
     """A bar for each class, and what to record again under those that are scarce."""
     longest = max(max(c.seconds for c in found), 1e-6)
     rows = []

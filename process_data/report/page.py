@@ -18,7 +18,7 @@ from process_data.report.charts import (
     split_chart,
 )
 from process_data.report.eye_curves import blink, gaze
-from process_data.report.speech_coverage import Coverage, coverage
+from process_data.report.speech_coverage import SpeechCoverage, speech_coverage
 from shared.camera import euler_degrees, project
 from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip, ClipInfo, good_frames
 from shared.files import write_text
@@ -31,7 +31,7 @@ FACE_MARGIN = 1.35  # the contact sheet shows this many times the landmarks' ext
 PLATES = 8  # shown; a film of many shots has more
 STRETCHES = 40  # rows of the table of bad stretches
 NAMES = {TORSO: "torso", NECK: "neck", HEAD: "head", MOUTH: "mouth"}
-LABEL_COLOURS = {TORSO: (66, 135, 245), NECK: (245, 191, 66), HEAD: (66, 200, 120), MOUTH: (220, 60, 90)}
+LABEL_COLORS = {TORSO: (66, 135, 245), NECK: (245, 191, 66), HEAD: (66, 200, 120), MOUTH: (220, 60, 90)}
 BACKDROP = (255, 60, 190)  # shows through wherever the cut-out has holes, and as a rim where it is too wide
 HATCH = (255, 60, 190)
 IN_SYNC_MS = 40  # a frame
@@ -69,8 +69,8 @@ def draw_landmarks(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 def draw_labels(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Frame (H,W,3) tinted by its labels (H,W)."""
     out = frame.astype(np.float32) * 0.6
-    for label, colour in LABEL_COLOURS.items():
-        out[labels == label] += 0.4 * np.array(colour)
+    for label, color in LABEL_COLORS.items():
+        out[labels == label] += 0.4 * np.array(color)
     return out.clip(0, 255).astype(np.uint8)
 
 
@@ -108,7 +108,7 @@ def _one(stream: Callable[[int, int], Iterator[np.ndarray]], t: int) -> np.ndarr
 
 def _chosen_frames(info: ClipInfo) -> list[int]:
     """Evenly spread frames, each the middle of its share of the good ones (of all where none is good)."""
-    good = good_frames(info.bad, info.frames)
+    good = good_frames(info.excluded, info.frames)
     numbers = np.flatnonzero(good) if good.any() else np.arange(info.frames)
     places = (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * len(numbers)
     return sorted({int(numbers[int(k)]) for k in places})
@@ -127,7 +127,7 @@ def _sheets(clip: Clip, pixels: np.ndarray) -> str:
         labelled.append(_figure(draw_labels(frame, _one(clip.label_frames, t)), _time(t)))
         if clip.alpha.is_file():
             cut_out.append(_figure(draw_cut_out(frame, _one(clip.alpha_frames, t)), _time(t)))
-    legend = "".join(f'<span><i style="background:rgb{LABEL_COLOURS[k]}"></i>{name}</span>' for k, name in NAMES.items())
+    legend = "".join(f'<span><i style="background:rgb{LABEL_COLORS[k]}"></i>{name}</span>' for k, name in NAMES.items())
     out = ('<h2>Tracked landmarks</h2><p class="soft">The dots should sit on lips, lids, brows, nose and jaw.</p>'
            f'<div class="sheet">{"".join(tracked)}</div><h2>Labels</h2><div class="legend">{legend}</div>'
            f'<div class="sheet">{"".join(labelled)}</div>')
@@ -157,7 +157,7 @@ def _plates(clip: Clip) -> str:
 
 def _curves(clip: Clip, landmarks: np.ndarray, poses: np.ndarray, pixels: np.ndarray,
             irises: np.ndarray | None) -> dict[str, list[Curve]]:
-    angles, torso, lids = euler_degrees(poses[:, :3, :3]), clip.load_torso(), blink(landmarks)
+    angles, torso, lids = euler_degrees(poses[:, :3, :3]), clip.load_torso_motion(), blink(landmarks)
     curves = {"Lips": [Curve("opening", 1000 * lip_opening(landmarks))],
               "Lids": [Curve("right", lids[:, 0], 2), Curve("left", lids[:, 1], 2)]}
     if irises is not None:
@@ -185,7 +185,7 @@ def _tiles(clip: Clip, pixels: np.ndarray) -> str:
     info = clip.info
     facts = [(_length(info.frames / FPS), f"{info.frames} frames at {FPS} a second"),
              (f"{info.width} × {info.height}", f"pixels; square of {info.crop[2]} at {info.crop[0]}, {info.crop[1]}"),
-             (f"{100 * good_frames(info.bad, info.frames).mean():.3g} %", "of the frames are good"),
+             (f"{100 * good_frames(info.excluded, info.frames).mean():.3g} %", "of the frames are good"),
              _lag(info.lag_ms),
              (f"{jitter(pixels):.2f} px", "noise of the landmarks"),
              (str(len(info.shots)), "shot, no cut" if len(info.shots) == 1 else "shots")]
@@ -193,7 +193,7 @@ def _tiles(clip: Clip, pixels: np.ndarray) -> str:
     return f'<div class="tiles">{tiles}</div>'
 
 
-def _notes(info: ClipInfo, found: list[Coverage]) -> str:
+def _notes(info: ClipInfo, found: list[SpeechCoverage]) -> str:
     """Warnings in plain words, and one line that says what kinds of speech are scarce."""
     notes = [text[:1].upper() + text[1:] + ("" if text.endswith((".", "!")) else ".") for text in info.warnings]
     scarce = [c.name for c in found if not c.enough]
@@ -205,11 +205,11 @@ def _notes(info: ClipInfo, found: list[Coverage]) -> str:
 
 
 def _bad_table(info: ClipInfo) -> str:
-    if not info.bad:
+    if not info.excluded:
         return '<p class="soft">None: every frame can be used.</p>'
     rows = "".join(f'<tr><td class="n">{b.start / FPS:.2f}–{b.stop / FPS:.2f}</td><td class="n">{b.stop - b.start}</td>'
-                   f'<td>{escape(b.reason)}</td></tr>' for b in info.bad[:STRETCHES])
-    rest = info.bad[STRETCHES:]
+                   f'<td>{escape(b.reason)}</td></tr>' for b in info.excluded[:STRETCHES])
+    rest = info.excluded[STRETCHES:]
     left_out = sum(b.stop - b.start for b in rest)
     more = f'<p class="soft small">And {len(rest)} more, {left_out} frames; see clip.json.</p>' if rest else ""
     return ('<p class="soft">Training skips these frames.</p><div class="card scroll"><table><tr><th class="n">Seconds</th>'
@@ -226,7 +226,7 @@ def write_report(clip: Clip, irises: np.ndarray | None = None) -> None:
     landmarks, poses = clip.load_landmarks(), clip.load_poses()
     pixels = project(landmarks, poses, info.intrinsics)
     curves = _curves(clip, landmarks, poses, pixels, irises)
-    found = coverage(clip.load_audio()[: SAMPLES_PER_FRAME * info.frames], landmarks)
+    found = speech_coverage(clip.load_audio()[: SAMPLES_PER_FRAME * info.frames], landmarks)
     least = {"Lips": (0.0, 5.0), "Lids": (0.0, 1.0), "Head": (-5.0, 5.0), "Torso": (-2.0, 2.0)}
     charts = "".join(line_chart(title, UNITS[title], group, info, least.get(title)) for title, group in curves.items())
     page = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">

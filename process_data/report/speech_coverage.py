@@ -26,7 +26,7 @@ SHUT_LIDS = 0.3  # of the usual lid opening
 
 
 @dataclass(frozen=True)
-class Coverage:
+class SpeechCoverage:
     """A class of sound or shape: seconds found in the clip, whether that is enough, and what to read or do if not."""
 
     name: str
@@ -100,8 +100,8 @@ def classify(samples: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray
     ]))
 
 
-def coverage(samples: np.ndarray, landmarks: np.ndarray) -> list[Coverage]:
+def speech_coverage(samples: np.ndarray, landmarks: np.ndarray) -> list[SpeechCoverage]:
     """Seconds of each class of sound and lip shape in samples (640·T,) with landmarks (T,68,3), in a fixed order."""
     found = classify(samples, landmarks)
-    return [Coverage(name, float(found[name].sum()) / FPS, bool(found[name].sum() >= least * FPS), advice)
+    return [SpeechCoverage(name, float(found[name].sum()) / FPS, bool(found[name].sum() >= least * FPS), advice)
             for name, (least, advice) in CLASSES.items()]

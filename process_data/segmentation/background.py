@@ -30,17 +30,17 @@ def fill_smoothly(image: np.ndarray, known: np.ndarray) -> np.ndarray:
     weight = known.astype(np.float32)[..., None]
     levels = [(image * weight, weight)]
     while min(levels[-1][0].shape[:2]) > 1 and levels[-1][1].min() <= 0:
-        colour, w = levels[-1]
-        size = (max(1, colour.shape[1] // 2), max(1, colour.shape[0] // 2))
-        levels.append((cv2.resize(colour, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1),
+        color, w = levels[-1]
+        size = (max(1, color.shape[1] // 2), max(1, color.shape[0] // 2))
+        levels.append((cv2.resize(color, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], -1),
                        cv2.resize(w, size, interpolation=cv2.INTER_AREA).reshape(size[1], size[0], 1)))
-    colour, w = levels[-1]
-    filled = colour / np.maximum(w, 1e-6)
-    for colour, w in reversed(levels[:-1]):
-        size = (colour.shape[1], colour.shape[0])
-        coarse = cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR).reshape(colour.shape)
+    color, w = levels[-1]
+    filled = color / np.maximum(w, 1e-6)
+    for color, w in reversed(levels[:-1]):
+        size = (color.shape[1], color.shape[0])
+        coarse = cv2.resize(filled, size, interpolation=cv2.INTER_LINEAR).reshape(color.shape)
         trust = np.clip(w * 4, 0, 1)
-        filled = trust * colour / np.maximum(w, 1e-6) + (1 - trust) * coarse
+        filled = trust * color / np.maximum(w, 1e-6) + (1 - trust) * coarse
     return np.where(known[..., None], image, filled)
 
 

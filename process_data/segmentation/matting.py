@@ -61,7 +61,7 @@ def plate_noise(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 @cached_njit()
-def _cell_colours(frame, plate, seen, low, high, certain, cells):
+def _cell_colors(frame, plate, seen, low, high, certain, cells):
     """Sums per cell: (colour, count) of the foreground, and (change, count) of the background against its plate."""
     height, width = low.shape
     sums = np.zeros((2, cells, cells, 4), np.float32)
@@ -102,27 +102,27 @@ def _light_changes(sums, reach, limit):
 
 
 @cached_njit(fastmath=True, error_model="numpy")
-def _mix(colours, row, column, reach, fit, r, g, b, dr, dg, db):
+def _mix(colors, row, column, reach, fit, r, g, b, dr, dg, db):
     """The share of the nearby foreground colours, the better they explain the pixel the more they count, in a pixel that
     differs by (dr,dg,db) from its background (r,g,b): share, squared contrast, squared error; a negative contrast where
     there is no foreground nearby. row and column are the pixel's place in cells."""
-    cells = colours.shape[0]
+    cells = colors.shape[0]
     closeness = np.float32(1) / (reach * reach)
     total, mixed, contrast, off = np.float32(1e-12), np.float32(0), np.float32(0), np.float32(0)
     for j in range(max(0, int(row - reach)), min(cells, int(row + reach) + 1)):
         for i in range(max(0, int(column - reach)), min(cells, int(column + reach) + 1)):
             down, right = np.float32(j) + np.float32(0.5) - row, np.float32(i) + np.float32(0.5) - column
             near = np.float32(1) - (down * down + right * right) * closeness
-            if near <= 0 or colours[j, i, 3] <= 0:
+            if near <= 0 or colors[j, i, 3] <= 0:
                 continue
-            fr, fg, fb = colours[j, i, 0] - r, colours[j, i, 1] - g, colours[j, i, 2] - b
+            fr, fg, fb = colors[j, i, 0] - r, colors[j, i, 1] - g, colors[j, i, 2] - b
             square = fr * fr + fg * fg + fb * fb
             share = (dr * fr + dg * fg + db * fb) / max(square, np.float32(1))
             share = min(max(share, np.float32(0)), np.float32(1))
             er, eg, eb = dr - share * fr, dg - share * fg, db - share * fb
             error = er * er + eg * eg + eb * eb
             fits = fit + error
-            weight = near * colours[j, i, 3] / (fits * fits)
+            weight = near * colors[j, i, 3] / (fits * fits)
             total += weight
             mixed += weight * share
             contrast += weight * square
@@ -133,12 +133,12 @@ def _mix(colours, row, column, reach, fit, r, g, b, dr, dg, db):
 
 
 @cached_njit(fastmath=True, error_model="numpy")
-def _solve(frame, plate, seen, noise, coarse, soft, low, high, colours, changes, certain, reach, fit, bare, foreign,
+def _solve(frame, plate, seen, noise, coarse, soft, low, high, colors, changes, certain, reach, fit, bare, foreign,
            foreign_sure, inside_doubt,
            outside_doubt, stretch):
     """Alpha (H,W) uint8: 255 and 0 where the coarse matte is certain, in between from colours and the filtered matte."""
     height, width = low.shape
-    cells = colours.shape[0]
+    cells = colors.shape[0]
     alpha = np.empty((height, width), np.uint8)
     for y in range(height):
         row = y * cells // height
@@ -155,7 +155,7 @@ def _solve(frame, plate, seen, noise, coarse, soft, low, high, colours, changes,
             b = plate[y, x, 2] + changes[row, column, 2]
             dr, dg, db = frame[y, x, 0] - r, frame[y, x, 1] - g, frame[y, x, 2] - b
             place_y, place_x = np.float32((y + 0.5) * cells / height), np.float32((x + 0.5) * cells / width)
-            mixed, contrast, off = _mix(colours, place_y, place_x, reach, fit, r, g, b, dr, dg, db)
+            mixed, contrast, off = _mix(colors, place_y, place_x, reach, fit, r, g, b, dr, dg, db)
             filtered = soft[y, x] / np.float32(255)
             value = filtered
             if contrast >= 0:
@@ -189,9 +189,9 @@ def refine(frame: np.ndarray, mattes: np.ndarray, plate: np.ndarray, seen: np.nd
     coarse, low, high = (cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR)
                          for m in (matte, cv2.erode(matte, inner), cv2.dilate(matte, outer)))
     soft = guided(frame, coarse)
-    colours, changed = _cell_colours(frame, plate, seen, low, high, CERTAIN, CELLS)
-    colours[..., :3] /= np.maximum(colours[..., 3:], 1)
-    colours[..., 3] = np.minimum(colours[..., 3], ENOUGH)
+    colors, changed = _cell_colors(frame, plate, seen, low, high, CERTAIN, CELLS)
+    colors[..., :3] /= np.maximum(colors[..., 3:], 1)
+    colors[..., 3] = np.minimum(colors[..., 3], ENOUGH)
     changes = _light_changes(changed, round(REACH), LIGHT_CHANGE)
-    return _solve(frame, plate, seen, noise, coarse, soft, low, high, colours, changes, CERTAIN, np.float32(REACH),
+    return _solve(frame, plate, seen, noise, coarse, soft, low, high, colors, changes, CERTAIN, np.float32(REACH),
                   np.float32(FIT), BARE, *FOREIGN, INSIDE_DOUBT, OUTSIDE_DOUBT, STRETCH)

@@ -8,16 +8,17 @@ import numpy as np
 
 from process_data.detection.detection_pass import read_mattes
 from process_data.segmentation.background import background_plate
-from process_data.segmentation.colours import FACE_OUTLINE, PersonColours, filled, learn_colours
+from process_data.segmentation.colors import FACE_OUTLINE, PersonColors, filled, learn_colors
 from process_data.segmentation.segmenter import Segmenter
-from process_data.tracking.torso_motion import TorsoTracker, choose_references, finish
-from process_data.workers import Workers, chunks, tick
+from process_data.tracking.torso_motion import TorsoTracker, choose_references, fill_and_smooth
+from process_data.workers import Workers, chunk_spans, report_done
+from shared.arrays import evenly
 from shared.clip import Clip, Shot, seen_file
 from shared.files import write_arrays, write_rows
 from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
 
 PERSON_MATTE = 13  # of 255: what the coarse matte gives more is no background
-COLOUR_SAMPLES = 48  # frames that the person's colours are learned from
+COLOR_SAMPLES = 48  # frames that the person's colours are learned from
 SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all
 
 
@@ -33,14 +34,14 @@ class Face:
 
 
 def write_plates(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, samples: int, work: Path, workers: Workers,
-                 quiet: bool = False) -> PersonColours:
+                 quiet: bool = False) -> PersonColors:
     """Write every shot's background plate and what of it was seen; returns the person's colours. good (T,) bool."""
     jobs = []
     for shot in shots:
         frames = shot.start + np.flatnonzero(good[shot.start : shot.stop])
         frames = frames if len(frames) else np.arange(shot.start, shot.stop)
-        wanted = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), samples)).astype(int))]
-        learn = max(2, round(COLOUR_SAMPLES * (shot.stop - shot.start) / len(good)))
+        wanted = frames[evenly(len(frames), samples)]
+        learn = max(2, round(COLOR_SAMPLES * (shot.stop - shot.start) / len(good)))
         if not _sample_file(work, shot.start).is_file():
             jobs.append((clip.video, clip.root / shot.background, wanted, face.pixels[wanted], learn, work, shot.start))
     if jobs:
@@ -50,7 +51,7 @@ def write_plates(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, sa
         with np.load(_sample_file(work, shot.start)) as stored:
             for name, found in samples_of.items():
                 found.extend(stored[name])
-    return learn_colours(samples_of["frames"], samples_of["mattes"], face.pixels[samples_of["numbers"]])
+    return learn_colors(samples_of["frames"], samples_of["mattes"], face.pixels[samples_of["numbers"]])
 
 
 def plate_job(video: Path, plate_file: Path, wanted: np.ndarray, pixels: np.ndarray, learn: int, work: Path, key: int) -> None:
@@ -63,11 +64,11 @@ def plate_job(video: Path, plate_file: Path, wanted: np.ndarray, pixels: np.ndar
         frames.append(frame)
         mattes.append(matte)
         people.append(cv2.dilate(covered.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0)
-        tick()
+        report_done()
     plate, seen = background_plate(np.stack(frames), np.stack(people))
     write_png(plate_file, plate)
     write_png(seen_file(plate_file), seen * np.uint8(255))
-    kept = np.unique(np.linspace(0, len(frames) - 1, min(learn, len(frames))).astype(int))
+    kept = evenly(len(frames), learn)
     write_arrays(_sample_file(work, key), frames=np.stack(frames)[kept], mattes=np.stack(mattes)[kept], numbers=wanted[kept])
 
 
@@ -92,7 +93,7 @@ def _sample_file(work: Path, start: int) -> Path:
     return work / f"samples_{start:07d}.npz"
 
 
-def label_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray, good: np.ndarray, colours: PersonColours,
+def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray, good: np.ndarray, colors: PersonColors,
                  work: Path, workers: Workers, quiet: bool = False) -> tuple[np.ndarray, list[int]]:
     """Write labels.mkv and alpha.mkv; returns the torso's motion (T,4) and the shots whose torso could not be tied."""
     count = len(good)
@@ -101,20 +102,20 @@ def label_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray, g
     references = []
     for shot, t in zip(shots, numbers):
         frame = next(read_video(clip.video, start=t, stop=t + 1))
-        labels, _ = _segmenter(clip, shot, colours)(frame, _around(work, shot, t), face.pixels[t], float(face.metre[t]))
+        labels, _ = _segmenter(clip, shot, colors)(frame, _around(work, shot, t), face.pixels[t], float(face.metre[t]))
         references.append((frame, labels))
     tracker = TorsoTracker(references, face.pixels[numbers], spans)
-    parts = chunks(count)
-    jobs = [(clip, shots, face.of(a, b), colours, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
+    parts = chunk_spans(count)
+    jobs = [(clip, shots, face.of(a, b), colors, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
     if jobs:
         left = sum(job[-1] - job[-2] for job in jobs)
-        workers.run(label_chunk, jobs, count, count - left, "labels and torso", quiet=quiet)
+        workers.run(segment_chunk, jobs, count, count - left, "labels and torso", quiet=quiet)
     join_gray_videos([_piece(work, "labels", a) for a, _ in parts], clip.labels)
     join_gray_videos([_piece(work, "alpha", a) for a, _ in parts], clip.alpha)
-    return finish(np.concatenate([np.load(_torso_file(work, a)) for a, _ in parts]), spans), tracker.untied
+    return fill_and_smooth(np.concatenate([np.load(_torso_file(work, a)) for a, _ in parts]), spans), tracker.unmatched
 
 
-def label_chunk(clip: Clip, shots: list[Shot], face: Face, colours: PersonColours, tracker: TorsoTracker, work: Path, start: int,
+def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColors, tracker: TorsoTracker, work: Path, start: int,
                 stop: int) -> None:
     """Labels, alpha and torso motion of frames start ≤ t < stop; `face` holds these frames."""
     height, width = tracker.size
@@ -127,13 +128,13 @@ def label_chunk(clip: Clip, shots: list[Shot], face: Face, colours: PersonColour
         for t, frame in enumerate(read_video(clip.video, start=start, stop=stop), start=start):
             shot = next(s for s in shots if s.start <= t < s.stop)
             if segmenter is None or shot is not current:
-                segmenter, current = _segmenter(clip, shot, colours), shot
+                segmenter, current = _segmenter(clip, shot, colors), shot
             near = [mattes[k] for k in (t - 1, t, t + 1) if shot.start <= k < shot.stop]
             labels, alpha = segmenter(frame, np.stack(near), face.pixels[t - start], float(face.metre[t - start]))
             motion[t - start] = tracker.motion(t, frame, labels, face.pixels[t - start])
             labels_video.write(labels)
             alpha_video.write(alpha)
-            tick()
+            report_done()
     write_rows(_torso_file(work, start), "<f8", motion.shape, [motion])
 
 
@@ -141,9 +142,9 @@ def _around(work: Path, shot: Shot, t: int) -> np.ndarray:
     return np.stack(list(read_mattes(work, max(shot.start, t - 1), min(shot.stop, t + 2))))
 
 
-def _segmenter(clip: Clip, shot: Shot, colours: PersonColours) -> Segmenter:
+def _segmenter(clip: Clip, shot: Shot, colors: PersonColors) -> Segmenter:
     plate = clip.root / shot.background
-    return Segmenter(colours, read_png(plate), read_png(seen_file(plate))[..., 0] > 0)
+    return Segmenter(colors, read_png(plate), read_png(seen_file(plate))[..., 0] > 0)
 
 
 def _piece(work: Path, name: str, start: int) -> Path:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from process_data.segmentation import matting
-from process_data.segmentation.colours import FACE_OUTLINE, HEAD_WIDTHS, TOLD, PersonColours, above_jaw, filled
+from process_data.segmentation.colors import FACE_OUTLINE, HEAD_WIDTHS, TOLD, PersonColors, above_jaw, filled
 from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO
 from shared.landmarks import LIPS_INNER, N_LANDMARKS
 
@@ -24,9 +24,9 @@ NECK_REACH = 0.055  # metres below the chin that may still be neck
 class Segmenter:
     """Cuts the frames of one shot; nothing is carried over from frame to frame."""
 
-    def __init__(self, colours: PersonColours, plate: np.ndarray, seen: np.ndarray) -> None:
+    def __init__(self, colors: PersonColors, plate: np.ndarray, seen: np.ndarray) -> None:
         """colours of the clip's person; plate (H,W,3) uint8 of the shot and what of it was seen (H,W) bool."""
-        self.colours, self.plate, self.seen = colours, np.ascontiguousarray(plate), np.ascontiguousarray(seen, bool)
+        self.colors, self.plate, self.seen = colors, np.ascontiguousarray(plate), np.ascontiguousarray(seen, bool)
         self.noise = matting.plate_noise(self.plate, self.seen)
 
     def __call__(self, frame: np.ndarray, mattes: np.ndarray, pixels: np.ndarray, metre: float) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +57,7 @@ class Segmenter:
         part = labels[window]
         left, right = np.clip(pixels[[3, 13], 0], x0, x1).astype(int) - x0
         skin, hair = self._told(frame[window], left, right, width)
-        if self.colours.apart:
+        if self.colors.apart:
             hair &= (part != BACKGROUND) & ~face[window]
             enough = HAIR_PIXELS * (width / 512) ** 2
             falling = _joined(_closed(hair, CLOSING, width), part == HEAD, enough)
@@ -81,17 +81,17 @@ class Segmenter:
         """
         height, breadth = picture.shape[:2]
         small = cv2.resize(picture, (breadth // 2, height // 2), interpolation=cv2.INTER_AREA)
-        skin, hair, clothes = cv2.split(self.colours.evidence(small))
+        skin, hair, clothes = cv2.split(self.colors.evidence(small))
         size = 2 * max(1, round(SMOOTHING * width / 4)) + 1
 
         def averaged(ratio: np.ndarray) -> np.ndarray:
             mean = cv2.blur(np.clip(ratio, -EVIDENCE, EVIDENCE), (size, size))
             return cv2.resize(mean, (breadth, height), interpolation=cv2.INTER_LINEAR)
 
-        neck = averaged(np.minimum(skin - self.colours.skin_level, skin - clothes + CLOTHES_MARGIN)) > 0
+        neck = averaged(np.minimum(skin - self.colors.skin_level, skin - clothes + CLOTHES_MARGIN)) > 0
         skin[:, : left // 2] -= BESIDE_NECK
         skin[:, right // 2 :] -= BESIDE_NECK
-        hair = np.minimum(hair - np.maximum(skin, clothes) - TOLD, hair - self.colours.hair_level)
+        hair = np.minimum(hair - np.maximum(skin, clothes) - TOLD, hair - self.colors.hair_level)
         return neck, averaged(hair) > 0
 
 

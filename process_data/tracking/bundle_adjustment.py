@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import solveh_banded
 
+from shared.arrays import evenly
 from shared.camera import pose_matrix, rotation_from_rotvec, rotvec_from_rotation, umeyama
 from shared.landmarks import EYE_CORNER_DISTANCE
 
@@ -110,7 +111,7 @@ def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrins
     commons = []
     for group in groups:
         mine = np.flatnonzero(np.isin(tracks.reference[:, 0], group) | (tracks.reference[:, 0] < 0))
-        sample = np.union1d(mine[np.linspace(0, len(mine) - 1, min(len(mine), SAMPLE_FRAMES)).astype(int)],
+        sample = np.union1d(mine[evenly(len(mine), SAMPLE_FRAMES)],
                             np.intersect1d(mine, np.array(needed, int)))
         used, fitted = fit_shape(tracks, sample, poses[sample], intrinsics, iterations)
         points[used] = fitted

@@ -56,10 +56,10 @@ def lip_evidence(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     found = np.zeros((len(POINTS), 2), np.float32)
     if room.max() < NARROWEST or not np.isfinite(inner).all():
         return found
-    colours = _profiles(frame, inner, inward, right[0], unit)
-    features = _features(colours)
+    colors = _profiles(frame, inner, inward, right[0], unit)
+    features = _features(colors)
     for k in np.flatnonzero(room >= NARROWEST):
-        found[k] = _edge(colours[k], features[k], SPREAD[k], room[k], thickness[k], upper=bool(k < UPPER))
+        found[k] = _edge(colors[k], features[k], SPREAD[k], room[k], thickness[k], upper=bool(k < UPPER))
     return found
 
 
@@ -75,18 +75,18 @@ def _profiles(frame: np.ndarray, inner: np.ndarray, inward: np.ndarray, right: n
     along = ALONG[:, None, None] * inward[:, None, None]
     grid = inner[:, None, None] + unit * (along + ACROSS[:, None] * right) - 0.5
     flat = grid.astype(np.float32).reshape(-1, len(ACROSS), 2)
-    colours = cv2.remap(frame, flat, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return colours.reshape(*grid.shape[:3], 3).mean(2)
+    colors = cv2.remap(frame, flat, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return colors.reshape(*grid.shape[:3], 3).mean(2)
 
 
-def _features(colours: np.ndarray) -> np.ndarray:
+def _features(colors: np.ndarray) -> np.ndarray:
     """Log luminance and log ratios of red to green and green to blue, steadied against noise in the dark."""
-    luminance = np.log(colours @ [0.299, 0.587, 0.114] + 12)
-    red, green, blue = np.moveaxis(np.log(colours + 8), -1, 0)
+    luminance = np.log(colors @ [0.299, 0.587, 0.114] + 12)
+    red, green, blue = np.moveaxis(np.log(colors + 8), -1, 0)
     return np.stack([luminance, red - green, green - blue], axis=-1)
 
 
-def _edge(colours: np.ndarray, features: np.ndarray, spread: np.ndarray, room: float, thickness: float,
+def _edge(colors: np.ndarray, features: np.ndarray, spread: np.ndarray, room: float, thickness: float,
           upper: bool) -> tuple[float, float]:
     """Place along one profile (S,3) where the lip ends and the trust in it; (0, 0) if no edge is seen."""
     lip = (ALONG >= -LIP[0] * thickness) & (ALONG <= -LIP[1] * thickness)
@@ -102,7 +102,7 @@ def _edge(colours: np.ndarray, features: np.ndarray, spread: np.ndarray, room: f
     if trust <= 0:
         return 0.0, 0.0
     # the steepest step near by: blur leaves it in place, shading has no step
-    slope = np.linalg.norm(colours[2:] - colours[:-2], axis=1)
+    slope = np.linalg.norm(colors[2:] - colors[:-2], axis=1)
     first = max(at - 1 - BEFORE, 1)
     i = first + int(slope[first:at + (AFTER_UPPER if upper else AFTER_LOWER)].argmax())
     low, high = slope[i - 1], slope[min(i + 1, len(slope) - 1)]
@@ -111,7 +111,7 @@ def _edge(colours: np.ndarray, features: np.ndarray, spread: np.ndarray, room: f
     return float(place), float(trust)
 
 
-def snap(pixels: np.ndarray, evidence: np.ndarray, good: np.ndarray, unit: float) -> np.ndarray:
+def correct_lips(pixels: np.ndarray, evidence: np.ndarray, good: np.ndarray, unit: float) -> np.ndarray:
     """Landmarks (T,68,2) with the inner lips corrected by the evidence (T,6,2) of a whole clip.
 
     good (T,) bool: frames whose landmarks were found, the only ones that are used and changed; unit: pixels of the picture

@@ -54,7 +54,7 @@ def compose(motion: np.ndarray, center: np.ndarray) -> np.ndarray:
     return np.column_stack([linear, center + [dx, dy] - linear @ center])
 
 
-def chain(second: np.ndarray, first: np.ndarray) -> np.ndarray:
+def concatenate(second: np.ndarray, first: np.ndarray) -> np.ndarray:
     """The similarity (2,3) that does `first`, then `second`."""
     return np.column_stack([second[:, :2] @ first[:, :2], second[:, :2] @ first[:, 2] + second[:, 2]])
 
@@ -243,7 +243,7 @@ class Matcher:
             except np.linalg.LinAlgError:
                 return Match(matrix, np.inf)
             gain, offset = float(step[4]), float(step[5] - 128.0 * step[4])
-            matrix = chain(matrix, inverse(self._similarity(step)))
+            matrix = concatenate(matrix, inverse(self._similarity(step)))
             if not 0.4 < np.hypot(matrix[0, 0], matrix[1, 0]) < 2.5:
                 return Match(matrix, np.inf)
             if np.abs(step[:4]).max() < CONVERGED * (1 << level.number):
@@ -275,7 +275,7 @@ class TorsoTracker:
         self.spans, self.faces = list(spans), faces
         self.matchers = [Matcher(frame, labels) for frame, labels in references]
         self.common = max(range(len(self.spans)), key=lambda shot: self.spans[shot][1] - self.spans[shot][0])
-        self.untied: list[int] = []
+        self.unmatched: list[int] = []
         self.ties = [self._tie(shot, references) for shot in range(len(references))]
 
     def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
@@ -284,7 +284,7 @@ class TorsoTracker:
         shot = next(k for k, (start, stop) in enumerate(self.spans) if start <= t < stop)
         guesses = [face_similarity(self.faces[shot], face), np.eye(2, 3)]
         match = self.matchers[shot](pyramid(frame), labels, guesses)
-        return np.full(4, np.nan) if match is None else decompose(chain(match.matrix, self.ties[shot]), self.center)
+        return np.full(4, np.nan) if match is None else decompose(concatenate(match.matrix, self.ties[shot]), self.center)
 
     def _tie(self, shot: int, references: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Similarity (2,3) from the common reference to this shot's, verified by matching back."""
@@ -297,15 +297,15 @@ class TorsoTracker:
             back = self.matchers[shot](pyramid(frame), labels, [inverse(there.matrix), inverse(guess)])
             if back is not None:
                 reach = self.matchers[self.common].radius
-                loop = decompose(chain(back.matrix, there.matrix), self.matchers[self.common].centre) - IDENTITY
+                loop = decompose(concatenate(back.matrix, there.matrix), self.matchers[self.common].centre) - IDENTITY
                 if np.linalg.norm(loop[:2]) + reach * np.linalg.norm(loop[2:]) < 2 * LOOP * reach:
                     both = [decompose(there.matrix, self.center), decompose(inverse(back.matrix), self.center)]
                     return compose(np.mean(both, 0), self.center)
-        self.untied.append(shot)
+        self.unmatched.append(shot)
         return guess
 
 
-def finish(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
+def fill_and_smooth(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
     """Motion (T,4) with NaN where lost -> (T,4) float32, gaps interpolated and smoothed within each shot."""
     out = np.array(motion, float)
     for start, stop in spans:

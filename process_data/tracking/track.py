@@ -1,4 +1,4 @@
-"""From what the detector saw to landmarks and poses: a first fit, corners of the skin, the final fit, head space."""
+"""The detector's points -> landmarks and poses: a first fit, corner tracks of the skin, a final fit, the move to head space."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,103 +10,130 @@ from scipy.signal import savgol_filter
 from process_data.config import ProcessConfig
 from process_data.detection.base import Scheme
 from process_data.tracking import bundle_adjustment, corner_tracks, lip_edges
-from process_data.workers import Workers, chunks, tick
+from process_data.workers import Workers, chunk_spans, report_done
+from shared.arrays import evenly
 from shared.camera import pose_matrix, project
 from shared.files import write_arrays
 from shared.landmarks import EYE_CORNER_DISTANCE, JAW, LIPS, eye_opening, lip_opening
 from shared.media.video_io import read_video
 
-DETECTOR_PIXELS = 1.5  # error to expect of a detector's point, at 512²
-FLOW_PIXELS = 0.3  # and of a tracked corner
+DETECTOR_PIXELS = 1.5  # expected error of a detector's point, pixels of a 512² picture
+CORNER_PIXELS = 0.3  # expected error of a tracked corner, likewise
+SHAPE_SAMPLES = 200  # frames that the first shape is the mean of
 DEPTH_REACH = 0.02  # metres over which a correction of the rigid points carries over to their neighbours
-TREMBLE = 2.0  # standard deviation, frames, of the smoothing that parts the detector's slow errors from its fast ones
-MOVING = set(LIPS) | set(range(36, 48)) | set(JAW)
+SLOW_FRAMES = 2.0  # standard deviation of the smoothing that separates the detector's slow errors from its fast ones
+JAW_WINDOW = 5  # Savitzky–Golay window of the jaw, frames
+MOVING = set(LIPS) | set(range(36, 48)) | set(JAW)  # landmarks that speech and blinking move
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """landmarks (T,68,3), poses (T,4,4), neutral (1,68,3); rms pixel errors of the detector's points and of the corners;
-    plain_poses (T,4,4), if asked for: what the detector alone gives frame by frame, to compare with."""
+    """landmarks (T,68,3) metres in head space, poses (T,4,4), neutral (1,68,3); rms pixel errors of the detector's points and
+    of the corners."""
 
     landmarks: np.ndarray
     poses: np.ndarray
     neutral: np.ndarray
     rms: tuple[float, float]
-    plain_poses: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The fit before it is moved to head space: landmarks (T,68,3), poses (T,4,4) and rms errors as in `Tracked`; `detector`,
+    the detector's rigid points, and `first`, the fit to these alone."""
+
+    landmarks: np.ndarray
+    poses: np.ndarray
+    rms: tuple[float, float]
+    detector: bundle_adjustment.Tracks
+    first: bundle_adjustment.PoseFit
 
 
 def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]], good: np.ndarray,
-          intrinsics: tuple[float, ...], config: ProcessConfig, work: Path, workers: Workers, quiet: bool = False,
-          compare: bool = False) -> Tracked:
-    """Points (T,P,3) in pixels, every frame filled in; good (T,) bool where a face was found; `compare` asks for plain poses."""
-    unit = 2 * intrinsics[2] / 512
+          intrinsics: tuple[float, ...], config: ProcessConfig, work: Path, workers: Workers, quiet: bool = False) -> Tracked:
+    """Landmarks, poses and neutral of a whole video.
+
+    points (T,P,3): the detector's points in pixels, every frame filled in, numbered as in `scheme`; spans: the shots,
+    start ≤ t < stop; good (T,) bool: a face was found; intrinsics fx, fy, cx, cy in pixels. Corner tracks are kept in
+    `work`, so that an interrupted run continues.
+    """
+    fit = fit_video(video, points, scheme, spans, good, intrinsics, config, work, workers, quiet)
+    space = head_space(fit.landmarks, good)
+    landmarks = space.landmarks(fit.landmarks)
+    return Tracked(landmarks, space.poses(fit.poses), neutral_face(landmarks[good]), fit.rms)
+
+
+def fit_video(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]], good: np.ndarray,
+              intrinsics: tuple[float, ...], config: ProcessConfig, work: Path, workers: Workers, quiet: bool = False) -> Fit:
+    """As `track`, but before the move to head space: poses from the detector's points, corner tracks, poses from both."""
+    unit = 2 * intrinsics[2] / 512  # pixels of this picture to one of a 512² picture
     rigid, seen68 = scheme.rigid, scheme.landmarks68
-    sample = points[np.linspace(0, len(points) - 1, min(len(points), 200)).astype(int)]
-    shape = bundle_adjustment.mean_shape(sample, rigid, scheme.rigid_weight, seen68)
+    shape = bundle_adjustment.mean_shape(points[evenly(len(points), SHAPE_SAMPLES)], rigid, scheme.rigid_weight, seen68)
     sigma = DETECTOR_PIXELS * unit / np.sqrt(scheme.rigid_weight)
     pixels = points[:, rigid, :2]
-    alone = bundle_adjustment.Tracks(pixels, np.full((len(points), 1), -1), sigma, shape[rigid], len(rigid))
-    first = bundle_adjustment.initial_poses(points[:, rigid], shape[rigid], scheme.rigid_weight, intrinsics)
-    rough = bundle_adjustment.fit(alone, first, spans, intrinsics, iterations=config.pose_iterations,
+    detector = bundle_adjustment.Tracks(pixels, np.full((len(points), 1), -1), sigma, shape[rigid], len(rigid))
+    start = bundle_adjustment.initial_poses(points[:, rigid], shape[rigid], scheme.rigid_weight, intrinsics)
+    first = bundle_adjustment.fit(detector, start, spans, intrinsics, iterations=config.pose_iterations,
                                   smoothness=config.pose_smoothness)
 
-    depth = _corrected(shape, shape[rigid], rough.points)[seen68, 2]
+    depth = _corrected(shape, shape[rigid], first.points)[seen68, 2]
     pixels68 = points[:, seen68, :2]
-    landmarks = bundle_adjustment.unproject(pixels68, depth, rough.poses, intrinsics)
-    numbers, nearest = corner_tracks.choose_references(landmarks, rough.poses, spans, good)
-    references = [_reference(video, t, landmarks[t], rough, intrinsics) for t in numbers]
-    corners, evidence = follow(video, references, nearest, rough.poses, numbers, pixels68, intrinsics, work, workers, quiet)
-    starts = [np.concatenate([r.points, np.zeros((corner_tracks.CORNERS - len(r.points), 3))]) for r in references]
-    both = bundle_adjustment.Tracks(np.concatenate([pixels, corners], axis=1), nearest,
-                       np.concatenate([sigma, np.full(corner_tracks.CORNERS * len(references), FLOW_PIXELS * unit)]),
-                       np.concatenate([rough.points, *starts]), len(rigid))
-    fitted = bundle_adjustment.fit(both, rough.poses.astype(float), spans, intrinsics, iterations=config.pose_iterations,
-                      smoothness=config.pose_smoothness, needed=tuple(numbers))
-    pixels68 = lip_edges.snap(pixels68, evidence, good, unit)
-    landmarks = _steady(bundle_adjustment.unproject(pixels68, depth, rough.poses, intrinsics),
-                        bundle_adjustment.unproject(pixels68, depth, fitted.poses, intrinsics), spans)
-    landmarks = _smooth_rest(landmarks, spans, config.rest_window)
-    plain = rough.poses
-    if compare:
-        plain = bundle_adjustment.fit_poses(alone, rough.points, rough.poses.astype(float), spans, intrinsics, 3, 0.0)
-    landmarks, poses, plain = to_convention(landmarks, fitted.poses, plain, good)
-    return Tracked(landmarks, poses, neutral_face(landmarks[good]), fitted.rms, plain if compare else None)
+    landmarks = bundle_adjustment.unproject(pixels68, depth, first.poses, intrinsics)
+    numbers, nearest = corner_tracks.choose_references(landmarks, first.poses, spans, good)
+    references = [_reference(video, t, landmarks[t], first, intrinsics) for t in numbers]
+    corners, edges = track_corners(video, references, nearest, first.poses, numbers, pixels68, intrinsics, work, workers, quiet)
+    places = [np.concatenate([r.points, np.zeros((corner_tracks.CORNERS - len(r.points), 3))]) for r in references]
+    both = bundle_adjustment.Tracks(
+        np.concatenate([pixels, corners], axis=1), nearest,
+        np.concatenate([sigma, np.full(corner_tracks.CORNERS * len(references), CORNER_PIXELS * unit)]),
+        np.concatenate([first.points, *places]), len(rigid))
+    final = bundle_adjustment.fit(both, first.poses.astype(float), spans, intrinsics, iterations=config.pose_iterations,
+                                  smoothness=config.pose_smoothness, needed=tuple(numbers))
+    pixels68 = lip_edges.correct_lips(pixels68, edges, good, unit)
+    landmarks = _slow_and_fast(bundle_adjustment.unproject(pixels68, depth, final.poses, intrinsics),
+                               bundle_adjustment.unproject(pixels68, depth, first.poses, intrinsics), spans)
+    return Fit(_smooth_rest(landmarks, spans, config.rest_window), final.poses, final.rms, detector, first)
 
 
 def _corrected(shape: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The whole shape (P,3) moved as its rigid points moved from `before` to `after` (R,3), smoothly."""
+    """The whole shape (P,3) moved as its rigid points moved, from `before` to `after` (R,3), weighted by nearness."""
     distance = np.linalg.norm(shape[:, None] - before[None], axis=2)
     weight = np.exp(-0.5 * (distance / DEPTH_REACH) ** 2) + 1e-9
     return shape + weight @ (after - before) / (weight.sum(1, keepdims=True) + 1e-3)
 
 
-def _reference(video: Path, t: int, landmarks: np.ndarray, rough: bundle_adjustment.PoseFit,
+def _reference(video: Path, t: int, landmarks: np.ndarray, fit: bundle_adjustment.PoseFit,
                intrinsics: tuple[float, ...]) -> corner_tracks.Reference:
     frame = next(read_video(video, start=t, stop=t + 1))
-    at = rough.poses[t].astype(float)
-    return corner_tracks.make_reference(frame, project(landmarks, at, intrinsics), project(rough.points, at, intrinsics),
-                               rough.points[:, 2], at, intrinsics)
+    pose = fit.poses[t].astype(float)
+    return corner_tracks.make_reference(frame, project(landmarks, pose, intrinsics), project(fit.points, pose, intrinsics),
+                                        fit.points[:, 2], pose, intrinsics)
 
 
-def follow(video: Path, references: list[corner_tracks.Reference], nearest: np.ndarray, poses: np.ndarray, numbers: list[int],
-           pixels: np.ndarray, intrinsics: tuple[float, ...], work: Path, workers: Workers,
-           quiet: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (T,2·CORNERS,2) float32 of the corners of each frame's two references, NaN where they are not found, and what
-    the picture tells of the lips' edges (T,6,2), given the detector's landmarks (T,68,2)."""
-    parts = chunks(len(poses))
+def track_corners(video: Path, references: list[corner_tracks.Reference], nearest: np.ndarray, poses: np.ndarray,
+                  numbers: list[int], pixels: np.ndarray, intrinsics: tuple[float, ...], work: Path, workers: Workers,
+                  quiet: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (T,2·CORNERS,2) float32 of the corners of each frame's two references, NaN where they are not found; and the lip
+    edges (T,6,2) of `lip_edges.lip_evidence`.
+
+    nearest (T,2) which references, −1 for none; poses (T,4,4) of all frames, numbers: the references' frames; pixels
+    (T,68,2): the detector's landmarks.
+    """
+    parts = chunk_spans(len(poses))
     jobs = [(video, a, b, references, nearest[a:b], poses[a:b], poses[numbers], pixels[a:b], intrinsics, work)
-            for a, b in parts if not _flow_file(work, a).is_file()]
+            for a, b in parts if not _corner_file(work, a).is_file()]
     if jobs:
         left = sum(job[2] - job[1] for job in jobs)
-        workers.run(follow_chunk, jobs, len(poses), len(poses) - left, "refining", quiet=quiet)
-    stored = [np.load(_flow_file(work, a)) for a, _ in parts]
+        workers.run(track_corners_chunk, jobs, len(poses), len(poses) - left, "refining", quiet=quiet)
+    stored = [np.load(_corner_file(work, a)) for a, _ in parts]
     return np.concatenate([part["corners"] for part in stored]), np.concatenate([part["lips"] for part in stored])
 
 
-def follow_chunk(video: Path, start: int, stop: int, references: list[corner_tracks.Reference], nearest: np.ndarray,
-                 poses: np.ndarray, reference_poses: np.ndarray, pixels: np.ndarray, intrinsics: tuple[float, ...],
-                 work: Path) -> None:
-    """Write corners and lips of frames start ≤ t < stop to work/flow_NNNNNNN.npz; nearest, poses and pixels are theirs."""
+def track_corners_chunk(video: Path, start: int, stop: int, references: list[corner_tracks.Reference], nearest: np.ndarray,
+                        poses: np.ndarray, reference_poses: np.ndarray, pixels: np.ndarray, intrinsics: tuple[float, ...],
+                        work: Path) -> None:
+    """Write corners and lip edges of frames start ≤ t < stop to work/flow_NNNNNNN.npz; nearest, poses and pixels hold only
+    these frames."""
     corners = np.full((stop - start, nearest.shape[1], corner_tracks.CORNERS, 2), np.nan, np.float32)
     lips = np.zeros((stop - start, len(lip_edges.POINTS), 2), np.float32)
     for k, frame in enumerate(read_video(video, start=start, stop=stop)):
@@ -114,22 +141,23 @@ def follow_chunk(video: Path, start: int, stop: int, references: list[corner_tra
             found = corner_tracks.match(frame, references, int(number), poses[k], reference_poses, intrinsics)
             row[: len(found)] = found
         lips[k] = lip_edges.lip_evidence(frame, pixels[k])
-        tick()
-    write_arrays(_flow_file(work, start), corners=corners.reshape(len(corners), -1, 2), lips=lips)
+        report_done()
+    write_arrays(_corner_file(work, start), corners=corners.reshape(len(corners), -1, 2), lips=lips)
 
 
-def _flow_file(work: Path, start: int) -> Path:
+def _corner_file(work: Path, start: int) -> Path:
     return work / f"flow_{start:07d}.npz"
 
 
-def _steady(own: np.ndarray, exact: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
-    """Landmarks (T,68,3) that follow `exact`, those seen from the final poses, slowly and `own` fast.
+def _slow_and_fast(slow: np.ndarray, fast: np.ndarray, spans: list[tuple[int, int]]) -> np.ndarray:
+    """Landmarks (T,68,3) with the slow motion of `slow` and the fast motion of `fast`, within each shot.
 
-    The detector's points tremble together; from the poses that fit them alone, which tremble with them, they keep still.
+    `slow` is unprojected with the final poses, `fast` with the first ones, which are fitted to the detector's points alone:
+    the common jitter of those points is in these poses too, so it cancels.
     """
-    out = own.copy()
+    out = fast.copy()
     for start, stop in spans:
-        out[start:stop] += gaussian_filter1d(exact[start:stop] - own[start:stop], TREMBLE, axis=0, mode="nearest")
+        out[start:stop] += gaussian_filter1d(slow[start:stop] - fast[start:stop], SLOW_FRAMES, axis=0, mode="nearest")
     return out
 
 
@@ -138,7 +166,7 @@ def _smooth_rest(landmarks: np.ndarray, spans: list[tuple[int, int]], window: in
     out = landmarks.copy()
     rest = [k for k in range(68) if k not in MOVING]
     for start, stop in spans:
-        for group, length in ((rest, window), (JAW, 5)):
+        for group, length in ((rest, window), (JAW, JAW_WINDOW)):
             if stop - start > length:
                 out[start:stop, group] = savgol_filter(out[start:stop, group], length, 2, axis=0)
     return out
@@ -153,25 +181,36 @@ def neutral_face(landmarks: np.ndarray) -> np.ndarray:
     return np.median(chosen, axis=0, keepdims=True).astype(np.float32)
 
 
-def to_convention(landmarks: np.ndarray, poses: np.ndarray, plain: np.ndarray,
-                  good: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Move, turn and scale head space so that the neutral's corners 36 and 45 lie at (∓0.045, 0, 0); pictures stay the same.
+@dataclass(frozen=True)
+class HeadSpace:
+    """Similarity from the space of a fit to head space: new = scale·turn·(old − middle); turn (3,3), middle (3,) metres."""
 
-    landmarks (T,68,3); poses and plain (T,4,4) of the same head space; good (T,) bool: frames that make the neutral.
+    scale: float
+    turn: np.ndarray
+    middle: np.ndarray
+
+    def landmarks(self, old: np.ndarray) -> np.ndarray:
+        """Points (..., 3) -> (..., 3) float32 metres in head space."""
+        return (self.scale * (old - self.middle) @ self.turn.T).astype(np.float32)
+
+    def poses(self, old: np.ndarray) -> np.ndarray:
+        """Poses (T,4,4) from the old space to the camera -> those from head space; the pixels stay the same.
+
+        camera = R·old + t with old = turnᵀ·new/scale + middle; camera space is scaled too, which moves no pixel.
+        """
+        rotation, shift = old[:, :3, :3].astype(float), old[:, :3, 3].astype(float)
+        return pose_matrix(rotation @ self.turn.T, self.scale * (shift + rotation @ self.middle))
+
+
+def head_space(landmarks: np.ndarray, good: np.ndarray) -> HeadSpace:
+    """The move that puts the outer eye corners, 36 and 45, of the neutral at (∓0.045, 0, 0) metres.
+
+    landmarks (T,68,3) in the space of a fit; good (T,) bool: frames that the neutral is made of.
     """
     neutral = neutral_face(landmarks[good])[0].astype(float)
     right, left = neutral[36], neutral[45]
-    scale = EYE_CORNER_DISTANCE / np.linalg.norm(left - right)
     x = (left - right) / np.linalg.norm(left - right)
     z = np.array([0, 0, 1.0]) - x * x[2]
     z = z / np.linalg.norm(z)
     turn = np.stack([x, np.cross(z, x), z])  # new axes in old ones
-    middle = (left + right) / 2
-    moved = scale * (landmarks - middle) @ turn.T
-
-    def turned(old: np.ndarray) -> np.ndarray:
-        # camera = R·old + t with old = turnᵀ·new/scale + middle; the whole scene scales, so pixels do not change
-        rotation, shift = old[:, :3, :3].astype(float), old[:, :3, 3].astype(float)
-        return pose_matrix(rotation @ turn.T, scale * (shift + rotation @ middle))
-
-    return moved.astype(np.float32), turned(poses), turned(plain)
+    return HeadSpace(float(EYE_CORNER_DISTANCE / np.linalg.norm(left - right)), turn, (left + right) / 2)

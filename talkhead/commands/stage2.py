@@ -164,13 +164,13 @@ def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align:
     talkhead stage2 eval me
     talkhead stage2 eval me --split test --every 10 --no-align
     """
-    from shared.avatar import Avatar, avatar_folder, refined_poses, require_video
+    from shared.avatar import Avatar, avatar_folder, refined_poses
     from shared.clip import Clip
     from shared.training import pick_device
     from stage2_gaussian.evaluation.evaluate import evaluate_head
 
     source, target = Clip(clip), Avatar(avatar or avatar_folder(clip))
-    require_video(source)
+    source.require_video()
     target.require("stage2")
     folder = output or source.training / "stage2" / "eval"
     tables = evaluate_head(source, target.stage2, folder, splits=source.held_out(splits), device=pick_device(device),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.cross_validation import contiguous_folds, cross_validate, fold_clip, opening_r, openings, paired_block_bootstrap
-from shared.clip import Bad, Clip, Shot
+from shared.clip import Clip, ExcludedSpan, Shot
 from shared.errors import TalkheadError
 from shared.landmarks import lip_opening
 
@@ -111,7 +111,7 @@ def test_no_fit_sees_the_frames_that_it_is_judged_on(make_clip: Callable[..., Cl
     """Each fit hears only its own train; what it returns for its test comes out in order, without bad frames."""
     landmarks = np.random.default_rng(0).normal(size=(300, 68, 3)).astype(np.float32)
     clip = make_clip(tmp_path / "clip", np.zeros(300 * 640), landmarks, landmarks[0], {"train": [(0, 200)], "test": [(200, 300)]})
-    clip.info.bad.append(Bad(40, 50, "hand"))
+    clip.info.excluded.append(ExcludedSpan(40, 50, "hand"))
     written = {path: path.read_bytes() for path in clip.root.iterdir()}
     seen = []
 

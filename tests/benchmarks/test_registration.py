@@ -42,7 +42,7 @@ def swaying(tmp_path_factory):
             marks.write(labels)
     save_landmarks(clip.landmarks, np.tile(shape, (FRAMES, 1, 1)))
     save_array(clip.poses, poses)
-    save_array(clip.torso, torso)
+    save_array(clip.torso_motion, torso)
     clip.save_info(ClipInfo("swaying", "x", "0", SIZE, SIZE, FRAMES, INTRINSICS, (0, 0, SIZE),
                             [Shot(0, 14, "background.png"), Shot(14, FRAMES, "background_01.png")]))
     return clip, torso
@@ -50,9 +50,9 @@ def swaying(tmp_path_factory):
 
 def test_the_true_motion_stands_still_and_none_does_not(swaying):
     clip, torso = swaying
-    save_array(clip.torso, torso)
+    save_array(clip.torso_motion, torso)
     right = registration(clip)
-    save_array(clip.torso, np.tile(np.float32([0, 0, 0, 1]), (FRAMES, 1)))
+    save_array(clip.torso_motion, np.tile(np.float32([0, 0, 0, 1]), (FRAMES, 1)))
     wrong = registration(clip)
     assert right["torso"] < 0.4 * wrong["torso"]
     assert right["shoulders"] < 0.6 * wrong["shoulders"]

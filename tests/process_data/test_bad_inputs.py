@@ -92,8 +92,8 @@ ELSEWHERE |= {what: ("tests/talkhead/test_synthesized_sound.py", test) for what,
     "eval into the avatar": "test_an_avatar_holds_no_pictures_of_evaluations",
     "eval of a split in which no face is found": "test_a_split_without_a_face_is_a_sentence",
     "inspect of an avatar that was evaluated by an earlier version": "test_an_avatar_holds_no_pictures_of_evaluations"}.items()}
-ELSEWHERE["saturated colours"] = ("tests/shared/media/test_video_colours.py",
-                                  "test_saturated_colours_come_back_and_the_stream_says_which_they_are")
+ELSEWHERE["saturated colours"] = ("tests/shared/media/test_video_colors.py",
+                                  "test_saturated_colors_come_back_and_the_stream_says_which_they_are")
 ANY_MACHINE, WORKERS = "tests/test_any_machine.py", "tests/process_data/test_workers.py"
 ELSEWHERE |= {
     'a package folder and a home folder that cannot be written': (ANY_MACHINE,
@@ -518,7 +518,7 @@ def small_clip(folder, frames=60, train=50):
     pose = np.diag([1.0, -1, -1, 1])
     pose[2, 3] = 0.6
     save_array(clip.poses, np.repeat(pose[None], frames, 0))
-    save_array(clip.torso, np.repeat([[0.0, 0, 0, 1]], frames, 0))
+    save_array(clip.torso_motion, np.repeat([[0.0, 0, 0, 1]], frames, 0))
     save_wav(clip.audio, tone(frames / FPS))
     write_png(clip.background, GREY[:32, :32])
     clip.save_info(ClipInfo("me", "me.mov", "00", 32, 32, frames, (40.0, 40.0, 16.0, 16.0), (0, 0, 32),
@@ -611,7 +611,7 @@ def test_a_phone_video_of_everything_unusual(actor, tmp_path):
     info = probe(video)
     assert (info.width, info.height, info.frames_estimate) == (181, 201, 96)
     output, clip = processed(video, tmp_path)
-    assert clip.info.frames == 96 and not clip.info.bad and output.count("warning: ") == 1  # only that it is short
+    assert clip.info.frames == 96 and not clip.info.excluded and output.count("warning: ") == 1  # only that it is short
     assert clip.info.width == clip.info.height and clip.info.width % 2 == 0
     assert clip.info.crop[0] + clip.info.crop[2] <= 181 and clip.info.crop[1] + clip.info.crop[2] <= 201
     pixels = project(clip.load_landmarks(), clip.load_poses(), clip.info.intrinsics)
@@ -651,9 +651,9 @@ def test_a_recording_that_breaks_off(actor, tmp_path):
     os.truncate(video, int(0.96 * video.stat().st_size))
     output, clip = processed(video, tmp_path)
     assert 95 <= clip.info.frames < 109
-    reasons = [(bad.reason, bad.start) for bad in clip.info.bad]
+    reasons = [(bad.reason, bad.start) for bad in clip.info.excluded]
     assert ("no face", 0) in reasons and any(reason == "the face leaves the picture" for reason, _ in reasons)
-    assert max(bad.stop for bad in clip.info.bad) <= 20
+    assert max(bad.stop for bad in clip.info.excluded) <= 20
     for row in ("silent sound", "the face leaves the picture", "the face is away for a while"):
         says(row, output)
     says("an .mp4 cut off behind its index", output)
@@ -677,9 +677,9 @@ def test_incidents_are_bad_stretches():
     faces = np.array([[k, 120, 110, 180, 190] for k in range(0, 200, 10)] + [[50, 10, 110, 70, 190]], float)
     hands = np.array([[100, 140, 140, 160, 160], [150, 0, 0, 20, 20]], float)
     none = np.zeros(200, bool)
-    bad = quality.find_bad(none, ~none, poses, pixels, faces, hands, ProcessConfig(), others=none)
+    bad = quality.find_excluded(none, ~none, poses, pixels, faces, hands, ProcessConfig(), others=none)
     assert [(b.start, b.stop, b.reason) for b in bad] == [(41, 60, "a second face"), (96, 105, "a hand at the mouth")]
-    told = "\n".join(quality.warnings([], bad, None, False, np.ones(10) * 0.1, pixels, faces, 300))
+    told = "\n".join(quality.recording_warnings([], bad, None, False, np.ones(10) * 0.1, pixels, faces, 300))
     says("a second face for a while", told)
     says("a hand at the mouth", told)
 

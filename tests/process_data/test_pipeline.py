@@ -13,7 +13,7 @@ from shared.metrics import correlation, landmark_motion_error, psnr, rotation_er
 
 
 def check_tracker(clip, truth):
-    assert not clip.info.bad  # the face was found in every frame
+    assert not clip.info.excluded  # the face was found in every frame
     count = clip.info.frames
     error = landmark_motion_error(clip.load_landmarks(), truth.landmarks[:count], INNER51)
     assert error <= 0.0015, f"inner landmarks move {1000 * error:.2f} mm wrong"
@@ -51,8 +51,8 @@ def test_labels_plate_and_torso_agree_with_the_truth(actor_clip):
     true_plate = read_png(truth.root / "background.png")
     seen = np.stack([f == 0 for f in clip.label_frames()]).all(0)
     assert psnr(plate, true_plate, seen) > 28
-    motion = clip.load_torso()
-    wrong = (motion - motion[0]) - (truth.torso - truth.torso[0])[: len(motion)]
+    motion = clip.load_torso_motion()
+    wrong = (motion - motion[0]) - (truth.torso_motion - truth.torso_motion[0])[: len(motion)]
     assert np.abs(wrong[:, :2]).mean() < 0.5
 
 
@@ -81,10 +81,10 @@ def test_an_interrupted_run_continues_and_ends_the_same(actor_clip, tmp_path, mo
             process(truth.video, tmp_path / "clip", config=ProcessConfig(), quiet=True)
     assert not Clip(tmp_path / "clip").exists()
     # tracking is not done twice, so nothing calls it
-    monkeypatch.setattr("process_data.detection.detection_pass.observe_chunk", stop)
+    monkeypatch.setattr("process_data.detection.detection_pass.detect_chunk", stop)
     again = process(truth.video, tmp_path / "clip", config=ProcessConfig(), workers=1, quiet=True)
     np.testing.assert_array_equal(again.load_landmarks(), clip.load_landmarks())
-    np.testing.assert_array_equal(again.load_torso(), clip.load_torso())
+    np.testing.assert_array_equal(again.load_torso_motion(), clip.load_torso_motion())
     for ours, theirs in ((again.label_frames(), clip.label_frames()), (again.alpha_frames(), clip.alpha_frames())):
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(a, b)

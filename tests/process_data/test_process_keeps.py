@@ -44,7 +44,7 @@ def write_clip(clip, grey, name="me"):
     save_landmarks(clip.landmarks, np.repeat(TEMPLATE[None], 4, 0))
     save_landmarks(clip.neutral, TEMPLATE[None])
     save_array(clip.poses, np.repeat(pose(0.8), 4, 0))
-    save_array(clip.torso, np.zeros((4, 4)))
+    save_array(clip.torso_motion, np.zeros((4, 4)))
     for path in (clip.labels, clip.alpha, clip.report):
         path.write_bytes(bytes([grey]))
     write_png(clip.background, np.full((128, 128, 3), grey, np.uint8))
@@ -164,12 +164,12 @@ def test_a_refused_run_leaves_the_finished_clip_as_it_was(clip, tmp_path, monkey
     assert everything(tmp_path) == before
 
     def nobody(video, count, *_, **__):
-        from process_data.detection.detection_pass import Observed
+        from process_data.detection.detection_pass import Detections
 
-        return Observed(np.full((count, 3, 3), np.nan, np.float32), np.zeros(count), np.zeros((0, 5)), np.zeros((0, 5)),
+        return Detections(np.full((count, 3, 3), np.nan, np.float32), np.zeros(count), np.zeros((0, 5)), np.zeros((0, 5)),
                         np.zeros(count, bool), None)
 
-    monkeypatch.setattr(pipeline.detection_pass, "observe", nobody)
+    monkeypatch.setattr(pipeline.detection_pass, "detect_video", nobody)
     refused(run("process", source, clip.root, "--overwrite"), "no face is found in any of 6 frames")
     assert everything(tmp_path) == before
     empty = tmp_path / "empty"
@@ -185,7 +185,7 @@ def test_an_interrupted_run_leaves_the_finished_clip_and_its_own_work(clip, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.detection_pass, "observe", stop)
+        patch.setattr(pipeline.detection_pass, "detect_video", stop)
         assert run("process", source, clip.root, "--overwrite").exit_code == 130
     now = everything(clip.root)
     work = {name: data for name, data in now.items() if name.startswith(WORK)}

@@ -89,10 +89,11 @@ def test_frames_without_a_picture_are_told_from_those_without_a_face(tmp_path, a
     assert np.flatnonzero(video.no_picture(path, np.zeros(20, bool), 0.6)).tolist() == list(range(15))
     assert not video.no_picture(path, np.zeros(20, bool), 0.08).any()
     points = np.random.default_rng(0).uniform(40, 100, (20, 68, 2))
-    bad = quality.find_bad(lost, np.ones(20, bool), np.repeat(np.eye(4)[None], 20, 0), points, np.zeros((0, 5)), np.zeros((0, 5)),
-                           ProcessConfig(max_turn_degrees=180), blank=blank)
+    none = np.zeros((0, 5))
+    bad = quality.find_excluded(lost, np.ones(20, bool), np.repeat(np.eye(4)[None], 20, 0), points, none, none,
+                                ProcessConfig(max_turn_degrees=180), blank=blank)
     assert [(b.start, b.stop, b.reason) for b in bad] == [(0, 3, "no picture"), (6, 7, "no face"), (15, 20, "no picture")]
-    said = quality.warnings([], bad, None, False, np.ones(100), points, np.zeros((0, 5)), 160)
+    said = quality.recording_warnings([], bad, None, False, np.ones(100), points, np.zeros((0, 5)), 160)
     assert "no picture in 8 frame(s), which are skipped; cut them off" in said
 
 
@@ -113,12 +114,12 @@ def test_lips_that_never_move_are_told():
     rows = np.repeat(np.random.default_rng(0).normal(scale=0.05, size=(1, 68, 3)), 100, 0)
     rows[:, 51] = rows[:, 62] = rows[:, 66] = rows[:, 57] = 0
     change = np.full(100, 0.01)
-    assert quality.still(rows, change) == ["the lips do not move; nothing can be learned of speech: film the person while they "
-                                           "speak"]
-    assert quality.still(rows, 0 * change)[0].startswith("the picture stands still and the lips do not move; ")
+    sentence = "the lips do not move; nothing can be learned of speech: film the person while they speak"
+    assert quality.still_warnings(rows, change) == [sentence]
+    assert quality.still_warnings(rows, 0 * change)[0].startswith("the picture stands still and the lips do not move; ")
     moving = rows.copy()
     moving[:, 60:68] *= 1 + 0.2 * np.sin(np.arange(100))[:, None, None]
-    assert quality.still(moving, change) == []
+    assert quality.still_warnings(moving, change) == []
 
 
 def test_a_file_is_told_to_be_cut_off_only_by_its_own_tracks(tmp_path, actor):

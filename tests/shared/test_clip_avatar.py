@@ -5,7 +5,7 @@ import pytest
 
 from shared.avatar import Avatar, create_from_clip
 from shared.camera import pose_matrix
-from shared.clip import Bad, Clip, ClipInfo, Shot
+from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import save_array, save_landmarks
@@ -24,12 +24,12 @@ def clip(tmp_path):
     save_landmarks(clip.landmarks, np.tile(TEMPLATE, (10, 1, 1)))
     save_landmarks(clip.neutral, TEMPLATE[None])
     save_array(clip.poses, pose_matrix(np.tile(np.diag([1.0, -1, -1]), (10, 1, 1)), np.arange(1, 11)[:, None] * [0, 0, 1.0]))
-    save_array(clip.torso, np.zeros((10, 4)))
+    save_array(clip.torso_motion, np.zeros((10, 4)))
     for k, name in enumerate(("background.png", "background_01.png")):
         write_png(clip.root / name, np.full((16, 16, 3), k, np.uint8))
     clip.save_info(ClipInfo("me", "me.mov", "00", 16, 16, 10, (20.0, 20.0, 8.0, 8.0), (0, 0, 16),
                             [Shot(0, 3, "background.png"), Shot(3, 10, "background_01.png")],
-                            bad=[Bad(8, 9, "no face")], split={"train": [(0, 9)], "test": [(9, 10)]}))
+                            excluded=[ExcludedSpan(8, 9, "no face")], split={"train": [(0, 9)], "test": [(9, 10)]}))
     return clip
 
 
@@ -62,13 +62,13 @@ def test_alpha_is_optional_and_read_like_labels(clip):
 
 def test_wrong_clips_are_refused(clip, tmp_path):
     with pytest.raises(TalkheadError, match="is not a clip folder"):
-        _ = Clip(tmp_path / "none").info
+        Clip(tmp_path / "none").check()
     save_landmarks(clip.landmarks, np.tile(TEMPLATE, (9, 1, 1)))
     with pytest.raises(TalkheadError, match="expected 10 frames as in clip.json, found 9"):
         clip.load_landmarks()
     clip.save_info(dataclasses.replace(clip.info, format=99))
     with pytest.raises(TalkheadError, match="expected clip format 1, found 99"):
-        _ = clip.info
+        clip.check()
 
 
 def test_avatar_takes_the_longest_stretch_of_one_shot(clip, tmp_path):

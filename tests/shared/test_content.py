@@ -9,7 +9,7 @@ import pytest
 
 from shared.avatar import Avatar, add_part, create_from_clip, refined_poses, refuse_other_clip
 from shared.camera import pose_matrix
-from shared.clip import Bad, Clip, ClipInfo, Shot
+from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
 from shared.errors import TalkheadError, TalkheadWarning
 from shared.face_check import TEMPLATE
 from shared.files import read_json, sha256, write_json
@@ -35,7 +35,7 @@ def make_clip(root, grey=100, name="me"):
     save_landmarks(clip.landmarks, np.repeat(TEMPLATE[None], LENGTH, 0))
     save_landmarks(clip.neutral, TEMPLATE[None])
     save_array(clip.poses, np.repeat(pose(0.8), LENGTH, 0))
-    save_array(clip.torso, np.zeros((LENGTH, 4)))
+    save_array(clip.torso_motion, np.zeros((LENGTH, 4)))
     write_png(clip.background, np.full((16, 16, 3), grey, np.uint8))
     info = ClipInfo(name, "me.mov", "00", 16, 16, LENGTH, (20.0, 20.0, 8.0, 8.0), (0, 0, 16), [Shot(0, LENGTH, "background.png")],
                     split={"train": [(0, 5)], "test": [(5, 6)]})
@@ -80,7 +80,8 @@ def test_the_fingerprint_is_of_all_that_training_reads(clip):
     os.utime(clip.landmarks, (stamp.st_atime, stamp.st_mtime))
     edited = clip.fingerprint()
     assert edited != before and clip.changed() == ["landmarks.npy"]
-    for change in ({"split": {"train": [(0, 4)]}}, {"bad": [Bad(1, 2, "away")]}, {"intrinsics": (21.0, 20.0, 8.0, 8.0)}):
+    for change in ({"split": {"train": [(0, 4)]}}, {"excluded": [ExcludedSpan(1, 2, "away")]},
+                   {"intrinsics": (21.0, 20.0, 8.0, 8.0)}):
         clip.save_info(dataclasses.replace(clip.info, **change))
         assert clip.fingerprint() != edited
         edited = clip.fingerprint()

@@ -18,7 +18,7 @@ from cli import cli
 from shared.avatar import Avatar
 from shared.camera import pose_matrix
 from shared.checkpoint import load_checkpoint, save_checkpoint
-from shared.clip import Bad, Clip, ClipInfo, Shot
+from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE, check_face
 from shared.files import read_json, write_json
@@ -137,9 +137,9 @@ def make_clip(folder):
     save_landmarks(clip.landmarks, ROWS[:10])
     save_landmarks(clip.neutral, TEMPLATE[None])
     save_array(clip.poses, np.repeat(pose_matrix(UPRIGHT, np.array([0, 0, 0.8]))[None], 10, 0))
-    save_array(clip.torso, np.tile([0.0, 0, 0, 1], (10, 1)))
+    save_array(clip.torso_motion, np.tile([0.0, 0, 0, 1], (10, 1)))
     clip.save_info(ClipInfo("me", "me.mov", "00", 16, 16, 10, (30.0, 30.0, 8.0, 8.0), (0, 0, 16), [Shot(0, 10, "background.png")],
-                            bad=[Bad(1, 2, "no face")], split={"train": [(0, 8)], "test": [(8, 10)]}))
+                            excluded=[ExcludedSpan(1, 2, "no face")], split={"train": [(0, 8)], "test": [(8, 10)]}))
     return clip
 
 

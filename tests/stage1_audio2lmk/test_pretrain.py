@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import cli
 from shared.checkpoint import load_checkpoint
-from shared.clip import Bad, Clip
+from shared.clip import Clip, ExcludedSpan
 from shared.errors import TalkheadError
 from shared.landmarks import lip_opening, save_landmarks
 from shared.media.audio_io import save_wav
@@ -118,7 +118,7 @@ def test_a_changed_clip_gets_other_rows(people: list[Clip], tmp_path: Path) -> N
     prints.append(fingerprint(copy, 0))
     save_wav(copy.audio, 0.5 * copy.load_audio())
     prints.append(fingerprint(copy, 0))
-    copy.save_info(dataclasses.replace(copy.info, bad=[Bad(10, 20, "blurred")]))
+    copy.save_info(dataclasses.replace(copy.info, excluded=[ExcludedSpan(10, 20, "blurred")]))
     prints.append(fingerprint(copy, 0))
     assert len(set(prints)) == 5
     copy.audio.unlink()

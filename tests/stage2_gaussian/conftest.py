@@ -106,7 +106,7 @@ def cartoon(tmp_path_factory) -> Clip:
 def short_cartoon(tmp_path) -> Clip:
     """8 frames of 96 × 96 pixels, the last one held out; with a torso at rest, so that an avatar can be made of it."""
     clip = make_clip(tmp_path / "clips" / "cartoon", 96, 8, 1)
-    save_array(clip.torso, np.tile(np.array([0, 0, 0, 1], np.float32), (8, 1)))
+    save_array(clip.torso_motion, np.tile(np.array([0, 0, 0, 1], np.float32), (8, 1)))
     return clip
 
 

@@ -42,7 +42,7 @@ def make_clip(root, grey=100):
     save_landmarks(clip.landmarks, np.repeat(TEMPLATE[None], LENGTH, 0))
     save_landmarks(clip.neutral, TEMPLATE[None])
     save_array(clip.poses, np.repeat(pose(0.8), LENGTH, 0))
-    save_array(clip.torso, np.zeros((LENGTH, 4)))
+    save_array(clip.torso_motion, np.zeros((LENGTH, 4)))
     write_png(clip.background, np.full((16, 16, 3), grey, np.uint8))
     clip.save_info(ClipInfo(root.name, "me.mov", "00", 16, 16, LENGTH, (20.0, 20.0, 8.0, 8.0), (0, 0, 16),
                             [Shot(0, LENGTH, "background.png")], split={"train": [(0, 5)], "test": [(5, 6)]}))

@@ -64,7 +64,7 @@ def toy_clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
             gray.write(labels)
     for shot, plate in zip(shots, plates):
         write_png(clip.root / shot.background, plate)
-    save_array(clip.torso, motion)
+    save_array(clip.torso_motion, motion)
     save_array(clip.poses, poses)
     clip.save_info(ClipInfo("toy", "toy.mp4", "0" * 64, SIZE, SIZE, count, (FOCAL, FOCAL, SIZE / 2, SIZE / 2),
                             (0, 0, SIZE), shots, split={"train": [(0, 20)], "test": [(20, 24)]}))

@@ -82,13 +82,13 @@ def test_push_pull_keeps_what_is_known_and_stays_within_it() -> None:
 
 def test_plate_of_the_toy_person(toy_clip: Clip) -> None:
     indices = toy_clip.split("train")
-    motion = torch.from_numpy(toy_clip.load_torso()[indices])
+    motion = torch.from_numpy(toy_clip.load_torso_motion()[indices])
     margin = margin_of(motion, 64, 64)
     plate = build_plate(zip(toy_clip.read_frames(indices), toy_clip.read_labels(indices)), motion, margin)
     assert plate.shape == (4, 64 + 2 * margin, 64 + 2 * margin) and plate.isfinite().all()
 
     frames, labels = toy_clip.read_frames(np.arange(20, 24)), toy_clip.read_labels(np.arange(20, 24))
-    warped = warp_plate(plate, torch.from_numpy(toy_clip.load_torso()[20:24]), 64, 64, margin)
+    warped = warp_plate(plate, torch.from_numpy(toy_clip.load_torso_motion()[20:24]), 64, 64, margin)
     alpha = torch.sigmoid(warped[:, 3]).numpy()
     assert (alpha[(labels == 1) | (labels == 2)] > 0.5).mean() > 0.99
     assert (alpha[labels == 0] < 0.5).mean() > 0.99

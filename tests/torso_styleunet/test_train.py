@@ -34,7 +34,7 @@ def trained(toy_clip: Clip, true_heads: Heads, tmp_path_factory: pytest.TempPath
 
 
 def frames_of(clip: Clip, heads: Heads, torso: Torso, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    given = (torch.from_numpy(array[indices]) for array in (clip.load_poses(), clip.load_torso()))
+    given = (torch.from_numpy(array[indices]) for array in (clip.load_poses(), clip.load_torso_motion()))
     plate = torch.from_numpy(clip.load_plates()[-1]).float() / 255
     made = composite(torso, heads(clip)(indices), *given, plate)
     return made, torch.from_numpy(clip.read_frames(indices)).float() / 255
@@ -57,7 +57,7 @@ def test_drawing_is_deterministic_batched_and_leaves_an_opaque_head_alone(toy_cl
                                                                           trained: tuple[Path, dict]) -> None:
     torso, indices = load_torso(trained[0]), np.array([3, 15, 22])
     heads = true_heads(toy_clip)(indices)
-    poses, motion = (torch.from_numpy(a[indices]) for a in (toy_clip.load_poses(), toy_clip.load_torso()))
+    poses, motion = (torch.from_numpy(a[indices]) for a in (toy_clip.load_poses(), toy_clip.load_torso_motion()))
     background = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0))
     full = composite(torso, heads, poses, motion, background)
     assert torch.equal(full, composite(torso, heads, poses, motion, background)), "no flicker from fresh noise"
@@ -78,7 +78,7 @@ def test_neighbouring_frames_move_smoothly(toy_clip: Clip, true_heads: Heads, tr
     """Half a motion step gives about half the change: nothing jumps with pose or position."""
     torso = load_torso(trained[0])
     head = true_heads(toy_clip)(np.array([5]))
-    poses, motion = toy_clip.load_poses(), toy_clip.load_torso()
+    poses, motion = toy_clip.load_poses(), toy_clip.load_torso_motion()
     steps = np.linspace(0, 1, 9)[:, None]
     path = torch.from_numpy((motion[5] * (1 - steps) + motion[6] * steps).astype(np.float32))
     layers = torso_rgba(torso, head.expand(9, -1, -1, -1), torch.from_numpy(poses[5:6]).expand(9, -1, -1), path)
@@ -152,7 +152,7 @@ def test_pairs_stay_within_a_shot(toy_clip: Clip) -> None:
 
 def test_motion_code_ignores_reframing_in_its_first_part_and_is_held_in_range(toy_clip: Clip) -> None:
     torso = train_module.new_torso(toy_clip, toy_clip.split("train"), toy_clip.load_poses(), resolve(TINY, CPU), CPU)
-    poses, motion = (torch.from_numpy(a[:4].copy()) for a in (toy_clip.load_poses(), toy_clip.load_torso()))
+    poses, motion = (torch.from_numpy(a[:4].copy()) for a in (toy_clip.load_poses(), toy_clip.load_torso_motion()))
     code = torso.raw_code(poses, motion)
     shift = 7.0  # pixels: the whole picture moves
     moved_poses, moved_motion = poses.clone(), motion.clone()

@@ -116,10 +116,10 @@ def test_files_of_make_actor(tmp_path):
     assert len(frames) == 15
     np.testing.assert_array_equal(load_landmarks(truth.root / "landmarks.npy"), truth.landmarks)
     np.testing.assert_array_equal(load_array(truth.root / "poses.npy", (4, 4)), truth.poses)
-    np.testing.assert_array_equal(load_array(truth.root / "torso.npy", (4,)), truth.torso)
+    np.testing.assert_array_equal(load_array(truth.root / "torso.npy", (4,)), truth.torso_motion)
     assert load_landmarks(truth.root / "neutral.npy").shape == (1, 68, 3)
     assert abs(len(load_audio(tmp_path / "actor.mp4")) - 15 * 640) <= 2048
-    drawn = render_actor(truth.landmarks, truth.poses, truth.torso, size=96, seed=1)
+    drawn = render_actor(truth.landmarks, truth.poses, truth.torso_motion, size=96, seed=1)
     for (picture, labels), frame, kept in zip(drawn, frames, read_gray_video(truth.root / "labels.mkv")):
         np.testing.assert_array_equal(labels, kept)
         assert np.abs(picture.astype(int) - frame).mean() < 4

@@ -49,9 +49,9 @@ def seen(tmp_path, frames, person="", *, monkeypatch):
     parts = [(a, min(a + 20, len(frames))) for a in range(0, len(frames), 20)]
     for a, b in parts:
         if not detection_pass._seen(work, a).is_file():
-            detection_pass.observe_chunk(video, a, b, DetectorChoice(), work)
-    monkeypatch.setattr(detection_pass, "chunks", lambda count: parts)
-    found = detection_pass.observe(video, len(frames), work, DetectorChoice(), Workers(1), quiet=True, person=person)
+            detection_pass.detect_chunk(video, a, b, DetectorChoice(), work)
+    monkeypatch.setattr(detection_pass, "chunk_spans", lambda count: parts)
+    found = detection_pass.detect_video(video, len(frames), work, DetectorChoice(), Workers(1), quiet=True, person=person)
     return found.points[:, found.scheme.landmarks68, :2].mean(1), found.others
 
 
@@ -113,9 +113,9 @@ def test_one_person_stays_one_through_cuts(tmp_path, actors, monkeypatch):
 def faces_of(*tracks):
     """Faces of (frames, centre, size, grey of the look) each."""
     rows = sorted((t, k) for k, (frames, *_) in enumerate(tracks) for t in frames)
-    look = [np.linspace(1 - g, 1 + g, 264).reshape(people.LOOK) for *_, g in tracks]
+    appearance = [np.linspace(1 - g, 1 + g, 264).reshape(people.APPEARANCE_SHAPE) for *_, g in tracks]
     return Faces(np.array([t for t, _ in rows]), np.array([tracks[k][1] for _, k in rows], float),
-                 np.array([tracks[k][2] for _, k in rows], float), np.array([look[k] for _, k in rows], np.float16)), [
+                 np.array([tracks[k][2] for _, k in rows], float), np.array([appearance[k] for _, k in rows], np.float16)), [
                      k for _, k in rows]
 
 
@@ -142,18 +142,18 @@ def test_passers_by_do_not_count_from_the_left():
 
 
 def test_nobody():
-    faces = Faces(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros((0, *people.LOOK), np.float16))
+    faces = Faces(np.zeros(0, int), np.zeros((0, 2)), np.zeros(0), np.zeros((0, *people.APPEARANCE_SHAPE), np.float16))
     assert len(find_people(faces, [(0, 10)])) == 0
 
 
 def test_the_crop_goes_round_the_chosen_person():
     left, right, far = [0, 0, 10, 10], [50, 0, 62, 12], [80, 0, 83, 3]
-    looks = [np.array([right, left, far], float), np.zeros((0, 4)), np.array([right, left], float), np.array([left], float)]
-    assert [box.tolist() for box in boxes_of(looks, "")] == [right, right]
-    assert [box.tolist() for box in boxes_of(looks, "left")] == [left, left]
+    appearances = [np.array([right, left, far], float), np.zeros((0, 4)), np.array([right, left], float), np.array([left], float)]
+    assert [box.tolist() for box in boxes_of(appearances, "")] == [right, right]
+    assert [box.tolist() for box in boxes_of(appearances, "left")] == [left, left]
     assert [box.tolist() for box in boxes_of([np.array([left, far], float)] * 2, "")] == [left, left]
     with pytest.raises(TalkheadError, match="only 2 people"):
-        boxes_of(looks, "3")
+        boxes_of(appearances, "3")
 
 
 @pytest.mark.parametrize("person", ["middle", "0", "-1", "1.5", "²"])
@@ -171,8 +171,8 @@ def test_another_person_is_a_bad_stretch_and_told():
     others[15:30] = True
     poses = np.repeat(pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))[None], 100, axis=0)
     pixels = np.random.default_rng(0).uniform(20, 80, (100, 68, 2))
-    bad = quality.find_bad(lost, ~lost, poses, pixels, np.zeros((0, 5)), np.zeros((0, 5)), ProcessConfig(), others=others)
+    bad = quality.find_excluded(lost, ~lost, poses, pixels, np.zeros((0, 5)), np.zeros((0, 5)), ProcessConfig(), others=others)
     assert [(b.start, b.stop, b.reason) for b in bad] == [(10, 15, "no face"), (15, 30, "another person")]
-    told = quality.warnings([], bad, None, False, np.ones(100) * 0.1, pixels, np.zeros((0, 5)), 100)
+    told = quality.recording_warnings([], bad, None, False, np.ones(100) * 0.1, pixels, np.zeros((0, 5)), 100)
     sentence = re.search(r"\| somebody else is seen .+? \| .+? \| (.+?) \|$", PAGE, re.M)[1]
     assert sentence.replace("N", "15") in told

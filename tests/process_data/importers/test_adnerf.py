@@ -15,24 +15,24 @@ from process_data.importers.adnerf import (
     BLUE,
     RED,
     WHITE,
-    _head_colour,
+    _head_color,
     _like_frames,
-    colour_codes,
+    color_codes,
     find_pictures,
     fit_alpha,
     labels_of,
     read_focal,
     read_split,
 )
-from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Bad, Clip
+from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO, Clip, ExcludedSpan
 from shared.errors import TalkheadError
 from shared.landmarks import INNER51
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import GrayVideoWriter, read_gray_video, read_png, read_video
 from shared.metrics import landmark_motion_error
 
-COLOURS = np.zeros((5, 3), np.uint8)  # of AD-NeRF's files
-COLOURS[[BACKGROUND, TORSO, NECK, HEAD, MOUTH]] = (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 255)
+COLORS = np.zeros((5, 3), np.uint8)  # of AD-NeRF's files
+COLORS[[BACKGROUND, TORSO, NECK, HEAD, MOUTH]] = (255, 255, 255), (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 255)
 LOST = [10, 11]  # frames without a picture
 OWN = 20  # the frame without a parsing
 
@@ -52,7 +52,7 @@ def data(actor_clip, tmp_path_factory):
             save(root / "ori_imgs" / f"{t}.jpg", frame)
     for t, labels in enumerate(read_gray_video(truth.root / "labels.mkv")):
         if t != OWN:
-            save(root / "parsing" / f"{t}.png", COLOURS[np.roll(labels, 8, axis=0)])
+            save(root / "parsing" / f"{t}.png", COLORS[np.roll(labels, 8, axis=0)])
     save(root / "bc.jpg", read_png(truth.root / "background.png"))
     save_wav(root / "aud.wav", load_audio(truth.video))
     torch.save({"focal": torch.tensor([600.0]), "euler": torch.zeros(80, 3)}, root / "track_params.pt")
@@ -74,7 +74,7 @@ def test_a_data_folder_becomes_a_clip(data, tmp_path):
     assert (info.name, info.source_name, info.frames) == ("clip", "actor", 80)
     assert info.intrinsics[0] == pytest.approx(600.0)
     assert info.split == {"train": [(0, 10), (12, 70)], "test": [(70, 80)]}
-    assert Bad(10, 12, "the picture is missing") in info.bad
+    assert ExcludedSpan(10, 12, "the picture is missing") in info.excluded
     kept = np.delete(np.arange(80), LOST)
     assert landmark_motion_error(clip.load_landmarks()[kept], truth.landmarks[kept], INNER51) < 0.0015
 
@@ -124,22 +124,22 @@ def test_a_stopped_import_goes_on(data, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_labels_by_colour():
+def test_labels_by_color():
     picture = np.array([[(255, 255, 255), (250, 3, 0), (0, 255, 0), (0, 0, 255), (100, 100, 100), (0, 0, 0), (0, 0, 254)]],
                        np.uint8)
     ours = np.array([[MOUTH, MOUTH, HEAD, HEAD, HEAD, HEAD, MOUTH]], np.uint8)
-    codes = colour_codes(picture)
+    codes = color_codes(picture)
     assert labels_of(codes, ours, BLUE).tolist() == [[BACKGROUND, TORSO, NECK, HEAD, HEAD, HEAD, MOUTH]]
     assert labels_of(codes, ours, RED).tolist() == [[BACKGROUND, MOUTH, NECK, TORSO, HEAD, HEAD, TORSO]]
 
 
-def test_the_head_is_told_by_its_place_not_by_its_colour(actor_clip):
+def test_the_head_is_told_by_its_place_not_by_its_color(actor_clip):
     clip, _ = actor_clip
     ours = next(clip.label_frames(30, 31))
     for head, torso in ((RED, BLUE), (BLUE, RED)):
         codes = np.select([np.isin(ours, (HEAD, MOUTH)), ours == TORSO], [head, torso], WHITE)
-        assert _head_colour(clip, {30: codes}) == head
-    assert _head_colour(clip, {30: np.full(ours.shape, WHITE)}) is None and _head_colour(clip, {}) is None
+        assert _head_color(clip, {30: codes}) == head
+    assert _head_color(clip, {30: np.full(ours.shape, WHITE)}) is None and _head_color(clip, {}) is None
 
 
 def test_pictures_are_cropped_and_scaled_as_the_frames_were():
@@ -198,7 +198,7 @@ def test_focal_length(tmp_path):
     assert read_focal(tmp_path, (512, 512)) == (1.5, [])
     torch.save({"focal": torch.tensor([7.0])}, tmp_path / "track_params.pt")
     assert "does not suit" in read_focal(tmp_path, (512, 512))[1][0]
-    torch.save({"focal": Bad(0, 1, "an object")}, tmp_path / "track_params.pt")
+    torch.save({"focal": ExcludedSpan(0, 1, "an object")}, tmp_path / "track_params.pt")
     assert "never loaded" in read_focal(tmp_path, (512, 512))[1][0]
 
 

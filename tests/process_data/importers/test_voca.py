@@ -97,7 +97,7 @@ def test_meshes_become_clips_that_stage1_learns_from(vocaset, tmp_path):
     assert np.abs(landmarks - talk(time) @ lean.T).max() < 2e-4
     assert np.allclose(clip.load_neutral()[0, [36, 45]], [[-0.045, 0, 0], [0.045, 0, 0]], atol=1e-6)
     assert np.abs(lip_opening(landmarks) - lip_opening(clip.load_neutral()) - opening(time)).max() < 2e-4
-    assert np.ptp(clip.load_poses(), axis=0).max() == 0 and np.all(clip.load_torso() == [0, 0, 0, 1])
+    assert np.ptp(clip.load_poses(), axis=0).max() == 0 and np.all(clip.load_torso_motion() == [0, 0, 0, 1])
     assert "no video" in clip.info.warnings[0]
 
     before = clip.landmarks.stat().st_mtime_ns

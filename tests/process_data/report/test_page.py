@@ -10,7 +10,7 @@ from process_data.report import page
 from process_data.report.charts import POINTS, Curve, curves_json, thin, ticks
 from process_data.report.page import draw_cut_out, draw_landmarks, draw_unseen, jitter, write_report
 from shared.camera import project
-from shared.clip import Bad, Clip, ClipInfo, Shot
+from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, lip_opening, save_array, save_landmarks
 from shared.media.audio_io import save_wav
 from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
@@ -29,7 +29,7 @@ def clip(tmp_path):
     save_landmarks(made.landmarks, landmarks[:FRAMES])
     save_landmarks(made.neutral, landmarks[:1])
     save_array(made.poses, poses)
-    save_array(made.torso, torso)
+    save_array(made.torso_motion, torso)
     with (VideoWriter(made.video, SIZE, SIZE, audio=np.zeros(FRAMES * SAMPLES_PER_FRAME, np.float32)) as video,
           GrayVideoWriter(made.labels, SIZE, SIZE) as labels):
         for t in range(FRAMES):
@@ -41,7 +41,7 @@ def clip(tmp_path):
         name="<Anna & co>", source_name="film.mp4", source_sha256="0" * 64, width=SIZE, height=SIZE, frames=FRAMES,
         intrinsics=default_intrinsics(SIZE), crop=(4, 0, 100),
         shots=[Shot(0, 70, "background.png"), Shot(70, FRAMES, "background_01.png")],
-        bad=[Bad(30, 40, "a hand covers the mouth"), Bad(90, 91, "the face is lost")],
+        excluded=[ExcludedSpan(30, 40, "a hand covers the mouth"), ExcludedSpan(90, 91, "the face is lost")],
         split={"train": [(0, 100)], "test": [(100, FRAMES)]}, warnings=["the sound is clipped; record it less loud"],
         lag_ms=-72.4))
     return made
@@ -138,7 +138,7 @@ def test_only_a_few_frames_are_decoded(clip, monkeypatch):
     monkeypatch.setattr(Clip, "frames", counted)
     write_report(clip)
     assert len(asked) == page.SHEET_FRAMES and all(stop == start + 1 for start, stop in asked)
-    bad = {t for b in clip.info.bad for t in range(b.start, b.stop)}
+    bad = {t for b in clip.info.excluded for t in range(b.start, b.stop)}
     assert not bad & {start for start, _ in asked}
 
 
@@ -174,10 +174,10 @@ def test_jitter_measures_noise_and_not_motion():
 
 def test_a_clip_of_one_frame_and_no_good_one(clip):
     info = clip.info
-    for path in (clip.landmarks, clip.poses, clip.torso):
+    for path in (clip.landmarks, clip.poses, clip.torso_motion):
         save_array(path, np.load(path)[:1])
     clip.save_info(ClipInfo(**{**info.__dict__, "frames": 1, "shots": [Shot(0, 1, "background.png")], "split": {},
-                               "bad": [Bad(0, 1, "the face is lost")], "warnings": [], "lag_ms": None}))
+                               "excluded": [ExcludedSpan(0, 1, "the face is lost")], "warnings": [], "lag_ms": None}))
     write_report(clip, np.full((1, 2, 2), np.nan))
     page = Page(clip.report.read_text(encoding="utf-8"))
     assert page.open == [] and "lag cannot be told" in page.text

@@ -4,7 +4,7 @@ from scipy.ndimage import binary_dilation
 
 from process_data.actor.actor import actor_landmarks
 from process_data.actor.speech import load_phonemes
-from process_data.report.speech_coverage import CLASSES, classify, coverage
+from process_data.report.speech_coverage import CLASSES, classify, speech_coverage
 from shared.landmarks import FPS, SAMPLES_PER_FRAME
 
 SILENCE, CLOSED, HALF, WIDE, SPREAD, ROUNDED, HISSING, SHUT = CLASSES
@@ -43,7 +43,7 @@ def test_frames_are_sorted_as_they_were_spoken(actor, spoken, name, phonemes, re
 
 
 def test_seconds_and_what_to_read(actor):
-    found = coverage(*actor)
+    found = speech_coverage(*actor)
     assert [c.name for c in found] == list(CLASSES)
     flags = classify(*actor)
     for c in found:
@@ -53,7 +53,7 @@ def test_seconds_and_what_to_read(actor):
 
 def test_twice_the_clip_is_twice_the_seconds(actor):
     sound, landmarks = actor
-    once, twice = coverage(sound, landmarks), coverage(np.tile(sound, 2), np.tile(landmarks, (2, 1, 1)))
+    once, twice = speech_coverage(sound, landmarks), speech_coverage(np.tile(sound, 2), np.tile(landmarks, (2, 1, 1)))
     for a, b in zip(once, twice):
         assert b.seconds == pytest.approx(2 * a.seconds, abs=0.5)
 
@@ -67,7 +67,7 @@ def test_blocks_make_no_difference(actor, monkeypatch):
 
 def test_silence_holds_no_speech(actor):
     sound, landmarks = actor
-    seconds = {c.name: c.seconds for c in coverage(np.zeros_like(sound), landmarks)}
+    seconds = {c.name: c.seconds for c in speech_coverage(np.zeros_like(sound), landmarks)}
     assert seconds[SILENCE] == pytest.approx(len(landmarks) / FPS, abs=0.5)
     assert all(seconds[name] == 0 for name in (CLOSED, HALF, WIDE, SPREAD, ROUNDED, HISSING))
     assert seconds[SHUT] > 0.5  # the actor blinks
@@ -75,6 +75,6 @@ def test_silence_holds_no_speech(actor):
 
 def test_a_clip_of_one_frame_and_a_still_face(actor):
     sound, landmarks = actor
-    assert all(c.seconds <= 1 / FPS for c in coverage(sound[:SAMPLES_PER_FRAME], landmarks[:1]))
-    still = {c.name: c for c in coverage(sound, np.repeat(landmarks[:1], len(landmarks), axis=0))}
+    assert all(c.seconds <= 1 / FPS for c in speech_coverage(sound[:SAMPLES_PER_FRAME], landmarks[:1]))
+    still = {c.name: c for c in speech_coverage(sound, np.repeat(landmarks[:1], len(landmarks), axis=0))}
     assert not still[WIDE].enough and not still[ROUNDED].enough and "Who would choose" in still[ROUNDED].advice

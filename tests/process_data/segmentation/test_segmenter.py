@@ -7,7 +7,7 @@ import pytest
 from process_data.actor.actor import actor_motion, default_intrinsics, make_background, render_actor
 from process_data.actor.identity import make_identity
 from process_data.actor.proportions import neutral_landmarks
-from process_data.segmentation.colours import learn_colours
+from process_data.segmentation.colors import learn_colors
 from process_data.segmentation.segmenter import Segmenter, face_is_inside, tidy
 from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, NECK, TORSO
@@ -39,7 +39,7 @@ def overlap(found, true):
 
 def test_the_actor_is_cut_out(actor):
     frames, truth, mattes, pixels, plate = actor
-    cut = Segmenter(learn_colours(frames, mattes, pixels), plate, np.ones((SIZE, SIZE), bool))
+    cut = Segmenter(learn_colors(frames, mattes, pixels), plate, np.ones((SIZE, SIZE), bool))
     metre = default_intrinsics(SIZE)[0]
     for t in (0, 3):
         labels, alpha = cut(frames[t], mattes[t : t + 1], pixels[t], metre)
@@ -53,11 +53,11 @@ def test_the_actor_is_cut_out(actor):
 
 def test_the_order_of_frames_does_not_matter(actor):
     frames, _, mattes, pixels, plate = actor
-    colours = learn_colours(frames, mattes, pixels)
-    again = pickle.loads(pickle.dumps(learn_colours(frames[::-1], mattes[::-1], pixels[::-1])))
-    np.testing.assert_allclose(again.table, colours.table)
-    assert (again.skin_level, again.apart) == (colours.skin_level, colours.apart)
-    cut = Segmenter(colours, plate, np.ones((SIZE, SIZE), bool))
+    colors = learn_colors(frames, mattes, pixels)
+    again = pickle.loads(pickle.dumps(learn_colors(frames[::-1], mattes[::-1], pixels[::-1])))
+    np.testing.assert_allclose(again.table, colors.table)
+    assert (again.skin_level, again.apart) == (colors.skin_level, colors.apart)
+    cut = Segmenter(colors, plate, np.ones((SIZE, SIZE), bool))
     first = cut(frames[2], mattes[1:4], pixels[2], METRE)
     cut(frames[5], mattes[4:6], pixels[5], METRE)
     for one, other in zip(first, cut(frames[2], mattes[1:4], pixels[2], METRE)):
@@ -70,12 +70,12 @@ def portrait(hair, clothes):
     person = np.zeros((SIZE, SIZE), np.uint8)
     middle = SIZE // 2
 
-    def paint(colour, draw, *arguments):
-        draw(picture, *arguments, colour, -1)
+    def paint(color, draw, *arguments):
+        draw(picture, *arguments, color, -1)
         draw(person, *arguments, 255, -1)
 
-    def ellipse(image, centre, axes, colour, thickness):
-        cv2.ellipse(image, centre, axes, 0, 0, 360, colour, thickness)
+    def ellipse(image, centre, axes, color, thickness):
+        cv2.ellipse(image, centre, axes, 0, 0, 360, color, thickness)
 
     paint(clothes, cv2.rectangle, (10, 130), (SIZE - 10, SIZE))
     paint(SKIN, cv2.rectangle, (middle - 14, 95), (middle + 14, 140))
@@ -102,10 +102,10 @@ def portrait(hair, clothes):
 @pytest.mark.parametrize(("hair", "clothes", "falls"), [(DARK, BLUE, True), (BLOND, BLUE, True), (DARK, DARK, False)])
 def test_falling_hair_is_head_where_it_differs_from_the_clothes(hair, clothes, falls):
     frame, matte, points = portrait(hair, clothes)
-    colours = learn_colours([frame], [matte], points[None])
-    assert colours.apart == falls
+    colors = learn_colors([frame], [matte], points[None])
+    assert colors.apart == falls
     plate = np.full_like(frame, WALL)
-    labels, _ = Segmenter(colours, plate, np.ones((SIZE, SIZE), bool))(frame, matte[None], points, METRE)
+    labels, _ = Segmenter(colors, plate, np.ones((SIZE, SIZE), bool))(frame, matte[None], points, METRE)
     middle = SIZE // 2
     strands = np.concatenate([labels[115:145, middle - 35 : middle - 22], labels[115:145, middle + 22 : middle + 35]])
     assert (strands == HEAD).mean() == (1 if falls else 0)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from process_data.tracking.lip_edges import FADE, POINTS, REACH, lip_evidence, snap
+from process_data.tracking.lip_edges import FADE, POINTS, REACH, correct_lips, lip_evidence
 
 SKIN, LIP, TEETH, CAVITY = (200, 150, 125), (165, 95, 85), (215, 205, 190), (40, 15, 12)
 MIDDLE = np.array([256.0, 330.0])
@@ -33,10 +33,10 @@ def picture(opening: float, mouth: tuple[int, int, int] = CAVITY, turn: float = 
     cosine, sine = np.cos(np.radians(turn)), np.sin(np.radians(turn))
     down = (256 + (y / unit - 256) * cosine - (x / unit - 256) * sine - MIDDLE[1]) * unit
     region = np.broadcast_to(np.array(SKIN, float), (*down.shape, 3))
-    for half, colour in ((opening / 2 + THICK, LIP), (opening / 2, mouth)):
+    for half, color in ((opening / 2 + THICK, LIP), (opening / 2, mouth)):
         # an edge that a Gaussian of about one pixel has blurred
         share = np.clip((half * unit - np.abs(down)) / 2 + 0.5, 0, 1)[..., None]
-        region = region + share**2 * (3 - 2 * share) * (half > 0) * (np.array(colour) - region)
+        region = region + share**2 * (3 - 2 * share) * (half > 0) * (np.array(color) - region)
     region = region + np.random.default_rng(seed).normal(0, noise, region.shape)
     image[top:top + len(y), left:left + y.shape[1]] = np.clip(np.round(region), 0, 255)
     return image
@@ -79,7 +79,7 @@ def test_clip_is_corrected_by_how_far_the_mouth_is_open():
     openings = 6.5 + 6.5 * np.sin(np.arange(120) / 4)
     pixels = exaggerated(openings)
     evidence = np.stack([lip_evidence(picture(opening, seed=t), p) for t, (opening, p) in enumerate(zip(openings, pixels))])
-    corrected = snap(pixels, evidence, np.ones(120, bool), 1.0)
+    corrected = correct_lips(pixels, evidence, np.ones(120, bool), 1.0)
     assert gap(pixels).max() / openings.max() > 1.16
     assert abs(gap(corrected).max() / openings.max() - 1) < 0.04
     closed = gap(pixels) <= FADE[0]
@@ -99,8 +99,8 @@ def clip_with(offset: np.ndarray, trust: float) -> tuple[np.ndarray, np.ndarray]
 def test_chance_finds_change_nothing():
     pixels, evidence = clip_with(np.full((200, 6), -2.0), 1.0)
     evidence[np.arange(200) % 3 > 0] = 0
-    np.testing.assert_array_equal(snap(pixels, evidence, np.ones(200, bool), 1.0), pixels)
-    np.testing.assert_array_equal(snap(pixels, 0 * evidence, np.ones(200, bool), 1.0), pixels)
+    np.testing.assert_array_equal(correct_lips(pixels, evidence, np.ones(200, bool), 1.0), pixels)
+    np.testing.assert_array_equal(correct_lips(pixels, 0 * evidence, np.ones(200, bool), 1.0), pixels)
 
 
 def test_outliers_hardly_move_the_curve():
@@ -108,7 +108,7 @@ def test_outliers_hardly_move_the_curve():
     offset = 1.0 + random.normal(0, 0.2, (200, 6))
     offset[random.random((200, 6)) < 0.15] = -3.4
     pixels, evidence = clip_with(offset, 0.8)
-    moved = snap(pixels, evidence, np.ones(200, bool), 1.0) - pixels
+    moved = correct_lips(pixels, evidence, np.ones(200, bool), 1.0) - pixels
     wide = gap(pixels) > FADE[1]
     assert abs(moved[wide][:, POINTS[:3], 1].mean() - 1.0) < 0.25
     assert abs(moved[wide][:, POINTS[3:], 1].mean() + 1.0) < 0.25
@@ -119,9 +119,9 @@ def test_frames_without_a_face_and_the_size_of_the_picture():
     good = np.arange(200) % 10 != 0
     pixels[~good] = np.nan
     evidence[~good] = np.nan
-    corrected = snap(pixels, evidence, good, 1.0)
+    corrected = correct_lips(pixels, evidence, good, 1.0)
     assert np.isfinite(corrected[good]).all()
     assert np.isnan(corrected[~good]).all()
     assert np.abs(corrected[good] - pixels[good]).max() <= REACH
-    np.testing.assert_allclose(snap(pixels / 2, evidence, good, 0.5)[good], corrected[good] / 2, atol=1e-9)
-    np.testing.assert_array_equal(snap(pixels, evidence, np.zeros(200, bool), 1.0), pixels)
+    np.testing.assert_allclose(correct_lips(pixels / 2, evidence, good, 0.5)[good], corrected[good] / 2, atol=1e-9)
+    np.testing.assert_array_equal(correct_lips(pixels, evidence, np.zeros(200, bool), 1.0), pixels)

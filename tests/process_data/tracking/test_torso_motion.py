@@ -4,12 +4,12 @@ import pytest
 
 from process_data.tracking.torso_motion import (
     TorsoTracker,
-    chain,
     choose_references,
     compose,
+    concatenate,
     decompose,
     face_similarity,
-    finish,
+    fill_and_smooth,
     inverse,
 )
 from shared.camera import pose_matrix
@@ -75,8 +75,8 @@ def test_compose_and_decompose_are_inverse():
 def test_chain_and_inverse():
     a, b = compose(np.array([3, -4, 0.2, 1.1]), CENTRE), compose(np.array([-7, 2, -0.1, 0.9]), CENTRE)
     point = np.array([17.0, 230.0, 1.0])
-    np.testing.assert_allclose(chain(b, a) @ point, b @ [*(a @ point), 1])
-    np.testing.assert_allclose(chain(inverse(a), a), np.eye(2, 3), atol=1e-12)
+    np.testing.assert_allclose(concatenate(b, a) @ point, b @ [*(a @ point), 1])
+    np.testing.assert_allclose(concatenate(inverse(a), a), np.eye(2, 3), atol=1e-12)
 
 
 def test_the_reference_is_a_good_frame_near_the_usual_pose():
@@ -94,19 +94,19 @@ def tracked():
     truth = np.stack([9 * np.sin(t / 4), 5 * np.cos(t / 5), 0.05 * np.sin(t / 6), 1 + 0.03 * np.sin(t / 5)], -1)
     faces = np.stack([128 + 9 * np.sin(t / 4) + 8 * np.sin(t / 3), 80 + 4 * np.sin(t / 2)], -1)
     zoom = np.array([22.0, 9.0, 0.02, 1.12])
-    truth[20:] = [decompose(chain(compose(zoom, CENTRE), compose(row, CENTRE)), CENTRE) for row in truth[20:]]
+    truth[20:] = [decompose(concatenate(compose(zoom, CENTRE), compose(row, CENTRE)), CENTRE) for row in truth[20:]]
     faces[20:] = faces[20:] @ compose(zoom, CENTRE)[:, :2].T + compose(zoom, CENTRE)[:, 2]
     pixels = np.array([face_pixels(face, 1.12 if t >= 20 else 1.0) for t, face in enumerate(faces)])
     scenes = [scene(row, face) for row, face in zip(truth, faces)]
     numbers = [10, 25]
     tracker = TorsoTracker([scenes[n] for n in numbers], pixels[numbers], [(0, 20), (20, 30)])
-    relative = [decompose(chain(compose(row, CENTRE), inverse(compose(truth[10], CENTRE))), CENTRE) for row in truth]
+    relative = [decompose(concatenate(compose(row, CENTRE), inverse(compose(truth[10], CENTRE))), CENTRE) for row in truth]
     return tracker, np.array(relative), scenes, faces, truth, pixels
 
 
 def test_known_similarities_are_recovered_also_after_a_zooming_cut(tracked):
     tracker, relative, scenes, _, _, pixels = tracked
-    assert tracker.untied == []
+    assert tracker.unmatched == []
     found = np.array([tracker.motion(t, *pair, pixels[t]) for t, pair in enumerate(scenes)])
     assert max(corners_apart(a, b) for a, b in zip(found[:20], relative)) < 0.25
     assert max(corners_apart(a, b) for a, b in zip(found[20:], relative[20:])) < 0.5
@@ -138,7 +138,7 @@ def test_another_torso_is_tied_by_the_face_and_said_so():
     cloth = scene(np.array([0, 0, 0, 1.0]), (128, 80))
     other = np.ascontiguousarray(255 - smooth_noise(7, 5)), np.full((SIZE, SIZE), TORSO, np.uint8)
     tracker = TorsoTracker([cloth, other], pixels[[1, 4]], [(0, 4), (4, 6)])
-    assert tracker.untied == [1]
+    assert tracker.unmatched == [1]
     expected = decompose(face_similarity(pixels[1], pixels[4]), CENTRE)
     np.testing.assert_allclose(tracker.motion(4, *other, pixels[4]), expected, atol=0.02)
 
@@ -147,7 +147,7 @@ def test_without_texture_the_torso_stays_where_it_is():
     blank = np.full((64, 64, 3), 128, np.uint8), np.full((64, 64), TORSO, np.uint8)
     face = face_pixels((32, 32))
     tracker = TorsoTracker([blank], face[None], [(0, 9)])
-    found = finish(np.array([tracker.motion(t, *blank, face) for t in range(9)]), [(0, 9)])
+    found = fill_and_smooth(np.array([tracker.motion(t, *blank, face) for t in range(9)]), [(0, 9)])
     np.testing.assert_array_equal(found, np.tile(np.float32([0, 0, 0, 1]), (9, 1)))
 
 
@@ -157,7 +157,7 @@ def test_gaps_are_filled_and_noise_goes_but_not_across_cuts():
     truth[40:, 0] += 30
     given = truth + np.random.default_rng(0).normal(0, 0.05, truth.shape) * [1, 1, 0.001, 0.001]
     given[[0, 7, 8, 39, 59]] = np.nan
-    out = finish(given, [(0, 40), (40, 60)])
+    out = fill_and_smooth(given, [(0, 40), (40, 60)])
     assert out.dtype == np.float32
     inner = np.isfinite(given[:, 0])
     inner[[*range(3), *range(5, 11), *range(36, 43), *range(56, 60)]] = False  # beside gaps and the shots' ends

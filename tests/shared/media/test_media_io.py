@@ -108,7 +108,7 @@ def soft_disc(k, size=(48, 64)):
 
 
 @pytest.mark.parametrize("name, colour, rim, sound_codec", [("t.mov", 1.0, 2, "pcm_s16le"), ("t.webm", 4.0, 12, "opus")])
-def test_transparent_video_keeps_alpha_colour_and_sound(tmp_path, name, colour, rim, sound_codec):
+def test_transparent_video_keeps_alpha_color_and_sound(tmp_path, name, color, rim, sound_codec):
     rng = np.random.default_rng(0)
     sound = np.convolve(rng.standard_normal(16000), np.ones(8) / 8, "same").astype(np.float32) * 0.3
     frames = [soft_disc(k) for k in range(25)]
@@ -120,7 +120,7 @@ def test_transparent_video_keeps_alpha_colour_and_sound(tmp_path, name, colour, 
     for shown, frame in zip(got, frames):
         assert np.abs(shown[..., 3].astype(int) - frame[..., 3]).max() <= rim
         opaque = frame[..., 3] > 250
-        assert np.abs(shown.astype(int) - frame)[opaque].mean() < colour
+        assert np.abs(shown.astype(int) - frame)[opaque].mean() < color
         assert shown[~opaque][:, 3].min() <= 1
     with av.open(str(tmp_path / name)) as container:
         assert container.streams.video[0].codec_context.colorspace == 1  # BT.709

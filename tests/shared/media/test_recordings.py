@@ -37,7 +37,7 @@ def clicks(seconds=1.2, at=(0.3, 0.8)):
 
 
 def record(path, *, frames=(), sounds=(), video="libx264", audio="aac", start=0.0, late=0.0, options=None, video_options=None,
-           pixels="yuv420p", colours=None, channels="mono", dispositions=()):
+           pixels="yuv420p", colors=None, channels="mono", dispositions=()):
     """Frames at 25 fps from `start` seconds on the file's clock, each sound from start + late on."""
     with av.open(f"file:{path}", "w", options=options or {}) as out:
         tracks = []
@@ -46,9 +46,9 @@ def record(path, *, frames=(), sounds=(), video="libx264", audio="aac", start=0.
             size = frames[0].shape[:2] if isinstance(frames[0], np.ndarray) else (frames[0].height, frames[0].width)
             track.height, track.width, track.pix_fmt = *size, pixels
             track.options = video_options or {"crf": "8", "bf": "0"} if video == "libx264" else video_options or {}
-            if colours:
+            if colors:
                 coder = track.codec_context
-                coder.color_trc, coder.color_primaries, coder.colorspace = colours
+                coder.color_trc, coder.color_primaries, coder.colorspace = colors
             tracks.append((track, list(_pictures(frames, start))))
         for k, sound in enumerate(sounds):
             track = out.add_stream(audio, rate=RATE, layout=channels)
@@ -286,7 +286,7 @@ def test_high_dynamic_range_looks_as_the_same_picture_in_standard_range(tmp_path
     for _ in range(3):
         frame = av.VideoFrame.from_ndarray(signal, format="rgb48le")
         frames.append(frame.reformat(format="yuv420p10le", dst_colorspace=9, dst_color_range=1))
-    path = record(tmp_path / "a.mkv", frames=frames, pixels="yuv420p10le", colours=(curve, BT2020, 9))
+    path = record(tmp_path / "a.mkv", frames=frames, pixels="yuv420p10le", colors=(curve, BT2020, 9))
     found = list(read_video(path))
     assert np.abs(found[1] / 255 - picture).mean() * 255 < most
     assert probe(path).notes == (f"the video is {name} and was converted to standard colours (BT.709); film in standard "
@@ -294,7 +294,7 @@ def test_high_dynamic_range_looks_as_the_same_picture_in_standard_range(tmp_path
     np.testing.assert_array_equal(next(read_video(path, start=1)), found[1])
 
 
-def test_the_table_of_colours_is_the_formula():
+def test_the_table_of_colors_is_the_formula():
     signal = np.random.default_rng(0).uniform(0, 1, (40, 50, 3))
     mapper = tone_map.ToneMapper((HLG, BT2020), 203.0, 1000.0)
     frame = av.VideoFrame.from_ndarray((signal * 65535).astype(np.uint16), format="rgb48le")

@@ -15,7 +15,7 @@ PICTURE = np.repeat(np.repeat(PATCHES, 32, 0), 32, 1)
 
 
 @pytest.mark.parametrize("name", ["c.mp4", "c.mov", "c.mkv", "alpha.mov", "alpha.webm"])
-def test_saturated_colours_come_back_and_the_stream_says_which_they_are(tmp_path, name):
+def test_saturated_colors_come_back_and_the_stream_says_which_they_are(tmp_path, name):
     path, writer = tmp_path / name, TransparentVideoWriter if name.startswith("alpha") else VideoWriter
     frame = PICTURE if writer is VideoWriter else np.dstack([PICTURE, np.full(PICTURE.shape[:2], 255, np.uint8)])
     with writer(path, 96, 96) as video:

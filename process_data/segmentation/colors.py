@@ -31,7 +31,7 @@ PER_FRAME = 2000  # pixels of each kind and frame that are counted
 
 
 @dataclass(frozen=True)
-class PersonColours:
+class PersonColors:
     """Log likelihoods (bins,3) float32 of skin, hair and clothes over CIELAB bins; the log likelihoods from which a
     colour is skin or hair at all; whether hair and clothes differ."""
 
@@ -118,7 +118,7 @@ def sample_masks(matte: np.ndarray, points: np.ndarray, height: int, width: int)
     return cheeks & inside, hair & inside, clothes & inside
 
 
-def learn_colours(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pixels: np.ndarray) -> PersonColours:
+def learn_colors(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pixels: np.ndarray) -> PersonColors:
     """Sample frames (H,W,3), their coarse mattes (h,w) and landmarks (n,68,2) -> the clip's colours.
 
     The order of the samples does not matter. Skin is taken out of the clothes, and by the share that the other explains, skin
@@ -138,11 +138,11 @@ def learn_colours(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pi
     table = np.stack([np.log(model).ravel() for model in models], 1).astype(np.float32)
     counts, total = hair.ravel(), hair.sum()
     if total == 0:
-        return PersonColours(table, level, 0.0, False)
+        return PersonColors(table, level, 0.0, False)
     order = np.argsort(table[:, 1])
     rare = order[np.searchsorted(np.cumsum(counts[order]), RARE * total)]
     told = counts[table[:, 1] - table[:, 2] > TOLD].sum()
-    return PersonColours(table, level, float(table[rare, 1]), bool(told > APART * total))
+    return PersonColors(table, level, float(table[rare, 1]), bool(told > APART * total))
 
 
 def _skin_model(counts: np.ndarray) -> tuple[np.ndarray, float]:

@@ -1,10 +1,13 @@
-"""Reading arrays that people edit: `.npy` files, checked before anything is allocated, and tables of a spreadsheet."""
+"""Arrays: evenly spread indices, runs of frames, and reading files that people edit.
+
+Such files are `.npy` arrays, checked before anything is allocated, and tables of a spreadsheet.
+"""
 
 import csv
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +22,20 @@ _ADDRESS = re.compile(r"(https?|ftp|s3|gs|rtmp|rtsp|file):/", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,4})?", re.ASCII)
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most `most` of the indices 0 … count − 1, ascending, spread from the first to the last and rounded down."""
+    return np.linspace(0, count - 1, min(count, most)).astype(int)
+
+
+def runs(frames: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
+    """Ascending frame numbers (n,) -> the runs start ≤ t < stop of consecutive ones; `runs(np.flatnonzero(flags))` of flags."""
+    numbers = np.asarray(frames, int)
+    breaks = np.flatnonzero(np.diff(numbers) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks) if len(run)]
+
+
 class NpyHeader(NamedTuple):
-    """What an `.npy` file says of itself, where its numbers begin and how many bytes there are."""
+    """The header of an `.npy` file, where its numbers begin and how many bytes of them there are."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -46,19 +61,19 @@ def read_start(path: Path, size: int = 16) -> bytes:
 
 
 def is_address(path: Path) -> bool:
-    """Whether a path is an address of the web rather."""
+    """Whether a path is in truth a web address, such as https://…."""
     return bool(_ADDRESS.match(str(path)))
 
 
 def missing(path: Path) -> str:
-    """What to say of a path where nothing lies."""
+    """The error message for a path that does not exist."""
     if is_address(path):
         return f"{path} is an address; download the file first and name it"
     return f"{path} does not exist"
 
 
 def npy_header(path: Path) -> NpyHeader:
-    """Read the header alone. Raises TalkheadError for what is no `.npy` file, whatever it is."""
+    """Read only the header of an `.npy` file. Raises TalkheadError for any other file."""
     start = read_start(path)
     if not start.startswith(b"\x93NUMPY"):
         raise TalkheadError(f"{path}: expected a NumPy .npy array of numbers, found {_kind_of(start, path)}")
@@ -77,7 +92,7 @@ def npy_header(path: Path) -> NpyHeader:
 
 
 def _kind_of(start: bytes, path: Path) -> str:
-    """What a file is that begins with `start`, in words."""
+    """The kind of file that begins with the bytes `start`, in words."""
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "a zip or .npz archive; unpack the one array that is meant"
     if start[0] == 0x80 and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
