@@ -15,10 +15,10 @@ import torch
 from process_data.actor.actor import Performance, actor_landmarks, actor_motion, make_actor_clip, make_head
 from shared.landmarks import lip_opening
 from shared.media.video_io import write_png
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config
 from stage2_gaussian.evaluation.evaluate import evaluate
 from stage2_gaussian.evaluation.expression_sheet import EDITS, edit_sheet
-from stage2_gaussian.render import load_head
 from stage2_gaussian.train import train
 
 SIZE, COUNT = 256, 8  # pixels, frames an edit

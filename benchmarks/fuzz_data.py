@@ -49,14 +49,14 @@ def make_samples(folder: Path) -> None:
     from shared.landmarks import save_array, save_landmarks
     from shared.media.audio_io import save_wav
     from shared.media.video_io import write_png
+    from stage1_audio2lmk.checkpoint import save_model
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
     from stage1_audio2lmk.model import LandmarkModel
-    from stage1_audio2lmk.train import save_model
+    from stage2_gaussian.checkpoint import save_head
     from stage2_gaussian.head import Head
     from stage2_gaussian.ply import canonical, write_ply
-    from stage2_gaussian.render import save_head
-    from torso_styleunet.composite import save_torso
+    from torso_styleunet.checkpoint import save_torso
     from torso_styleunet.config import TorsoConfig
     from torso_styleunet.model import Torso
 
@@ -111,13 +111,13 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
     from shared.media.audio_io import load_audio
     from shared.media.video_io import read_png
     from shared.poses import load_poses
+    from stage1_audio2lmk.checkpoint import load_model
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.encoders.phone_encoder import load_speech_encoder
-    from stage1_audio2lmk.train import load_model
+    from stage2_gaussian.checkpoint import load_head
     from stage2_gaussian.ply import import_head, read_ply
-    from stage2_gaussian.render import load_head
     from talkhead.inspect import describe
-    from torso_styleunet.composite import load_torso
+    from torso_styleunet.checkpoint import load_torso
 
     def clip(folder: Path) -> None:
         opened = Clip(folder / "clip")

@@ -23,8 +23,8 @@ from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.lock import lock_output
 from shared.publish import whole_folder
+from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.head import ATTRIBUTES, LARGEST, Head
-from stage2_gaussian.render import load_head, save_head
 
 C0 = 0.28209479177387814  # the spherical harmonic of degree 0
 HALF_TURN = np.array([-1, -1, 1], np.float32)  # head space -> file and back

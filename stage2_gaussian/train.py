@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import pack_optimizer, save_checkpoint, unpack_optimizer
 from shared.clip import Clip, good_frames
 from shared.config import config_to_dict
 from shared.files import sha256
 from shared.landmarks import LIPS, N_LANDMARKS
 from shared.metrics import psnr
-from shared.training import Scalars, cpu_threads, load_state, progress
+from shared.resume import Saved, TrainState
+from shared.training import TensorBoard, cpu_threads, progress
+from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames, batches, box_mask
 from stage2_gaussian.head import Head, Splats
@@ -24,7 +25,7 @@ from stage2_gaussian.losses import NAMES, PictureLoss, over, pose_prior
 from stage2_gaussian.pose_refinement import align_poses, fit_poses, refined
 from stage2_gaussian.prune import prune
 from stage2_gaussian.rasterize import Projected, blend, project_splats, rasterize
-from stage2_gaussian.render import render_head, save_head
+from stage2_gaussian.render import render_head
 
 REPORT_EVERY = 25
 PICTURE_EVERY = 250
@@ -198,29 +199,28 @@ class Trainer:
         if self.best:
             self.head.load_state_dict(self.best)
 
-    def save(self, path: Path, meta: dict) -> None:
-        """Everything needed to go on, atomically."""
-        tensors = {f"head/{name}": tensor for name, tensor in self.head.state_dict().items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        moments, rest = pack_optimizer(self.optimizer, "optimizer")
-        save_checkpoint(path, {**tensors, "refinement": self.refinement, "exposure": self.exposure, "poses": self.poses,
-                               **moments}, {**meta, "step": self.step, "batch": self.batch_size, "optimizer": rest,
-                               "best": [self.best_score, self.stale] if self.best else None})
+    def save(self, state: TrainState) -> None:
+        """Save everything needed to go on."""
+        state.save({"head": self.head.state_dict(), "best": self.best, "refinement": self.refinement, "exposure": self.exposure,
+                    "poses": self.poses}, {"optimizer": self.optimizer}, step=self.step, batch=self.batch_size,
+                   best=[self.best_score, self.stale] if self.best else None)
 
-    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+    def restore(self, saved: Saved) -> None:
         """Go on from what `save` wrote."""
-        own = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("head/")}
-        self.head.blend.masks = own["blend.masks"]
-        self.head.load_state_dict(own)
-        self.poses = tensors["poses"]
+        head = saved.group("head")
+        self.head.blend.masks = head["blend.masks"]
+        self.head.load_state_dict(head)
+        self.poses = saved.tensors["poses"]
         with torch.no_grad():
-            self.refinement.copy_(tensors["refinement"])
-            self.exposure.copy_(tensors["exposure"])
-        unpack_optimizer(self.optimizer, tensors, meta["optimizer"], "optimizer")
-        self.step, self.batch_size = meta["step"], meta["batch"]
-        self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+            self.refinement.copy_(saved.tensors["refinement"])
+            self.exposure.copy_(saved.tensors["exposure"])
+        saved.restore_optimizer("optimizer", self.optimizer)
+        self.step, self.batch_size = saved.progress["step"], saved.progress["batch"]
+        self.best = saved.group("best")
         if self.best:
-            self.best_score, self.stale = meta["best"]
+            self.best_score, self.stale = saved.progress["best"]
+
+
 def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, state_dir: Path,
           quiet: bool = False) -> dict[str, float]:
     """Train a head on the train split of `clip` and write it to `out`; unless `fits` is 0, also fit all poses of the clip to it.
@@ -230,27 +230,22 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
     and the file's megabytes. Raises TalkheadError for a clip without head pixels or a state left by a training with
     other settings.
     """
-    began = time.perf_counter()
     config = resolve(config, device, clip.info.width, clip.info.height)
     indices, held = hold_out(clip.split("train"), config.held_out)
     data = HeadFrames(clip, indices, device)
-    state = state_dir / "state.safetensors"
     meta = {"config": config_to_dict(config), "clip": clip.info.name, "frames": len(indices),
             "intrinsics": list(clip.info.intrinsics), "size": [clip.info.width, clip.info.height]}
-    inputs = {"clip": clip.fingerprint(), "settings": config_to_dict(config)}
-    spent = 0.0
-    if (found := load_state(state, inputs, device)) is not None:
-        tensors, saved = found
-        count = len(tensors["head/positions"])
-        head = Head(tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
+    state = TrainState(state_dir, {"clip": clip.fingerprint(), "settings": config_to_dict(config)})
+    if (saved := state.load(device)) is not None:
+        count = len(saved.tensors["head/positions"])
+        head = Head(saved.tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
                     moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
         trainer = Trainer(head.to(device), data, config)
-        trainer.restore(tensors, saved)
-        spent = saved["seconds"]
+        trainer.restore(saved)
     else:
         trainer = Trainer(new_head(clip, indices, config).to(device), data, config)
     with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):  # the rasteriser has threads of its own
-        numbers = _run(trainer, Checks(clip, held, device), state, inputs, Scalars(state_dir), began - spent, quiet)
+        numbers = _run(trainer, Checks(clip, held, device), state, quiet)
         prune(trainer.head, data, np.random.default_rng(config.seed))
         data.kept.clear()
         save_head(out, trainer.head, meta)
@@ -258,7 +253,8 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
             clip.save_fitted_poses(fitted_poses(trainer.head, clip, device, quiet), sha256(out))
         else:
             clip.drop_fitted_poses()
-    return {"steps": trainer.step, "seconds": time.perf_counter() - began + spent, **numbers,
+    state.remove()
+    return {"steps": trainer.step, "seconds": state.seconds, **numbers,
             "splats": len(trainer.head.positions), "megabytes": out.stat().st_size / 1e6}
 
 
@@ -292,10 +288,9 @@ class Checks:
         return sums[0] / len(data), sums[1] / len(data)
 
 
-def _run(trainer: Trainer, checks: Checks, state: Path, inputs: dict, scalars: Scalars, began: float,
-         quiet: bool) -> dict[str, float]:
-    """All steps that are left; `began` is the clock's reading at a start without interruptions."""
-    steps = trainer.config.steps
+def _run(trainer: Trainer, checks: Checks, state: TrainState, quiet: bool) -> dict[str, float]:
+    """Take all steps that are left; returns seconds a step and PSNR in dB."""
+    steps, board = trainer.config.steps, TensorBoard(state.curves)
     saved, quality, held, first, at_start = time.perf_counter(), 0.0, 0.0, trainer.step, time.perf_counter()
     with progress(steps, "stage 2", initial=trainer.step, quiet=quiet, unit="step") as bar:
         while trainer.step < steps:
@@ -303,27 +298,27 @@ def _run(trainer: Trainer, checks: Checks, state: Path, inputs: dict, scalars: S
             if measured:
                 quality = measured
                 for name, term in terms.items():
-                    scalars.add(f"loss/{name}", float(term), trainer.step)
-                scalars.add("psnr/head", quality, trainer.step)
+                    board.scalar(f"loss/{name}", float(term), trainer.step)
+                board.scalar("psnr/head", quality, trainer.step)
                 bar.set_postfix_str(f"{quality:.2f} dB", refresh=False)
             if trainer.step % PICTURE_EVERY == 0:
-                scalars.image("render", _picture(trainer), trainer.step)
+                board.image("render", _picture(trainer), trainer.step)
             if checks.data is not None and trainer.step % max(1, steps // CHECKS) == 0:
                 held, mouth = checks.score(trainer.head)
-                scalars.add("psnr/held-out head", held, trainer.step)
-                scalars.add("psnr/held-out mouth", mouth, trainer.step)
+                board.scalar("psnr/held-out head", held, trainer.step)
+                board.scalar("psnr/held-out mouth", mouth, trainer.step)
                 trainer.judge(held + mouth)
                 if trainer.overfits:
                     break
             now = time.perf_counter()
             if now - saved > trainer.config.save_seconds or trainer.step == steps:
-                trainer.save(state, {"inputs": inputs, "seconds": now - began})
+                trainer.save(state)
                 saved = now
             bar.update()
-    scalars.close()
+    board.close()
     trainer.take_best()
     per_step = (time.perf_counter() - at_start) / max(1, trainer.step - first)
-    return {"seconds_per_step": per_step, "train_psnr": quality, "held_out_psnr": held}
+    return {"seconds_per_step": per_step, "train_psnr_db": quality, "val_psnr_db": held}
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ from shared.media.video_io import TransparentVideoWriter, VideoWriter, write_png
 from shared.publish import WORK, whole_folder
 from shared.training import pick_device, progress
 from stage2_gaussian import camera_path
-from stage2_gaussian.render import load_head, render_sequence
+from stage2_gaussian.checkpoint import load_head
+from stage2_gaussian.render import render_sequence
 from talkhead.synthesis import (
     MotionTrack,
     Rendered,

@@ -32,8 +32,10 @@ from shared.publish import finish_move
 from shared.training import pick_device, progress
 from stage1_audio2lmk.predict import iter_predict, load_predictor
 from stage1_audio2lmk.stream import LandmarkStream
-from stage2_gaussian.render import load_head, render_head
-from torso_styleunet.composite import composite, load_torso
+from stage2_gaussian.checkpoint import load_head
+from stage2_gaussian.render import render_head
+from torso_styleunet.checkpoint import load_torso
+from torso_styleunet.composite import composite
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
 APART_SECONDS = 0.1  # by which sound, poses and landmarks may differ in length without a word

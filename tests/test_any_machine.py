@@ -31,7 +31,7 @@ from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import GrayVideoWriter, TransparentVideoWriter, VideoWriter, read_png, read_video, write_png
 from shared.report_page import ReportPage
-from shared.training import Scalars, pick_device
+from shared.training import TensorBoard, pick_device
 from stage2_gaussian.ply import Cloud, write_ply
 from talkhead.commands.runner import Printable
 from talkhead.doctor import diagnose
@@ -311,10 +311,10 @@ def copy_folder(path):
 
 
 def write_curves(path):
-    scalars = Scalars(path)
+    board = TensorBoard(path)
     for k in range(5):
-        scalars.image("picture", NOISE[0, ..., :3], k)
-    scalars.close()
+        board.image("picture", NOISE[0, ..., :3], k)
+    board.close()
 
 
 def write_report(path):

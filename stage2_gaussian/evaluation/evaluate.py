@@ -18,6 +18,7 @@ from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 from shared.metrics import ssim_of_pixels
 from shared.report_page import ReportPage
 from shared.training import progress
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.dataset import Batch, HeadFrames, box_mask
 from stage2_gaussian.evaluation.expression_sheet import edit_sheet
 from stage2_gaussian.evaluation.flicker import landmark_motion, measure_flicker, stillest_stretch
@@ -25,7 +26,7 @@ from stage2_gaussian.evaluation.lpips import Lpips, load_lpips
 from stage2_gaussian.head import Head
 from stage2_gaussian.losses import over
 from stage2_gaussian.pose_refinement import align_poses
-from stage2_gaussian.render import load_head, render_head
+from stage2_gaussian.render import render_head
 
 Table = dict[str, dict[str, float]]
 REGIONS = {"full": "full frame", "head": "head", "face": "face hull", "mouth": "mouth box", "eyes": "eye boxes"}

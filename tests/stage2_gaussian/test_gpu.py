@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from shared.clip import Clip
+from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames
 from stage2_gaussian.rasterize import rasterize
-from stage2_gaussian.render import load_head, render_head, save_head
+from stage2_gaussian.render import render_head
 from stage2_gaussian.train import Trainer, new_head
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]

@@ -12,6 +12,7 @@ from shared.camera import matrix_from_quaternion, pose_matrix
 from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import save_array
+from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.head import LARGEST, Head
 from stage2_gaussian.ply import (
     C0,
@@ -26,7 +27,7 @@ from stage2_gaussian.ply import (
     replace_splats,
     write_ply,
 )
-from stage2_gaussian.render import load_head, render_head, save_head
+from stage2_gaussian.render import render_head
 
 CAMERA, SIZE = (160.0, 160.0, 32.0, 32.0), 64
 POSE = torch.from_numpy(pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0.02, 0.8])))

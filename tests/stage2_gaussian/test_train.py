@@ -12,12 +12,13 @@ from shared.camera import project
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import sha256
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames, behind_head, matte, sampling_weights
 from stage2_gaussian.evaluation.evaluate import evaluate
 from stage2_gaussian.initialization import head_surface, make_canonical, unproject
 from stage2_gaussian.losses import PictureLoss
-from stage2_gaussian.render import load_head, render_head
+from stage2_gaussian.render import render_head
 from stage2_gaussian.train import Checks, Trainer, hold_out, new_head, train
 
 CPU = torch.device("cpu")
@@ -65,6 +66,7 @@ def test_resumed_equals_uninterrupted(cartoon, tmp_path, killed_at):
     assert not (tmp_path / "halves").exists() and (tmp_path / "b" / "state.safetensors").is_file()
     train(cartoon, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["curves"]  # the state goes when training is done
 
 
 def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, killed_at):
@@ -78,7 +80,7 @@ def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, ki
         train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     halves = train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
-    assert clip.fitted_poses.read_bytes() == fitted and whole["held_out_psnr"] == halves["held_out_psnr"]
+    assert clip.fitted_poses.read_bytes() == fitted and whole["val_psnr_db"] == halves["val_psnr_db"]
     fitted = clip.load_fitted_poses(sha256(tmp_path / "halves"))
     assert np.array_equal(fitted, np.load(clip.fitted_poses)) and not np.array_equal(fitted, clip.load_poses())
     assert clip.load_fitted_poses("another head") is None
@@ -154,10 +156,11 @@ def test_what_the_jaw_hides_has_the_colour_of_the_neck():
     assert behind[0, 30, 20].tolist() == shirt.tolist() and behind[0, 6, 11].tolist() == plate.tolist()
 
 
-def test_a_state_of_other_settings_is_refused(cartoon, tmp_path):
-    config = Stage2Config(splats=200, steps=2, rank=5, hidden=8)
-    train(cartoon, tmp_path / "head", config=config, device=CPU, state_dir=tmp_path, quiet=True)
-    other = Stage2Config(splats=200, steps=3, rank=5, hidden=8)
+def test_a_state_of_other_settings_is_refused(cartoon, tmp_path, killed_at):
+    config = Stage2Config(splats=200, steps=2, rank=5, hidden=8, save_seconds=0.0)
+    with killed_at(1):
+        train(cartoon, tmp_path / "head", config=config, device=CPU, state_dir=tmp_path, quiet=True)
+    other = Stage2Config(splats=200, steps=3, rank=5, hidden=8, save_seconds=0.0)
     with pytest.raises(TalkheadError, match="unfinished training with other settings"):
         train(cartoon, tmp_path / "head", config=other, device=CPU, state_dir=tmp_path, quiet=True)
 

@@ -10,7 +10,8 @@ from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.metrics import psnr
 from torso_styleunet import train as train_module
-from torso_styleunet.composite import composite, load_torso, torso_rgba
+from torso_styleunet.checkpoint import load_torso
+from torso_styleunet.composite import composite, torso_rgba
 from torso_styleunet.config import TorsoConfig, resolve
 from torso_styleunet.dataset import TorsoFrames, cache_heads
 from torso_styleunet.model import Torso
@@ -50,7 +51,7 @@ def test_held_out_frames_are_drawn_better_than_by_the_plate(toy_clip: Clip, true
     before, _ = frames_of(toy_clip, true_heads, plain, test)
     assert psnr(made, true, body) > psnr(before, true, body) + 1
     assert psnr(made, true, body) > 28
-    assert trained[1]["steps"] == 60 and trained[1]["seconds"] > 0 and trained[1]["train_psnr"] > 25
+    assert trained[1]["steps"] == 60 and trained[1]["seconds"] > 0 and trained[1]["train_psnr_db"] > 25
 
 
 def test_drawing_is_deterministic_batched_and_leaves_an_opaque_head_alone(toy_clip: Clip, true_heads: Heads,

@@ -11,6 +11,7 @@ from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, INNER51, LIPS, NOSE, eye_opening, lip_opening
 from shared.metrics import psnr
 from stage2_gaussian.blendshapes import MARGIN
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config
 from stage2_gaussian.dataset import HeadFrames, box_mask
 from stage2_gaussian.evaluation.expression_sheet import (
@@ -25,7 +26,7 @@ from stage2_gaussian.evaluation.expression_sheet import (
 )
 from stage2_gaussian.head import Head
 from stage2_gaussian.losses import over
-from stage2_gaussian.render import load_head, render_head
+from stage2_gaussian.render import render_head
 from stage2_gaussian.train import hold_out, train
 
 CPU = torch.device("cpu")

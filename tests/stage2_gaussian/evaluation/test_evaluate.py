@@ -20,6 +20,7 @@ from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 from shared.metrics import psnr, ssim
+from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadFrames, box_mask
 from stage2_gaussian.evaluation.evaluate import (
@@ -34,7 +35,6 @@ from stage2_gaussian.evaluation.evaluate import (
     split_tables,
     telling_frames,
 )
-from stage2_gaussian.render import load_head, save_head
 from stage2_gaussian.train import new_head
 
 CPU = torch.device("cpu")
