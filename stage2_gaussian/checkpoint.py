@@ -17,12 +17,9 @@ SINGLE = ("positions", "code.centres", "code.log_scales", "code.rotations")  # t
 
 
 def save_head(path: Path, head: Head, meta: dict[str, Any]) -> None:
-    """Write a head atomically: places in single precision, the rest in half. `meta` (JSON-able) is kept beside it.
-
-    docs/formats.md says byte by byte what the file holds.
-    """
+    """Write a head atomically: means in single precision, the rest in half, with `meta` (JSON-able) in the header."""
     tensors = {**head.state_dict(), "blend.basis": head.blend.local_basis()}
-    tensors.pop("blend.masks", None)
+    tensors.pop("blend.falloff", None)  # multiplied into the basis
     packed = {name: tensor if name in SINGLE else tensor.half() for name, tensor in tensors.items()}
     save_checkpoint(path, packed, {**meta, "format": FORMAT})
 

@@ -1,6 +1,7 @@
-"""From a trained head to pictures."""
+"""Rendering of a head."""
 
 from collections.abc import Iterator
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -10,13 +11,15 @@ from stage2_gaussian.rasterize import Projected, blend, project_splats, rasteriz
 
 GRAPHS = 8  # CUDA graphs kept for one head
 
+_graphs: "WeakKeyDictionary[Head, dict[tuple, ProjectionGraph]]" = WeakKeyDictionary()
+
 
 def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], width: int,
                 height: int) -> Tensor:
     """landmarks (B, 68, 3) metres, poses (B, 4, 4), intrinsics (fx, fy, cx, cy) pixels -> (B, H, W, 4) float.
 
-    RGBA premultiplied by alpha, on the head's device, differentiable when gradients are on. On CUDA, a head that is not
-    being trained is deformed and projected by a CUDA graph, kept for each number of frames and camera.
+    RGBA premultiplied by alpha, on the head's device, differentiable when gradients are on. On CUDA, the Gaussians of a head
+    that is not being trained are deformed and projected by a CUDA graph, kept per batch size and camera.
     """
     device = head.positions.device
     landmarks, poses = landmarks.to(device), poses.to(device)
@@ -24,23 +27,27 @@ def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[
         camera = tuple(float(value) for value in intrinsics)
         rgb, alpha = blend(_graph(head, len(poses), camera, width, height)(landmarks, poses), width, height)
     else:
-        splats = head(landmarks, poses)
-        rgb, alpha = rasterize(**splats._asdict(), intrinsics=intrinsics, width=width, height=height)
+        gaussians = head(landmarks, poses)
+        rgb, alpha = rasterize(**gaussians._asdict(), intrinsics=intrinsics, width=width, height=height)
     return torch.cat([rgb, alpha], -1)
 
 
 class ProjectionGraph:
-    """Deformation and projection of a fixed number of frames as one CUDA graph: some sixty small kernels at one launch."""
+    """Deformation and projection of a fixed number of frames as one CUDA graph: some sixty small kernels in one launch.
+
+    Holds no reference to the head but `positions`, by which a graph of a head that has been pruned since is recognised.
+    """
 
     def __init__(self, head: Head, count: int, intrinsics: tuple[float, ...], width: int, height: int) -> None:
         device = head.positions.device
+        self.positions = head.positions
         self.landmarks = head.code.centres.expand(count, -1, -1).clone()
         self.poses = torch.eye(4, device=device).expand(count, 4, 4).clone()
         self.poses[:, 2, 3] = 1.0
 
         def project() -> Projected:
-            splats = head(self.landmarks, self.poses)._asdict()
-            return project_splats(**splats, intrinsics=intrinsics, width=width, height=height)
+            gaussians = head(self.landmarks, self.poses)._asdict()
+            return project_splats(**gaussians, intrinsics=intrinsics, width=width, height=height)
 
         side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
@@ -50,24 +57,27 @@ class ProjectionGraph:
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         with torch.no_grad(), torch.cuda.graph(self.graph):
-            self.splats = project()
+            self.projected = project()
 
     def __call__(self, landmarks: Tensor, poses: Tensor) -> Projected:
-        """landmarks (B, 68, 3), poses (B, 4, 4) -> splats that are valid until the next call."""
+        """landmarks (B, 68, 3), poses (B, 4, 4) -> projected Gaussians, overwritten by the next call."""
         self.landmarks.copy_(landmarks)
         self.poses.copy_(poses)
         self.graph.replay()
-        return self.splats
+        return self.projected
 
 
 def _graph(head: Head, count: int, intrinsics: tuple[float, ...], width: int, height: int) -> ProjectionGraph:
-    """The graph of this head for this batch and camera, captured on first use; the oldest of many is dropped."""
+    """The graph of this head for this batch size and camera, captured on first use; of more than GRAPHS the oldest goes."""
+    graphs = _graphs.setdefault(head, {})
     key = (count, intrinsics, width, height)
-    if key not in head.graphs:
-        if len(head.graphs) >= GRAPHS:
-            head.graphs.pop(next(iter(head.graphs)))
-        head.graphs[key] = ProjectionGraph(head, *key)
-    return head.graphs[key]
+    if key in graphs and graphs[key].positions is not head.positions:
+        graphs.clear()
+    if key not in graphs:
+        if len(graphs) >= GRAPHS:
+            graphs.pop(next(iter(graphs)))
+        graphs[key] = ProjectionGraph(head, *key)
+    return graphs[key]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.files import refuse_inputs
+from shared.image import straight
 from shared.landmarks import FPS, load_landmarks, save_array
 from shared.media.audio_io import iter_audio
 from shared.media.spool import readable_again
@@ -84,11 +85,6 @@ class HeadView:
                 self.hidden += int(unseen(rgba))
                 yield rgba
                 bar.update(len(rgba))
-
-
-def straight(rgba: Tensor) -> Tensor:
-    """Premultiplied (B, H, W, 4) -> straight alpha."""
-    return torch.cat([rgba[..., :3] / rgba[..., 3:].clamp_min(1e-4), rgba[..., 3:]], -1)
 
 
 def check_head_output(output: Path, audio: Path | None) -> bool:

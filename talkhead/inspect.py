@@ -246,8 +246,8 @@ def _checkpoint(path: Path) -> Iterator[str]:
 def _splats(path: Path) -> Iterator[str]:
     from stage2_gaussian.ply import read_ply
 
-    cloud, warnings = read_ply(path)
-    yield f"splat file: {len(cloud.positions)} splats, for `talkhead stage2 import`"
+    gaussians, warnings = read_ply(path)
+    yield f"splat file: {len(gaussians.means)} splats, for `talkhead stage2 import`"
     for warning in warnings:
         yield f"  warning: {warning}"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.files import refuse_existing, refuse_inputs, same_file
+from shared.image import premultiply
 from shared.landmarks import (
     FPS,
     SAMPLES_PER_FRAME,
@@ -319,8 +320,7 @@ def _composite_folder(avatar: Avatar, folder: Path, output: Path, audio: Path | 
         for start in range(0, len(pictures), batch_size(device)):
             batch = slice(start, start + batch_size(device))
             images = np.stack([read_rgba(path, (info.height, info.width)) for path in pictures[batch]])
-            straight = torch.as_tensor(images, device=device).float() / 255
-            head = torch.cat([straight[..., :3] * straight[..., 3:], straight[..., 3:]], -1)
+            head = premultiply(torch.as_tensor(images, device=device).float() / 255)
             hidden += int(unseen(head))
             for frame in to_uint8(renderer.compose(head, pose[batch], torso[batch])):
                 writer.write(frame)

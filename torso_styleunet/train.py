@@ -1,4 +1,4 @@
-"""Training the torso of one clip: build the plate, then teach the StyleUNet what to change in it."""
+"""Training the torso of one clip: the plate is built from its frames, then plate and StyleUNet are trained."""
 
 import math
 import time
@@ -17,21 +17,23 @@ from shared.training import TensorBoard, generator, progress
 from torso_styleunet import losses
 from torso_styleunet.checkpoint import save_torso
 from torso_styleunet.config import TorsoConfig, resolve
-from torso_styleunet.dataset import Batch, HeadFrames, TorsoFrames, cache_heads
+from torso_styleunet.dataset import Batch, HeadRenderer, TorsoDataset, cache_heads
 from torso_styleunet.discriminator import PatchDiscriminator
-from torso_styleunet.model import Torso, over
+from torso_styleunet.model import Torso, composite_layers
 from torso_styleunet.plate import build_plate
 from torso_styleunet.warp import margin_of
 
 BAND = 1 / 48  # half-width of the neck seam and shoulder contour bands, in picture widths
 WARM_UP = 20  # steps over which the learning rate rises
-REPORT_EVERY = 20
-PICTURE_EVERY = 200
+REPORT_EVERY = 20  # steps between two points of the curves
+PICTURE_EVERY = 200  # steps between two pictures
+SHOWN_FRAMES = 16  # training frames whose PSNR is measured at the end
+FLOW_UNIT = 100  # offsets are penalised in hundredths of the picture's width
 
 
 def new_torso(clip: Clip, indices: np.ndarray, poses: np.ndarray, config: TorsoConfig, device: torch.device) -> Torso:
-    """An untrained torso: the median plate of the frames `indices`, statistics of their motion and of poses (T, 4, 4) there,
-    seeded weights and noise."""
+    """An untrained torso: plate and motion statistics from the frames `indices`, at poses (T, 4, 4) of the clip; seeded weights
+    and noise."""
     info = clip.info
     motion = torch.from_numpy(clip.load_torso()[indices]).to(device)
     margin = margin_of(motion, info.width, info.height)
@@ -52,7 +54,7 @@ def new_torso(clip: Clip, indices: np.ndarray, poses: np.ndarray, config: TorsoC
 class Trainer:
     """Everything that changes while training, and one step of it."""
 
-    def __init__(self, torso: Torso, data: TorsoFrames, config: TorsoConfig) -> None:
+    def __init__(self, torso: Torso, data: TorsoDataset, config: TorsoConfig) -> None:
         self.torso, self.data, self.config, self.step = torso, data, config, 0
         rate = config.learning_rate
         self.rates = [rate, rate * config.plate_rate]
@@ -66,7 +68,7 @@ class Trainer:
             self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.0, 0.99))
 
     def advance(self) -> dict[str, Tensor]:
-        """One optimiser step -> its loss terms, detached. What it draws depends on seed and step alone."""
+        """Take one optimiser step; returns its loss terms, detached. Random numbers depend on seed and step alone."""
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
         batch = self.data.batch(self.data.pairs(config.batch // 2, rng))
@@ -76,7 +78,8 @@ class Trainer:
         cuda = self.data.device.type == "cuda"
         with torch.autocast(self.data.device.type, torch.bfloat16, enabled=cuda):
             straight, flow = self.torso(batch.heads, batch.poses, batch.motion)
-        picture = over(batch.heads, torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1), batch.backgrounds)
+        layer = torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1)
+        picture = composite_layers(batch.heads, layer, batch.backgrounds)
         where = losses.regions(batch.labels, max(1, round(BAND * self.torso.width)))
         weights = 1 + config.region_weight * torch.maximum(where.contour, where.seam)
         difference = picture - batch.frames
@@ -85,10 +88,10 @@ class Trainer:
             "laplacian": config.laplacian_weight * losses.laplacian_l1(difference, weights),
             "temporal": config.temporal_weight * losses.temporal_l1(difference, weights),
             "alpha": config.alpha_weight * losses.alpha_loss(straight[:, 3:], where),
-            "flow": config.flow_weight * (flow * (100 / self.torso.width)).square().mean(),
+            "flow": config.flow_weight * (flow * (FLOW_UNIT / self.torso.width)).square().mean(),
         }
         if self.discriminator is not None:
-            shown = torch.lerp(picture, batch.frames, where.head)  # the rendered head must not give it away
+            shown = torch.lerp(picture, batch.frames, where.head)  # the discriminator must not tell by the rendered head
             terms["adversarial"] = config.adversarial_weight * losses.generator_adversarial(self.discriminator(shown))
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
@@ -132,24 +135,24 @@ class Trainer:
 
 
 @torch.no_grad()
-def _look(torso: Torso, batch: Batch) -> tuple[Tensor, float]:
+def _composite(torso: Torso, batch: Batch) -> tuple[Tensor, float]:
     """Composited frames (B, 3, H, W) of a batch and their PSNR."""
     with torch.autocast(batch.heads.device.type, torch.bfloat16, enabled=batch.heads.is_cuda):
         straight, _ = torso(batch.heads, batch.poses, batch.motion)
     torso_layer = torch.cat([straight[:, :3].clamp(0, 1), torch.sigmoid(straight[:, 3:])], 1)
-    picture = over(batch.heads, torso_layer, batch.backgrounds).clamp(0, 1)
+    picture = composite_layers(batch.heads, torso_layer, batch.backgrounds).clamp(0, 1)
     return picture, float(psnr(picture.permute(0, 2, 3, 1), batch.frames.permute(0, 2, 3, 1)))
 
 
-def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig, device: torch.device,
+def train(clip: Clip, head_renderer: HeadRenderer, out: Path, *, config: TorsoConfig, device: torch.device,
           state_dir: Path, poses: np.ndarray | None = None, head: str = "", quiet: bool = False) -> dict[str, float]:
-    """Train on the frames of clip.split("train") alone and write the torso to `out`, atomically.
+    """Train on the train split of `clip` and write the torso to `out`.
 
-    `poses` (T, 4, 4) are those that the heads are rendered at, the tracked ones unless given; `head` is the hash of the
-    head. `head_frames` takes frame indices (B,) and gives the rendered heads (B, H, W, 4), premultiplied float RGBA; each is
-    asked for once and cached under `state_dir` while training lasts, beside the state from which a killed training
-    goes on and the TensorBoard curves. Returns steps, seconds, the last loss and the PSNR of 16 training frames (dB).
-    Raises TalkheadError for an empty split, labels without a torso or a state of another training.
+    `head_renderer` maps frame indices (B,) to rendered heads (B, H, W, 4), premultiplied float RGBA; every frame is rendered
+    once and cached in `state_dir` during training. `poses` (T, 4, 4) are the poses that it renders at, by default the tracked
+    ones; `head` is the hash of the head. Killed at any moment, the same call continues from `state_dir` and ends as if it had
+    never stopped. Returns steps, seconds, the last loss and the PSNR of SHOWN_FRAMES training frames in dB. Raises
+    TalkheadError for an empty split, labels without a torso or a state of another training.
     """
     device = torch.device(device)
     config = resolve(config, device)
@@ -162,13 +165,13 @@ def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig
     for other in state_dir.glob("heads*.npy"):
         if other != cache:
             other.unlink()
-    heads = cache_heads(head_frames, indices, clip.info.height, clip.info.width, cache, quiet)
-    data = TorsoFrames(clip, indices, heads, poses, device)
+    heads = cache_heads(head_renderer, indices, clip.info.height, clip.info.width, cache, quiet)
+    data = TorsoDataset(clip, indices, heads, poses, device)
     trainer = Trainer(new_torso(clip, indices, poses, config, device), data, config)
     if saved is not None:
         trainer.restore(saved)
 
-    shown = data.batch(np.linspace(0, len(data) - 1, min(16, len(data))).round().astype(int))
+    shown = data.batch(np.linspace(0, len(data) - 1, min(SHOWN_FRAMES, len(data))).round().astype(int))
     board = TensorBoard(state.curves)
     last_save = time.monotonic()
     loss = math.nan
@@ -183,14 +186,14 @@ def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig
                 for name, value in {**values, "loss": loss}.items():
                     board.scalar(f"torso/{name}", value, trainer.step)
             if trainer.step % PICTURE_EVERY == 0:
-                picture, quality = _look(trainer.torso, Batch(*(tensor[:1] for tensor in shown)))
+                picture, quality = _composite(trainer.torso, Batch(*(tensor[:1] for tensor in shown)))
                 pair = torch.cat([picture[0], shown.frames[0]], -1)
                 board.image("torso/composite_true", (pair * 255).byte().permute(1, 2, 0).cpu().numpy(), trainer.step)
                 board.scalar("torso/psnr", quality, trainer.step)
             if time.monotonic() - last_save >= config.save_seconds:
                 trainer.save(state)
                 last_save = time.monotonic()
-    quality = float(np.mean([_look(trainer.torso, Batch(*(t[k : k + 1] for t in shown)))[1]
+    quality = float(np.mean([_composite(trainer.torso, Batch(*(t[k : k + 1] for t in shown)))[1]
                              for k in range(len(shown.frames))]))
     board.close()
     save_torso(out, trainer.torso, {"step": trainer.step, "clip": clip.info.name})
