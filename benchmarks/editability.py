@@ -15,10 +15,10 @@ import torch
 from process_data.actor.actor import Performance, actor_landmarks, actor_motion, make_actor_clip, make_head
 from shared.landmarks import lip_opening
 from shared.media.video_io import write_png
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config
 from stage2_gaussian.evaluation.evaluate import evaluate
-from stage2_gaussian.evaluation.expression_sheet import EDITS, edit_sheet
-from stage2_gaussian.render import load_head
+from stage2_gaussian.evaluation.expression_sheet import EDITS, make_expression_sheet
 from stage2_gaussian.train import train
 
 SIZE, COUNT = 256, 8  # pixels, frames an edit
@@ -52,7 +52,7 @@ def main(size: int, trained: Path | None, picture: Path | None) -> None:
         table = evaluate(clip, path, splits=["test", *EDITS], device=CPU, quiet=True)
         if picture:
             rows, info = clip.split("train"), clip.info
-            write_png(picture, edit_sheet(load_head(path, CPU), clip.load_landmarks()[rows], clip.load_poses()[rows],
+            write_png(picture, make_expression_sheet(load_head(path, CPU), clip.load_landmarks()[rows], clip.load_poses()[rows],
                                           clip.load_neutral()[0], info.intrinsics, info.width, info.height,
                                           clip.load_plates()[0]))
     print("| PSNR, dB | full frame | head | mouth box |\n|---|---|---|---|")

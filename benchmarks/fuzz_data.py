@@ -49,14 +49,14 @@ def make_samples(folder: Path) -> None:
     from shared.landmarks import save_array, save_landmarks
     from shared.media.audio_io import save_wav
     from shared.media.video_io import write_png
+    from stage1_audio2lmk.checkpoint import save_model
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
     from stage1_audio2lmk.model import LandmarkModel
-    from stage1_audio2lmk.train import save_model
+    from stage2_gaussian.checkpoint import save_head
     from stage2_gaussian.head import Head
-    from stage2_gaussian.ply import canonical, write_ply
-    from stage2_gaussian.render import save_head
-    from torso_styleunet.composite import save_torso
+    from stage2_gaussian.ply import canonical_gaussians, write_ply
+    from torso_styleunet.checkpoint import save_torso
     from torso_styleunet.config import TorsoConfig
     from torso_styleunet.model import Torso
 
@@ -94,7 +94,7 @@ def make_samples(folder: Path) -> None:
     head = Head(torch.from_numpy(TEMPLATE).float(), places, torch.full((60,), 0.006), torch.rand(60, 3), moving=20, rank=6,
                 hidden=8, pose_rank=2)
     save_head(avatar.stage2, head, {"clip": "me", "config": {}})
-    write_ply(folder / "head.ply", canonical(head))
+    write_ply(folder / "head.ply", canonical_gaussians(head))
     torso = TorsoConfig(steps=1, batch=2, channels=4, max_channels=8, levels=2, style_dim=8)
     save_torso(avatar.torso, Torso(torso, SIZE, SIZE, 2))
     save_speech_encoder(folder / "encoder.safetensors", SpeechEncoder(SpeechEncoderConfig(dim=16, layers=1, heads=2, size=8)), {})
@@ -112,13 +112,14 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
     from shared.media.audio_io import load_audio
     from shared.media.video_io import read_png
     from shared.poses import load_poses
+    from stage1_audio2lmk.checkpoint import load_model
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.encoders.phone_encoder import load_speech_encoder
-    from stage1_audio2lmk.train import load_model
-    from stage2_gaussian.ply import import_head, read_ply
-    from stage2_gaussian.render import load_head
+    from stage2_gaussian.checkpoint import load_head
+    from stage2_gaussian.ply import read_ply
     from talkhead.inspect import describe
-    from torso_styleunet.composite import load_torso
+    from talkhead.splat_file import import_head
+    from torso_styleunet.checkpoint import load_torso
 
     def clip(folder: Path) -> None:
         opened = Clip(folder / "clip")

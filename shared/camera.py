@@ -126,3 +126,16 @@ def umeyama(source: np.ndarray, target: np.ndarray, weights: np.ndarray | None =
     rotation = (u * sign) @ vt
     scale = float((singular * sign).sum() / (w @ (a * a).sum(1))) if with_scale else 1.0
     return scale, rotation, mean_target - scale * rotation @ mean_source
+
+
+def mean_rotation(rotations: Tensor) -> Tensor:
+    """rotations (T, 3, 3) -> (3, 3), the rotation nearest to their mean: its polar factor, without a reflection."""
+    u, _, vt = torch.linalg.svd(rotations.mean(0))
+    return u @ torch.diag(torch.tensor([1, 1, torch.det(u @ vt).sign()]).to(u)) @ vt
+
+
+def turn_from(rest: Tensor, rotations: Tensor) -> Tensor:
+    """rest (3, 3), rotations (B, 3, 3) -> (B, 3): sine of the angle between them times the axis, in the camera's frame."""
+    turn = rotations @ rest.mT
+    skew = (turn - turn.mT) / 2
+    return torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1)

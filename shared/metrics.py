@@ -31,7 +31,12 @@ def psnr(a: np.ndarray | Tensor, b: np.ndarray | Tensor, mask: np.ndarray | Tens
     weight = _as_mask(mask, x)
     total = weight.sum((1, 2))
     error = (((x - y) ** 2).mean(-1) * weight).sum((1, 2))[total > 0] / total[total > 0]
-    return float((-10 * torch.log10(error.clamp_min(1e-10))).mean())
+    return float(decibel(error).mean())
+
+
+def decibel(squares: Tensor) -> Tensor:
+    """Mean squares of errors, of values in [0, 1] -> PSNR in dB of each, at most 100."""
+    return -10 * torch.log10(squares.clamp_min(1e-10))
 
 
 def ssim_map(x: Tensor, y: Tensor, stride: int = 1) -> Tensor:

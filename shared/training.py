@@ -1,6 +1,5 @@
-"""What every training loop needs: a device, a seeded generator, a progress bar, TensorBoard scalars."""
+"""What every training loop needs: a device, a seeded generator, a progress bar, TensorBoard curves, averaged weights."""
 
-import json
 import os
 import re
 import time
@@ -11,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from shared.checkpoint import load_checkpoint
 from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder
 
@@ -36,25 +34,6 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def load_state(path: Path, inputs: dict[str, Any],
-               device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The state that an interrupted training with the same `inputs` left in `path` -> (tensors, meta), None without one.
-
-    inputs names all that a training learns from ("clip", "settings", …) with values that JSON can hold; training saves them
-    as meta["inputs"]. Raises TalkheadError if the state is of a training with others.
-    """
-    if not path.is_file():
-        return None
-    tensors, meta = load_checkpoint(path, device)
-    saved, wanted = meta.get("inputs", {}), json.loads(json.dumps(inputs))
-    changed = [name for name in wanted if saved.get(name) != wanted[name]]
-    if changed:
-        what = " and ".join(f"{'other' if name.endswith('s') else 'another'} {name}" for name in changed)
-        raise TalkheadError(f"{path.parent} holds an unfinished training with {what}; repeat that one to finish it, or add "
-                            "--overwrite to start anew")
-    return tensors, meta
-
-
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on `device` started from `seed`."""
     return torch.Generator(device=device).manual_seed(seed)
@@ -65,7 +44,7 @@ def progress(total: int, desc: str, initial: int = 0, quiet: bool = False, unit:
     return tqdm(total=total, desc=desc, initial=initial, disable=quiet, unit=unit, dynamic_ncols=True, mininterval=0.5)
 
 
-class Scalars:
+class TensorBoard:
     """TensorBoard curves and pictures under `folder`. Raises MachineError where they cannot be written.
 
     torch's SummaryWriter writes from a thread of its own, which prints a traceback when the disk is full.
@@ -80,7 +59,7 @@ class Scalars:
             self._writer = RecordWriter(open(self._path, "wb"))
         self._write(file_version="brain.Event:2")
 
-    def add(self, tag: str, value: float, step: int) -> None:
+    def scalar(self, tag: str, value: float, step: int) -> None:
         """One point of the curve `tag`."""
         from torch.utils.tensorboard.summary import scalar
 
@@ -111,13 +90,15 @@ class Scalars:
             raise MachineError(f"cannot write {self._path}: {error.strerror}") from error
 
 
-def follow(averaged: dict[str, Tensor], weights: dict[str, Tensor], step: int, slowness: float) -> None:
-    """Move averaged weights towards those after `step` (from 0), by 1 − `slowness` of the way and faster in the first steps.
+@torch.no_grad()
+def ema_update(averaged: dict[str, Tensor], model: nn.Module, step: int, decay: float) -> None:
+    """Move the exponential moving average of a model's state towards its state after `step` (from 0), in place.
 
-    What is no float is copied.
+    The decay is min(decay, (1 + step) / (10 + step)), so that the average follows quickly at first. Integer buffers are
+    copied.
     """
-    decay = min(slowness, (1 + step) / (10 + step))
-    for name, value in weights.items():
+    decay = min(decay, (1 + step) / (10 + step))
+    for name, value in model.state_dict().items():
         averaged[name].lerp_(value, 1 - decay) if value.is_floating_point() else averaged[name].copy_(value)
 
 

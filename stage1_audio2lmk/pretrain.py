@@ -7,7 +7,6 @@ processes changes nothing but rounding and what dropout hides.
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_to_dict, setting, with_default
 from shared.errors import TalkheadError
 from shared.files import sha256
 from shared.landmarks import lip_opening
 from shared.metrics import correlation
-from shared.training import Scalars, follow, load_state, progress
+from shared.resume import TrainState
+from shared.training import TensorBoard, ema_update, progress
 from stage1_audio2lmk import distributed
 from stage1_audio2lmk.audio.features import MELS
 from stage1_audio2lmk.av_sync import Sync, sync_loss
+from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import made_silence
 from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, load_speech_encoder
@@ -44,7 +44,7 @@ from stage1_audio2lmk.row_store import (
     prepare,
     set_statistics,
 )
-from stage1_audio2lmk.train import SILENT_ROWS, save_model
+from stage1_audio2lmk.train import SILENT_ROWS
 
 JUDGING_WINDOWS = 128
 ENCODER_RATE = 0.1  # of the learning rate, for a pretrained encoder
@@ -122,15 +122,14 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     `state_dir` and ends as if it had never stopped. In several processes all make the same call, inside
     `distributed.processes`, and see the same folders.
     """
-    started = time.perf_counter()
     encoder = load_speech_encoder(speech) if speech else None
     config = _checked(config, encoder)
     first = distributed.rank() == 0
     quiet = quiet or not first
     prints = [fingerprint(clip, config.seed) for clip in clips]
     inputs = {"clips": prints, "settings": config_to_dict(config), "speech encoder": sha256(speech) if speech else None}
-    state = state_dir / "state.safetensors"
-    saved = load_state(state, inputs)
+    state = TrainState(state_dir, inputs)
+    saved = state.load()
 
     rows = _rows(clips, [state_dir / "rows" / name for name in prints], config, quiet)
     learner = _learner(config, encoder, rows)
@@ -143,17 +142,16 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     best = {name: value.clone() for name, value in averaged.items()}
     history: dict[str, Any] = {"step": 0, "best_step": 0, "best": float("inf"), "losses": []}
     if saved is not None:
-        tensors, meta = saved
-        learner.load_state_dict(saved_under(tensors, "learner"))
+        learner.load_state_dict(saved.group("learner"))
         for kind, values in (("averaged", averaged), ("best", best)):
-            values |= {name: value.to(device) for name, value in saved_under(tensors, kind).items()}
-        unpack_optimizer(optimizer, tensors, meta["adam"], "adam")
-        history = meta["history"]
+            values |= {name: value.to(device) for name, value in saved.group(kind).items()}
+        saved.restore_optimizer("optimizer", optimizer)
+        history = saved.progress
     shared = distributed.share_gradients(learner, device)
     part = config.batch // distributed.count()
     indices = range(distributed.rank() * part, (distributed.rank() + 1) * part)
 
-    scalars = Scalars(state_dir / "curves") if first else None
+    board = TensorBoard(state.curves) if first else None
     with progress(config.steps, "stage 1: base", initial=history["step"], quiet=quiet) as bar:
         for step in range(history["step"], config.steps):
             for group in optimizer.param_groups:
@@ -167,7 +165,7 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
             optimizer.step()
-            follow(averaged, model.state_dict(), step, config.ema)
+            ema_update(averaged, model, step, config.ema)
             history["step"] = step + 1
             history["losses"].append(float(losses["loss"]))
             if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
@@ -176,26 +174,25 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
                     history |= {"best": held["lip mm"], "best_step": step + 1}
                     best = {name: value.clone() for name, value in averaged.items()}
                 for name, value in {**losses, **{f"held out/{name}": value for name, value in held.items()}}.items():
-                    if scalars is not None and name != "total":
-                        scalars.add(name, float(value), step + 1)
+                    if board is not None and name != "total":
+                        board.scalar(name, float(value), step + 1)
                 bar.set_postfix_str(f"held-out lips {held['lip mm']:.2f} mm, r {held['opening r']:.2f}")
             bar.update()
             if (step + 1) % config.save_every == 0 and first:
-                packed, adam = pack_optimizer(optimizer, "adam")
-                kinds = {"learner": learner.state_dict(), "averaged": averaged, "best": best}
-                named = {f"{kind}/{name}": value for kind, values in kinds.items() for name, value in values.items()}
-                save_checkpoint(state, named | packed, {"inputs": inputs, "adam": adam, "history": history})
+                state.save({"learner": learner.state_dict(), "averaged": averaged, "best": best}, {"optimizer": optimizer},
+                           **history)
     held = _judge(model, best, judging, device)
     model.load_state_dict(best)
     distributed.wait()
-    if scalars is not None:
-        scalars.close()
+    if board is not None:
+        board.close()
         save_model(out, model, list(dict.fromkeys(person(clip.info.name) for clip in clips)))
-        state.unlink(missing_ok=True)
+        state.remove()
         shutil.rmtree(state_dir / "rows")
-    return {"held out": "whole speakers" if any(not clip.fit for clip in rows) else "the end of each clip",
-            **{f"held-out {name}": value for name, value in held.items()}, "best step": history["best_step"],
-            "seconds": time.perf_counter() - started, "losses": history["losses"]}
+    return {"steps": history["step"], "seconds": state.seconds,
+            "val_split": "whole speakers" if any(not clip.fit for clip in rows) else "the end of each clip",
+            "val_lips_mm": held["lip mm"], "val_lips_at_rest_mm": held["lip mm at rest"], "val_opening_r": held["opening r"],
+            "best_step": history["best_step"], "losses": history["losses"]}
 
 
 def _rows(clips: list[Clip], folders: list[Path], config: PretrainConfig, quiet: bool) -> list[ClipRows]:

@@ -18,9 +18,9 @@ from shared.errors import TalkheadError
 from shared.landmarks import N_LANDMARKS, SAMPLES_PER_FRAME
 from stage1_audio2lmk.audio.dc_blocker import SoundGate
 from stage1_audio2lmk.audio.features import FeatureStream, frames_of, levels
+from stage1_audio2lmk.checkpoint import load_model
 from stage1_audio2lmk.encoders.pretrained import Encoder, EncoderStream
 from stage1_audio2lmk.model import LandmarkModel, Memory, Prepared
-from stage1_audio2lmk.train import load_model
 from stage1_audio2lmk.upper_face import Liveliness
 
 BLOCK = 250  # video frames that go through the network at once

@@ -1,7 +1,6 @@
 """Training of stage 1 on one person's clip, or a few people's, from a base model or from nothing."""
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import (
-    check_finite,
-    load_checkpoint,
-    load_module,
-    pack_optimizer,
-    save_checkpoint,
-    saved_under,
-    unpack_optimizer,
-)
 from shared.clip import Clip
-from shared.config import config_from_dict, config_to_dict, shown
+from shared.config import config_to_dict
 from shared.errors import TalkheadError
 from shared.files import sha256
-from shared.training import Scalars, cpu_threads, follow, generator, load_state, progress
+from shared.resume import Saved, TrainState
+from shared.training import TensorBoard, cpu_threads, ema_update, generator, progress
+from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.closed_form import set_statistics, solve_kernel_path
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import (
@@ -36,12 +28,11 @@ from stage1_audio2lmk.dataset import (
     made_silence,
 )
 from stage1_audio2lmk.encoders import finetuning
-from stage1_audio2lmk.encoders.pretrained import Encoder, load_encoder, load_encoder_of
+from stage1_audio2lmk.encoders.pretrained import Encoder, load_encoder
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import MOVING, LandmarkModel
 from stage1_audio2lmk.validation import held_out_error
 
-SHIPPED_BASE = Path(__file__).parent / "data" / "base.safetensors"
 SILENT_ROWS = 600
 ENCODER_RATE = 0.05  # of the learning rate, for layers of an encoder
 INHERITED = ("dim", "layers", "heads", "window", "look_ahead", "kernel_past", "components", "formants", "speech", "encoder",
@@ -60,7 +51,6 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     with, or where the base's lies now; rows of a frozen one are kept on disk, each clip's in its training folder. Killed at
     any moment, the same call continues from `state_dir` and ends as if it had never stopped.
     """
-    started = time.perf_counter()
     base, encoder = None, None
     if init is not None:
         base, _, encoder = load_model(init, "cpu", config.encoder)
@@ -72,7 +62,8 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     inputs = {"clip": [clip.fingerprint() for clip in clips], "settings": config_to_dict(config),
               "base model": sha256(init) if init is not None else None,
               "encoder": encoder.card() if encoder is not None else None}
-    saved = load_state(state_dir / "state.safetensors", inputs)
+    state = TrainState(state_dir, inputs)
+    saved = state.load()
     if encoder is not None:
         encoder.to(device)
     hears = [hearing(encoder, clip.training / "encoder") for clip in clips]
@@ -83,8 +74,8 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
         if config.other_voices and encoder is None:
             weight = VOICE_WEIGHT if config.speech else BARE_VOICE_WEIGHT
             voices = [voice for pair in zip(clips, recordings) for voice in in_other_voices(*pair, weight)]
-        numbers = _train(clips, recordings, voices, silence, out, config, device, state_dir, base, encoder, inputs, saved, quiet)
-    return numbers | {"seconds": time.perf_counter() - started}
+        numbers = _train(clips, recordings, voices, silence, out, config, device, state, saved, base, encoder, quiet)
+    return numbers | {"seconds": state.seconds}
 
 
 def _check_encoder(config: Stage1Config, encoder: Encoder | None) -> None:
@@ -100,8 +91,8 @@ def _check_encoder(config: Stage1Config, encoder: Encoder | None) -> None:
 
 
 def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recording], silence: Recording, out: Path,
-           config: Stage1Config, device: torch.device, state_dir: Path, base: LandmarkModel | None, encoder: Encoder | None,
-           inputs: dict[str, Any], saved: tuple[dict[str, Tensor], dict[str, Any]] | None, quiet: bool) -> dict[str, Any]:
+           config: Stage1Config, device: torch.device, state: TrainState, saved: Saved | None, base: LandmarkModel | None,
+           encoder: Encoder | None, quiet: bool) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = LandmarkModel(config, len(recordings), heard=(encoder.layers, encoder.size) if encoder else None)
@@ -137,10 +128,9 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
     kernel_only = judged()["lip mm"]
     history: dict[str, Any] = {"step": 0, "best_step": 0, "best": (1 - config.worthwhile) * kernel_only}
     rng = generator(config.seed)
-    state = state_dir / "state.safetensors"
     if saved is not None:
-        history = _restore(*saved, learner, optimizer, averaged, best, rng)
-    scalars = Scalars(state_dir / "curves")
+        history = _restore(saved, learner, optimizer, averaged, best, rng)
+    board = TensorBoard(state.curves)
     with progress(config.steps, "stage 1", initial=history["step"], quiet=quiet) as bar:
         for step in range(history["step"], config.steps):
             for group in optimizer.param_groups:
@@ -160,7 +150,7 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
             for group in optimizer.param_groups:
                 nn.utils.clip_grad_norm_(group["params"], 1.0)
             optimizer.step()
-            follow(averaged, learner.state_dict(), step, config.ema)
+            ema_update(averaged, learner, step, config.ema)
             history["step"] = step + 1
             if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
                 current = {name: value.clone() for name, value in learner.state_dict().items()}
@@ -170,87 +160,35 @@ def _train(clips: list[Clip], recordings: list[Recording], voices: list[Recordin
                 if held["lip mm"] < history["best"]:
                     history |= {"best": held["lip mm"], "best_step": step + 1}
                     best = {name: value.clone() for name, value in averaged.items()}
-                scalars.add("loss", loss.item(), step + 1)
-                scalars.add("held out/lip mm", held["lip mm"], step + 1)
-                scalars.add("held out/opening r", held["opening r"], step + 1)
+                board.scalar("loss", loss.item(), step + 1)
+                board.scalar("held out/lip mm", held["lip mm"], step + 1)
+                board.scalar("held out/opening r", held["opening r"], step + 1)
                 bar.set_postfix_str(f"held-out lips {held['lip mm']:.2f} mm, r {held['opening r']:.2f}")
             bar.update()
             if step + 1 - history["best_step"] >= config.patience:
                 break
             if (step + 1) % config.save_every == 0:
-                _save_state(state, inputs, learner, optimizer, averaged, best, rng, history)
-    scalars.close()
+                state.save({"model": learner.state_dict(), "averaged": averaged, "best": best, "rng": rng.get_state()},
+                           {"optimizer": optimizer}, **history)
+    board.close()
     learner.load_state_dict(best)
     held = judged()
     model.cpu()
     path.solve(tail=True)
     save_model(out, model, [recording.name for recording in recordings], encoder)
-    state.unlink(missing_ok=True)
-    return {"held-out lip mm": held["lip mm"], "kernel path alone mm": kernel_only, "held-out opening r": held["opening r"],
-            "best step": history["best_step"], "ridge penalty": path.penalty, "sharpening": path.sharpening}
+    state.remove()
+    return {"steps": history["step"], "val_lips_mm": held["lip mm"], "kernel_only_val_lips_mm": kernel_only,
+            "val_opening_r": held["opening r"], "best_step": history["best_step"], "ridge_penalty": path.penalty,
+            "sharpening": path.sharpening}
 
 
-def save_model(path: Path, model: LandmarkModel, speakers: list[str], encoder: Encoder | None = None) -> None:
-    """Write weights, config, the speakers' names and what the model hears with; encoders' weights in half precision.
-
-    Of an `encoder` outside the model that is its name, and the layers that were tuned.
-    """
-    tensors = {name: value.half() if name.startswith("encoder.") and value.is_floating_point() else value
-               for name, value in model.state_dict().items()}
-    if encoder is not None:
-        tensors |= {f"tuned.{name}": value.half() for name, value in encoder.tuned_layers.state_dict().items()}
-    save_checkpoint(path, tensors, {"kind": "stage1", "encoder": encoder.card() if encoder else model.card,
-                                    "config": config_to_dict(model.config), "speakers": speakers})
-
-
-def load_model(path: Path, device: torch.device | str,
-               place: str | None = None) -> tuple[LandmarkModel, list[str], Encoder | None]:
-    """Read what save_model wrote -> (model in eval mode, speakers' names, the encoder outside the model or None).
-
-    `place`, a folder or name, is where that encoder lies if no longer where it was in training. Raises TalkheadError.
-    """
-    tensors, meta = load_checkpoint(path)
-    if meta.get("kind") != "stage1":
-        raise TalkheadError(f"{path} is no stage-1 model, but {shown(meta.get('kind', 'something else'))}")
-    config, encoder, heard = config_from_dict(Stage1Config, meta.get("config"), str(path)), None, None
-    card, speakers = meta.get("encoder"), meta.get("speakers")
-    if not isinstance(card, (dict, str)) or isinstance(card, dict) != (config.encoder is not None):
-        raise TalkheadError(f"{path} is damaged: it should tell what it hears with, found {shown(card)}")
-    if not isinstance(speakers, list) or not speakers or not all(isinstance(speaker, str) for speaker in speakers):
-        raise TalkheadError(f"{path} is damaged: it should name its speakers, found {shown(speakers)}")
-    if isinstance(card, dict):
-        encoder = load_encoder_of(card, device, place)
-        tuned = {name.removeprefix("tuned."): tensors.pop(name) for name in list(tensors) if name.startswith("tuned.")}
-        check_finite(tuned, path)
-        try:
-            encoder.tuned_layers.load_state_dict(tuned)
-        except RuntimeError as error:
-            raise TalkheadError(f"{path} is damaged: the tuned layers in it are not those of {encoder.name}") from error
-        heard = encoder.layers, encoder.size
-    elif place is not None:
-        raise TalkheadError(f"{path} hears with {card} and takes no encoder, found {place}")
-    centres = tensors["kernel.centres"].shape[0] if "kernel.centres" in tensors and tensors["kernel.centres"].ndim else 0
-    model = load_module(lambda: LandmarkModel(config, len(speakers), centres, heard), tensors, path)
-    model.card = card
-    return model.to(device).eval(), speakers, encoder
-
-
-def _save_state(path: Path, inputs: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
-                averaged: dict[str, Tensor], best: dict[str, Tensor], rng: torch.Generator, history: dict) -> None:
-    packed, meta = pack_optimizer(optimizer, "adam")
-    tensors = {f"{group}/{name}": value for group, values in
-               (("model", model.state_dict()), ("averaged", averaged), ("best", best)) for name, value in values.items()}
-    save_checkpoint(path, tensors | packed | {"rng": rng.get_state()},
-                    {"inputs": inputs, "adam": meta, "history": history})
-
-
-def _restore(tensors: dict[str, Tensor], meta: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer,
-             averaged: dict[str, Tensor], best: dict[str, Tensor], rng: torch.Generator) -> dict[str, Any]:
-    model.load_state_dict(saved_under(tensors, "model"))
-    for name, value in saved_under(tensors, "averaged").items():
-        averaged[name].copy_(value)
-    for name, value in saved_under(tensors, "best").items():
-        best[name].copy_(value)
-    unpack_optimizer(optimizer, tensors, meta["adam"], "adam")
-    rng.set_state(tensors["rng"])
-    return meta["history"]
+def _restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: dict[str, Tensor],
+             best: dict[str, Tensor], rng: torch.Generator) -> dict[str, Any]:
+    """Go on from what an interrupted training saved; returns its history."""
+    model.load_state_dict(saved.group("model"))
+    for group, values in (("averaged", averaged), ("best", best)):
+        for name, value in saved.group(group).items():
+            values[name].copy_(value)
+    saved.restore_optimizer("optimizer", optimizer)
+    rng.set_state(saved.tensors["rng"])
+    return saved.progress

@@ -1,4 +1,4 @@
-"""What a training step reads: frames, what lies behind the head, landmarks, poses and pixel weights."""
+"""Training data of the head: frames, backdrops, alpha mattes, landmarks, poses, emphasis boxes and sampling probabilities."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,43 +14,50 @@ from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 
 CHUNK = 64  # frames prepared at once for the GPU
-KEPT_BYTES = 1 << 30  # of prepared pictures kept in memory where they do not stay on a GPU
+KEPT_BYTES = 1 << 30  # of prepared frames kept in host memory where they are not resident on a GPU
+BYTES_PER_PIXEL = 9  # of `FrameTensors`: two RGB pictures and three masks
 WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
-BAND = 1 / 128  # half-width, in picture widths, of the outline where labels are not trusted
-CONTRAST = 0.02  # squared colour distance of head and plate from which a matte can be told
+BAND = 1 / 128  # half-width, in picture widths, of the band around the head's outline where labels are not trusted
+CONTRAST = 0.02  # squared colour distance of head and plate above which alpha can be estimated from colour
+BARE = 0.1  # share of that distance below which a pixel near the body shows little but the plate
+LIPS_MARGIN, EYE_MARGIN = 0.25, 0.4  # of the width of the landmarks' bounding box, added all round to emphasis boxes
+RARE = 3.0  # standard deviations from the median at which an expression is sampled most often, 1 + RARE times as often
 
 
 class Batch(NamedTuple):
-    """Pictures are cropped to the head's window and float in [0, 1]."""
+    """Frames cropped to the head's window, float in [0, 1]."""
 
     frames: Tensor  # (B, H, W, 3)
-    behind: Tensor  # (B, H, W, 3) the plate where the head is or may be, the frame itself elsewhere
+    backdrop: Tensor  # (B, H, W, 3) what the head is composited over: see `make_backdrop`
     head: Tensor  # (B, H, W) 1 on head and mouth interior
-    alpha: Tensor  # (B, H, W) the head's share of each pixel
-    sure: Tensor  # (B, H, W) 1 where alpha is known
+    alpha: Tensor  # (B, H, W) the head's opacity
+    alpha_valid: Tensor  # (B, H, W) 1 where alpha is known
     landmarks: Tensor  # (B, 68, 3)
     poses: Tensor  # (B, 4, 4)
 
 
-class Pictures(NamedTuple):
-    """The same as it is kept, uint8."""
+class FrameTensors(NamedTuple):
+    """The pictures of a `Batch` as they are stored, uint8."""
 
     frames: Tensor  # (B, H, W, 3)
-    behind: Tensor  # (B, H, W, 3)
+    backdrop: Tensor  # (B, H, W, 3)
     head: Tensor  # (B, H, W) 0 or 1
     alpha: Tensor  # (B, H, W)
-    sure: Tensor  # (B, H, W) 0 or 1
+    alpha_valid: Tensor  # (B, H, W) 0 or 1
 
 
 def box_mask(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], width: int, height: int, part: list[int],
-             margin: float = 0.25) -> Tensor:
-    """Bool (B, H, W): the bounding box of the projected landmarks `part`, larger by `margin` of its width all round."""
+             margin: float = LIPS_MARGIN) -> Tensor:
+    """Bool (B, H, W): pixels in `bounding_box` of the same landmarks."""
     return inside(bounding_box(landmarks, poses, intrinsics, part, margin), width, height)
 
 
 def bounding_box(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], part: list[int],
                  margin: float) -> Tensor:
-    """(B, 4) left, top, right, bottom in pixels of the projected landmarks `part`, `margin` of the width larger all round."""
+    """Bounding box of the projected landmarks `part` -> (B, 4) left, top, right, bottom in pixels.
+
+    landmarks (B, 68, 3), poses (B, 4, 4); enlarged on every side by `margin` times its width.
+    """
     points = project(landmarks[:, part], poses, intrinsics)
     low, high = points.amin(1), points.amax(1)
     room = margin * (high - low)[:, :1]
@@ -68,13 +75,13 @@ def inside(boxes: Tensor, width: int, height: int) -> Tensor:
 
 def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reach: int,
           person: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Soft alpha along the head's outline, so that hair does not carry the colour of the plate with it.
+    """Soft alpha along the head's outline, so that hair does not take on the colour of the plate.
 
-    frames and plates (B, H, W, 3), head and background bool (B, H, W), reach in pixels. Within `reach` of the outline a
-    pixel I is taken as a mix of the mean head colour F nearby and the plate B, so that alpha = (I - B)·(F - B) / |F - B|²;
-    close to neck and torso only where it shows little but the plate. Where `person` (B, H, W), the person's share of each
-    pixel, is given, it is alpha along the outline away from neck and torso. Returns alpha (B, H, W), where it is known (B, H, W),
-    and bool (B, H, W) the outline's pixels that show the plate behind the head.
+    frames and plates (B, H, W, 3) in [0, 1], head and background bool (B, H, W), reach in pixels. Within `reach` of the
+    outline a pixel I is modelled as a mix of the mean head colour F nearby and the plate B: alpha = (I - B)·(F - B) / |F - B|²;
+    near neck and torso only where the pixel shows little but the plate. `person` (B, H, W), the opacity of the whole person,
+    replaces that estimate along the outline away from neck and torso. Returns alpha (B, H, W), alpha_valid (B, H, W) float,
+    and bool (B, H, W) the pixels of the outline's band that are labelled background and lie away from neck and torso.
     """
     reach = max(1, reach)
     plane = head.float()[:, None]
@@ -82,32 +89,33 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     band = F.max_pool2d(plane, 2 * reach + 1, 1, reach) > shrunk
     body = F.max_pool2d((~head & ~background).float()[:, None], 2 * reach + 1, 1, reach) > 0
     nearby = F.avg_pool2d(torch.cat([frames.movedim(-1, 1) * shrunk, shrunk], 1), 4 * reach + 1, 1, 2 * reach)
-    spread = (nearby[:, :3] / nearby[:, 3:].clamp_min(1e-6)).movedim(1, -1) - plates
-    contrast = spread.square().sum(-1)
-    mixed = (((frames - plates) * spread).sum(-1) / contrast.clamp_min(1e-6)).clamp(0, 1)
-    band, body, seen = band[:, 0], body[:, 0], nearby[:, 3] > 1e-3
-    bare = (frames - plates).square().sum(-1) < 0.1 * contrast
-    told = band & seen & (contrast > CONTRAST) & (~body | bare)
-    alpha, edge = torch.where(told, mixed, plane[:, 0]), band & ~body
+    difference = (nearby[:, :3] / nearby[:, 3:].clamp_min(1e-6)).movedim(1, -1) - plates
+    contrast = difference.square().sum(-1)
+    mixed = (((frames - plates) * difference).sum(-1) / contrast.clamp_min(1e-6)).clamp(0, 1)
+    band, body, head_nearby = band[:, 0], body[:, 0], nearby[:, 3] > 1e-3
+    bare = (frames - plates).square().sum(-1) < BARE * contrast
+    estimated = band & head_nearby & (contrast > CONTRAST) & (~body | bare)
+    alpha, edge = torch.where(estimated, mixed, plane[:, 0]), band & ~body
     if person is not None:
-        alpha, told = torch.where(edge, person, alpha), told | edge
-    return alpha, (told | ~band).float(), edge & background
+        alpha, estimated = torch.where(edge, person, alpha), estimated | edge
+    return alpha, (estimated | ~band).float(), edge & background
 
 
-def behind_head(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, open_air: Tensor, reach: int) -> Tensor:
-    """What the head is drawn over, uint8 (B, H, W, 3), from frames and plates likewise and labels, bool (B, H, W).
+def make_backdrop(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, open_air: Tensor, reach: int) -> Tensor:
+    """The backdrop that the head is composited over, uint8 (B, H, W, 3).
 
-    The frame itself outside the head; inside, and in the `open_air` along its outline, the plate; but near the jaw, within
-    2 · `reach` of more neck and clothes than background, the mean colour of those, because that is what the jaw hides.
+    frames and plates uint8 (B, H, W, 3); head, background and open_air bool (B, H, W); reach in pixels. The frame itself
+    outside the head; the plate inside it and in `open_air`, the background along its outline; but along the jaw, where
+    within 2 · `reach` there is more neck and clothes than background, their mean colour, because the jaw hides those.
     """
     reach = max(1, reach)
     body = (~head & ~background).float()[:, None]
     planes = torch.cat([frames.movedim(-1, 1).float() * body, body, background.float()[:, None]], 1)
     near = F.avg_pool2d(planes, 4 * reach + 1, 1, 2 * reach).movedim(1, -1)
     clothed = head & (near[..., 3] > near[..., 4])
-    colour = (near[..., :3] / near[..., 3:4].clamp_min(1e-6)).round().byte()
+    body_color = (near[..., :3] / near[..., 3:4].clamp_min(1e-6)).round().byte()
     over_plate = torch.where((head | open_air)[..., None], plates, frames)
-    return torch.where(clothed[..., None], colour, over_plate)
+    return torch.where(clothed[..., None], body_color, over_plate)
 
 
 def batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
@@ -115,11 +123,11 @@ def batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return np.array_split(rows, -(-len(rows) // size))
 
 
-class HeadFrames:
-    """Frames `indices` of one clip, by row, cropped to the window that the head ever enters.
+class HeadDataset:
+    """Frames `indices` of one clip, addressed by row, cropped to the smallest window that holds the head in all of them.
 
-    On CUDA the prepared pictures stay on the GPU if they fit into half of what is free there; otherwise a batch is read
-    from the clip's cache and prepared when it is needed, and kept up to KEPT_BYTES, so that host memory does not grow with
+    On CUDA the prepared frames are resident if they fit into half of the free memory; otherwise a batch is read from the
+    clip's cache and prepared when needed, and at most KEPT_BYTES of them are kept, so that host memory does not grow with
     the clip.
     """
 
@@ -138,17 +146,20 @@ class HeadFrames:
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
         self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)
         self.boxes = torch.stack([bounding_box(self.landmarks, self.poses, self.intrinsics, part, margin)
-                                  for part, margin in ((LIPS, 0.25), (EYE_RIGHT, 0.4), (EYE_LEFT, 0.4))], 1)
-        self.chance = sampling_weights(landmarks)
+                                  for part, margin in ((LIPS, LIPS_MARGIN), (EYE_RIGHT, EYE_MARGIN), (EYE_LEFT, EYE_MARGIN))], 1)
+        self.sampling_probs = sampling_probs(landmarks)
         self.has_alpha = clip.alpha.is_file()
-        self.resident: Pictures | None = None
-        self.kept: dict[int, Pictures] = {}
-        if device.type == "cuda" and len(indices) * self.width * self.height * 9 < torch.cuda.mem_get_info(device)[0] / 2:
+        self.resident: FrameTensors | None = None
+        self.kept: dict[int, FrameTensors] = {}
+        if device.type == "cuda" and self._bytes(len(indices)) < torch.cuda.mem_get_info(device)[0] / 2:
             chunks = [self._prepare(rows) for rows in batches(np.arange(len(indices)), CHUNK)]
-            self.resident = Pictures(*(torch.cat(parts) for parts in zip(*chunks)))
+            self.resident = FrameTensors(*(torch.cat(parts) for parts in zip(*chunks)))
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def _bytes(self, frames: int) -> int:
+        return frames * self.width * self.height * BYTES_PER_PIXEL
 
     def _find_window(self) -> tuple[int, int, int, int]:
         info = self.clip.info
@@ -163,7 +174,7 @@ class HeadFrames:
         return (max(0, columns[0] - margin), max(0, rows[0] - margin),
                 min(info.width, columns[-1] + 1 + margin), min(info.height, rows[-1] + 1 + margin))
 
-    def _prepare(self, rows: np.ndarray) -> Pictures:
+    def _prepare(self, rows: np.ndarray) -> FrameTensors:
         def read(source: Callable[[np.ndarray], np.ndarray]) -> Tensor:
             cropped = np.ascontiguousarray(source(self.indices[rows])[:, self.rows, self.columns])
             return torch.from_numpy(cropped).to(self.device)
@@ -172,38 +183,42 @@ class HeadFrames:
         person = read(self.clip.read_alpha).float() / 255 if self.has_alpha else None
         head = (labels == HEAD) | (labels == MOUTH)
         plates = self.plates[self.shots[torch.from_numpy(rows).to(self.device)]]
-        alpha, sure, open_air = matte(frames.float() / 255, plates.float() / 255, head, labels == BACKGROUND,
-                                      round(BAND * self.clip.info.width), person)
-        behind = behind_head(frames, plates, head, labels == BACKGROUND, open_air, round(BAND * self.clip.info.width))
-        return Pictures(frames, behind, head.byte(), (alpha * 255).round().byte(), sure.byte())
+        background, reach = labels == BACKGROUND, round(BAND * self.clip.info.width)
+        alpha, alpha_valid, open_air = matte(frames.float() / 255, plates.float() / 255, head, background, reach, person)
+        backdrop = make_backdrop(frames, plates, head, background, open_air, reach)
+        return FrameTensors(frames, backdrop, head.byte(), (alpha * 255).round().byte(), alpha_valid.byte())
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """`count` rows, rare expressions more often."""
-        return rng.choice(len(self), count, p=self.chance)
+        """`count` random rows, rare expressions more often (see `sampling_probs`)."""
+        return rng.choice(len(self), count, p=self.sampling_probs)
 
-    def pictures(self, rows: np.ndarray) -> Pictures:
-        """The frames of `rows` on the device, as they are kept."""
+    def frame_tensors(self, rows: np.ndarray) -> FrameTensors:
+        """The pictures of `rows` on the device, uint8."""
         if self.resident is not None:
             on_device = torch.from_numpy(rows).to(self.device)
-            return Pictures(*(x[on_device] for x in self.resident))
+            return FrameTensors(*(x[on_device] for x in self.resident))
         fresh = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in self.kept], np.int64)
-        if len(self.kept) + len(fresh) > KEPT_BYTES // (9 * self.width * self.height):
+        if self._bytes(len(self.kept) + len(fresh)) > KEPT_BYTES:
             return self._prepare(rows)
         if len(fresh):
             made = self._prepare(fresh)
-            self.kept |= {int(row): Pictures(*(x[k] for x in made)) for k, row in enumerate(fresh)}
-        return Pictures(*(torch.stack(parts) for parts in zip(*(self.kept[row] for row in rows.tolist()))))
+            self.kept |= {int(row): FrameTensors(*(x[k] for x in made)) for k, row in enumerate(fresh)}
+        return FrameTensors(*(torch.stack(parts) for parts in zip(*(self.kept[row] for row in rows.tolist()))))
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The frames of `rows` on the device."""
+        """The data of `rows` on the device, float."""
         on_device = torch.from_numpy(rows).to(self.device)
-        frames, behind, head, alpha, sure = (x.float() for x in self.pictures(rows))
-        return Batch(frames / 255, behind / 255, head, alpha / 255, sure, self.landmarks[on_device], self.poses[on_device])
+        frames, backdrop, head, alpha, alpha_valid = (x.float() for x in self.frame_tensors(rows))
+        return Batch(frames / 255, backdrop / 255, head, alpha / 255, alpha_valid, self.landmarks[on_device],
+                     self.poses[on_device])
 
 
-def sampling_weights(landmarks: np.ndarray) -> np.ndarray:
-    """Chance (T,) of each frame to be drawn: up to four times more for open mouths and closed eyes."""
+def sampling_probs(landmarks: np.ndarray) -> np.ndarray:
+    """landmarks (T, 68, 3) -> (T,) probability of each frame to be sampled: up to 1 + RARE times that of a typical frame.
+
+    It grows with the distance of mouth and eye openings from their medians.
+    """
     curves = np.concatenate([lip_opening(landmarks)[:, None], eye_opening(landmarks)], 1).astype(float)
     spread = np.maximum(curves.std(0), 1e-6)
-    chance = 1 + np.abs((curves - np.median(curves, 0)) / spread).max(1).clip(0, 3)
-    return chance / chance.sum()
+    density = 1 + np.abs((curves - np.median(curves, 0)) / spread).max(1).clip(0, RARE)
+    return density / density.sum()

@@ -1,24 +1,29 @@
-"""How the light on a splat changes as the head turns and moves under lamps that stand still."""
+"""Pose-dependent shading: colours change as the head turns under lights that stand still."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.camera import mean_rotation, turn_from
+
 CHANNELS = 3
-STEP = 0.1  # what a basis entry of 1 changes
+STEP = 0.1  # change of colour for a basis entry and a coefficient of 1
+LEAST_SPREAD = 1e-2  # about half a degree: keeps the normalisation finite where the head did not turn
+SATURATION = 2.0  # standard deviations at which the input of the network saturates
 
 
 class PoseShading(nn.Module):
-    """Head rotations -> changes of colour of every splat, by way of `rank` coefficients.
+    """Head rotations -> change of every Gaussian's colour, as a sum of `rank` basis colours per Gaussian.
 
-    The rotation enters as its difference from the mean one of the training frames, in standard deviations, and saturates
-    at about two of them, so that a view from outside the training range has the light of its border.
+    The network sees the rotation relative to the mean of the training frames, in standard deviations, saturated at
+    SATURATION: views from outside the training range keep the shading of its border.
     """
 
     rest: Tensor
     spread: Tensor
 
     def __init__(self, count: int, rank: int, hidden: int = 16) -> None:
+        """count: number of Gaussians."""
         super().__init__()
         self.register_buffer("rest", torch.eye(3))
         self.register_buffer("spread", torch.ones(3))
@@ -26,19 +31,13 @@ class PoseShading(nn.Module):
         self.basis = nn.Parameter(torch.zeros(rank, count, CHANNELS))
 
     def set_range(self, poses: Tensor) -> None:
-        """Take mean and spread from training poses (T, 4, 4)."""
-        left, _, right = torch.linalg.svd(poses[:, :3, :3].mean(0))
-        self.rest.copy_(left @ right)
-        self.spread.copy_(self._turn(poses).square().mean(0).sqrt().clamp_min(1e-2))
-
-    def _turn(self, poses: Tensor) -> Tensor:
-        """(B, 3): the sine of the rotation from rest about the camera's axes."""
-        turn = poses[:, :3, :3] @ self.rest.T
-        odd = turn - turn.mT
-        return 0.5 * torch.stack([odd[:, 2, 1], odd[:, 0, 2], odd[:, 1, 0]], 1)
+        """Set mean rotation and spread from training poses (T, 4, 4)."""
+        self.rest.copy_(mean_rotation(poses[:, :3, :3]))
+        self.spread.copy_(turn_from(self.rest, poses[:, :3, :3]).square().mean(0).sqrt().clamp_min(LEAST_SPREAD))
 
     def forward(self, poses: Tensor) -> Tensor:
-        """poses (B, 4, 4) head → camera -> changes of colour (B, N, 3)."""
-        seen = 2 * torch.tanh(0.5 * self._turn(poses) / self.spread)
-        made = self.network(F.pad(seen, (0, 0, 0, 1)))  # the row of zeros added is the head at rest
-        return STEP * ((made[:-1] - made[-1:]) @ self.basis.flatten(1)).view(len(poses), -1, CHANNELS)
+        """poses (B, 4, 4) head → camera -> changes of colour (B, N, 3), zero at the mean rotation."""
+        turn = turn_from(self.rest, poses[:, :3, :3]) / self.spread
+        saturated = SATURATION * torch.tanh(turn / SATURATION)
+        outputs = self.network(F.pad(saturated, (0, 0, 0, 1)))  # the appended row of zeros is the mean rotation
+        return STEP * ((outputs[:-1] - outputs[-1:]) @ self.basis.flatten(1)).view(len(poses), -1, CHANNELS)

@@ -9,60 +9,64 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoint import pack_optimizer, save_checkpoint, unpack_optimizer
 from shared.clip import Clip, good_frames
 from shared.config import config_to_dict
 from shared.files import sha256
+from shared.image import over
 from shared.landmarks import LIPS, N_LANDMARKS
 from shared.metrics import psnr
-from shared.training import Scalars, cpu_threads, load_state, progress
+from shared.resume import Saved, TrainState
+from shared.training import TensorBoard, cpu_threads, progress
+from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames, batches, box_mask
-from stage2_gaussian.head import Head, Splats
+from stage2_gaussian.dataset import HeadDataset, batches, box_mask
+from stage2_gaussian.head import CameraGaussians, Head
 from stage2_gaussian.initialization import make_canonical
-from stage2_gaussian.losses import NAMES, PictureLoss, over, pose_prior
-from stage2_gaussian.pose_refinement import align_poses, fit_poses, refined
+from stage2_gaussian.losses import NAMES, PictureLoss, pose_prior
+from stage2_gaussian.pose_refinement import apply_refinement, refine_batch, refine_poses
 from stage2_gaussian.prune import prune
 from stage2_gaussian.rasterize import Projected, blend, project_splats, rasterize
-from stage2_gaussian.render import render_head, save_head
+from stage2_gaussian.render import render_head
 
-REPORT_EVERY = 25
-PICTURE_EVERY = 250
-FITTED_BY = 0.8  # of the training, the part over which the fits of all poses are spread
-CHECKS = 10  # looks at the held-out stretch in a full training
-CHECK_FRAMES = 16  # of it
-FEWEST_HELD = 8
-PATIENCE = 5  # checks without an improvement after which training stops
+REPORT_EVERY = 25  # steps between two points of the curves
+PICTURE_EVERY = 250  # steps between two pictures
+REFINED_BY = 0.8  # share of the training over which the refinements of all poses are spread
+VALIDATIONS = 10  # in a full training
+VALIDATION_FRAMES = 16  # at most, evenly spaced in the validation stretch
+VALIDATION_BATCH = 8  # frames rendered at once
+FEWEST_VALIDATION_FRAMES = 8  # fewer tell too little to stop training by
+PATIENCE = 5  # validations without an improvement after which training stops
 
 
 def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
-    """An untrained head on the CPU: splats from the frames `indices`, seeded networks."""
+    """An untrained head on the CPU: Gaussians sampled from the frames `indices`, seeded networks."""
     start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed))
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         head = Head(torch.from_numpy(clip.load_neutral()[0]), *(torch.from_numpy(x) for x in start), moving=config.moving,
                     rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
-    head.blend.localise(head.positions.detach()[: config.moving], head.code.centres)
+    head.blend.set_falloff(head.positions.detach()[: config.moving], head.code.centres)
     head.blend.set_range(torch.from_numpy(clip.load_landmarks()[indices]) - head.code.centres)
     head.shading.set_range(torch.from_numpy(clip.load_poses()[indices]))
     return head
 
 
-def hold_out(indices: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
-    """Training frames (n,) -> those to learn from, and a stretch of `part` of them from the middle, to see when to stop.
+def split_off_validation(indices: np.ndarray, part: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split frames (n,) into those to train on and a validation stretch of the share `part`, by which training stops.
 
-    Not from the end: what comes next in the clip resembles it most. Too few frames to judge by are not held out.
+    The stretch lies in the middle, since the last training frames resemble the test frames that follow most. It is empty if it
+    would have fewer than FEWEST_VALIDATION_FRAMES.
     """
-    held = round(part * len(indices))
-    held = held if held >= FEWEST_HELD else 0
-    start = (len(indices) - held) // 2
-    return np.delete(indices, np.s_[start : start + held]), indices[start : start + held]
+    count = round(part * len(indices))
+    count = count if count >= FEWEST_VALIDATION_FRAMES else 0
+    start = (len(indices) - count) // 2
+    return np.delete(indices, np.s_[start : start + count]), indices[start : start + count]
 
 
 class TrainingView(nn.Module):
-    """The part of a training step before the rasteriser sorts; on CUDA it becomes a graph."""
+    """The part of a training step before the rasteriser's sorting; on CUDA it is captured as a graph."""
 
-    def __init__(self, head: Head, data: HeadFrames) -> None:
+    def __init__(self, head: Head, data: HeadDataset) -> None:
         super().__init__()
         self.head = head
         self.camera = data.intrinsics, data.width, data.height
@@ -70,19 +74,19 @@ class TrainingView(nn.Module):
     def forward(self, landmarks: Tensor, poses: Tensor, refinement: Tensor, exposure: Tensor) -> tuple[Tensor, ...]:
         """landmarks (B, 68, 3), poses (B, 4, 4), refinement (B, 6), exposure (B, 3) log gains -> fields of `Projected`."""
         intrinsics, width, height = self.camera
-        splats = self.splats(landmarks, poses, refinement, exposure)
-        return tuple(project_splats(**splats._asdict(), intrinsics=intrinsics, width=width, height=height))
+        gaussians = self.gaussians(landmarks, poses, refinement, exposure)
+        return tuple(project_splats(**gaussians._asdict(), intrinsics=intrinsics, width=width, height=height))
 
-    def splats(self, landmarks: Tensor, poses: Tensor, refinement: Tensor, exposure: Tensor) -> Splats:
-        """The same before projection: what `rasterize` takes."""
-        splats: Splats = self.head(landmarks, refined(poses, refinement))
-        return splats._replace(colors=splats.colors * torch.exp(exposure)[:, None])
+    def gaussians(self, landmarks: Tensor, poses: Tensor, refinement: Tensor, exposure: Tensor) -> CameraGaussians:
+        """The same arguments -> Gaussians in camera space, before projection."""
+        gaussians: CameraGaussians = self.head(landmarks, apply_refinement(poses, refinement))
+        return gaussians._replace(colors=gaussians.colors * torch.exp(exposure)[:, None])
 
 
 class Trainer:
     """Everything that changes while training, and one step of it."""
 
-    def __init__(self, head: Head, data: HeadFrames, config: Stage2Config) -> None:
+    def __init__(self, head: Head, data: HeadDataset, config: Stage2Config) -> None:
         self.head, self.data, self.config, self.step = head, data, config, 0
         self.batch_size = config.batch
         self.poses = data.poses.clone()
@@ -104,20 +108,20 @@ class Trainer:
         self.rates = [rate for _, rate in groups]
         self.optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups], eps=1e-15,
                                           fused=True)
-        self.shoot: Any = TrainingView(head, data)
+        self.project: Any = TrainingView(head, data)
         self.loss: Any = PictureLoss(config)
         self.captured = False
         self.best: dict[str, Tensor] = {}
         self.best_score, self.stale = -np.inf, 0
 
     def advance(self) -> tuple[dict[str, Tensor], float]:
-        """One optimiser step -> its loss terms, detached, and the batch's PSNR when it is due for a report, else 0.
+        """Take one optimiser step; returns its loss terms, detached, and every REPORT_EVERY steps the batch's PSNR, else 0.
 
-        What it draws depends on seed and step alone. Out of GPU memory, it goes on with half the batch, with a warning.
+        Random numbers depend on seed and step alone. Out of GPU memory, halves the batch and warns.
         """
-        fits, steps = self.config.fits, self.config.steps
-        if self.step in [round(FITTED_BY * (k + 0.5) / fits * steps) for k in range(fits)]:
-            self.poses = align_poses(self.head, self.data)
+        refinements, steps = self.config.fits, self.config.steps
+        if self.step in [round(REFINED_BY * (k + 0.5) / refinements * steps) for k in range(refinements)]:
+            self.poses = refine_poses(self.head, self.data)
             with torch.no_grad():
                 self.refinement.zero_()
         while True:
@@ -127,7 +131,7 @@ class Trainer:
                 if self.batch_size == 1:
                     raise
             self.optimizer.zero_grad(set_to_none=True)
-            self.shoot, self.loss, self.captured = TrainingView(self.head, self.data), PictureLoss(self.config), False
+            self.project, self.loss, self.captured = TrainingView(self.head, self.data), PictureLoss(self.config), False
             torch.cuda.empty_cache()
             self.batch_size //= 2
             warnings.warn(f"out of GPU memory: stage 2 goes on with {self.batch_size} frames a step", stacklevel=2)
@@ -136,7 +140,7 @@ class Trainer:
         config, data = self.config, self.data
         rng = np.random.default_rng([config.seed, self.step])
         rows = data.sample(self.batch_size, rng)
-        pictures = data.pictures(rows)
+        pictures = data.frame_tensors(rows)
         noise = torch.from_numpy(rng.standard_normal((len(rows), N_LANDMARKS, 3), np.float32)).to(data.device)
         chosen = torch.from_numpy(rows).to(data.device)
         landmarks = data.landmarks[chosen] + config.landmark_noise * noise
@@ -145,7 +149,8 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
         rgb, alpha = self._render(landmarks, self.poses[chosen], refinement, exposure)
-        found = self.loss(rgb, alpha, pictures.frames, pictures.behind, pictures.alpha, pictures.sure, data.boxes[chosen])
+        found = self.loss(rgb, alpha, pictures.frames, pictures.backdrop, pictures.alpha, pictures.alpha_valid,
+                          data.boxes[chosen])
         terms = dict(zip(NAMES, found.detach()))
         terms["pose"] = config.pose_weight * pose_prior(refinement)
         terms["exposure"] = config.exposure_weight * exposure.square().mean()
@@ -155,21 +160,21 @@ class Trainer:
         self.step += 1
         quality = 0.0
         if self.step % REPORT_EVERY == 0:
-            shown = over(torch.cat([rgb, alpha], -1).detach(), pictures.behind.float() / 255)
+            shown = over(torch.cat([rgb, alpha], -1).detach(), pictures.backdrop.float() / 255)
             quality = psnr(shown, pictures.frames, pictures.head)
         return {name: term.detach() for name, term in terms.items()}, quality
 
     def _render(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         width, height = self.data.width, self.data.height
         if self.data.device.type != "cuda":
-            splats = self.shoot.splats(*inputs)._asdict()
-            return rasterize(**splats, intrinsics=self.data.intrinsics, width=width, height=height)
+            gaussians = self.project.gaussians(*inputs)._asdict()
+            return rasterize(**gaussians, intrinsics=self.data.intrinsics, width=width, height=height)
         if not self.captured:
             self._capture(inputs)
-        return blend(Projected(*self.shoot(*inputs)), width, height)
+        return blend(Projected(*self.project(*inputs)), width, height)
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> None:
-        """Turn what surrounds the rasteriser into CUDA graphs: hundreds of small kernels at one launch each."""
+        """Capture the steps before and after the rasteriser as CUDA graphs: hundreds of small kernels in one launch each."""
         example = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs)
         count, width, height = len(inputs[0]), self.data.width, self.data.height
         rgb, alpha = (torch.rand(count, height, width, c, device=self.data.device).requires_grad_() for c in (3, 1))
@@ -177,12 +182,12 @@ class Trainer:
         colors = grey[..., None].repeat(1, 1, 1, 3)
         picture = (rgb, alpha, colors, colors.clone(), grey, grey.clone(), self.data.boxes[:1].repeat(count, 1, 1))
         torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # graphs are captured on a side stream
-        self.shoot, self.loss = torch.cuda.make_graphed_callables((self.shoot, self.loss), (example, picture),
+        self.project, self.loss = torch.cuda.make_graphed_callables((self.project, self.loss), (example, picture),
                                                                   allow_unused_input=True)
         self.captured = True
 
-    def judge(self, score: float) -> None:
-        """Keep the head if `score` (dB) on the held-out stretch is the best so far; training stops after PATIENCE others."""
+    def track_best(self, score: float) -> None:
+        """Keep a copy of the head if its validation `score` (dB) is the best so far."""
         self.stale += 1
         if score > self.best_score:
             self.best_score, self.stale = score, 0
@@ -190,147 +195,144 @@ class Trainer:
 
     @property
     def overfits(self) -> bool:
-        """Whether the held-out stretch has gone without an improvement for too long."""
+        """Whether PATIENCE validations in a row brought no improvement."""
         return self.stale >= PATIENCE
 
-    def take_best(self) -> None:
-        """Go back to the best head that was judged; without any, stay."""
+    def restore_best(self) -> None:
+        """Go back to the head with the best validation score; without validation, keep the last one."""
         if self.best:
             self.head.load_state_dict(self.best)
 
-    def save(self, path: Path, meta: dict) -> None:
-        """Everything needed to go on, atomically."""
-        tensors = {f"head/{name}": tensor for name, tensor in self.head.state_dict().items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        moments, rest = pack_optimizer(self.optimizer, "optimizer")
-        save_checkpoint(path, {**tensors, "refinement": self.refinement, "exposure": self.exposure, "poses": self.poses,
-                               **moments}, {**meta, "step": self.step, "batch": self.batch_size, "optimizer": rest,
-                               "best": [self.best_score, self.stale] if self.best else None})
+    def save(self, state: TrainState) -> None:
+        """Save everything needed to go on."""
+        state.save({"head": self.head.state_dict(), "best": self.best, "refinement": self.refinement, "exposure": self.exposure,
+                    "poses": self.poses}, {"optimizer": self.optimizer}, step=self.step, batch=self.batch_size,
+                   best=[self.best_score, self.stale] if self.best else None)
 
-    def restore(self, tensors: dict[str, Tensor], meta: dict) -> None:
+    def restore(self, saved: Saved) -> None:
         """Go on from what `save` wrote."""
-        own = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("head/")}
-        self.head.blend.masks = own["blend.masks"]
-        self.head.load_state_dict(own)
-        self.poses = tensors["poses"]
+        head = saved.group("head")
+        self.head.blend.falloff = head["blend.falloff"]
+        self.head.load_state_dict(head)
+        self.poses = saved.tensors["poses"]
         with torch.no_grad():
-            self.refinement.copy_(tensors["refinement"])
-            self.exposure.copy_(tensors["exposure"])
-        unpack_optimizer(self.optimizer, tensors, meta["optimizer"], "optimizer")
-        self.step, self.batch_size = meta["step"], meta["batch"]
-        self.best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
+            self.refinement.copy_(saved.tensors["refinement"])
+            self.exposure.copy_(saved.tensors["exposure"])
+        saved.restore_optimizer("optimizer", self.optimizer)
+        self.step, self.batch_size = saved.progress["step"], saved.progress["batch"]
+        self.best = saved.group("best")
         if self.best:
-            self.best_score, self.stale = meta["best"]
+            self.best_score, self.stale = saved.progress["best"]
+
+
 def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, state_dir: Path,
           quiet: bool = False) -> dict[str, float]:
-    """Train a head on the train split of `clip` and write it to `out`; unless `fits` is 0, also fit all poses of the clip to it.
+    """Train a head on the train split of `clip` and write it to `out`; unless `fits` is 0, also refine all poses of the clip.
 
-    Killed at any moment, the same call goes on from `state_dir` and ends where it would have ended (bit for bit on a
-    CPU). Returns steps, seconds, seconds a step, the last training PSNR in dB (head region), that of the held-out stretch
-    and the file's megabytes. Raises TalkheadError for a clip without head pixels or a state left by a training with
-    other settings.
+    Killed at any moment, the same call continues from `state_dir` and ends as if it had never stopped (bit for bit on a
+    CPU). Returns steps, seconds, seconds per step, the last PSNR of training and of validation in dB (head region), the
+    number of Gaussians and the file's megabytes. Raises TalkheadError for a clip without head pixels or a state left by a
+    training with other settings.
     """
-    began = time.perf_counter()
     config = resolve(config, device, clip.info.width, clip.info.height)
-    indices, held = hold_out(clip.split("train"), config.held_out)
-    data = HeadFrames(clip, indices, device)
-    state = state_dir / "state.safetensors"
+    indices, validation = split_off_validation(clip.split("train"), config.held_out)
+    data = HeadDataset(clip, indices, device)
     meta = {"config": config_to_dict(config), "clip": clip.info.name, "frames": len(indices),
             "intrinsics": list(clip.info.intrinsics), "size": [clip.info.width, clip.info.height]}
-    inputs = {"clip": clip.fingerprint(), "settings": config_to_dict(config)}
-    spent = 0.0
-    if (found := load_state(state, inputs, device)) is not None:
-        tensors, saved = found
-        count = len(tensors["head/positions"])
-        head = Head(tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
+    state = TrainState(state_dir, {"clip": clip.fingerprint(), "settings": config_to_dict(config)})
+    if (saved := state.load(device)) is not None:
+        count = len(saved.tensors["head/positions"])
+        head = Head(saved.tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
                     moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
         trainer = Trainer(head.to(device), data, config)
-        trainer.restore(tensors, saved)
-        spent = saved["seconds"]
+        trainer.restore(saved)
     else:
         trainer = Trainer(new_head(clip, indices, config).to(device), data, config)
     with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):  # the rasteriser has threads of its own
-        numbers = _run(trainer, Checks(clip, held, device), state, inputs, Scalars(state_dir), began - spent, quiet)
+        numbers = _run(trainer, Validation(clip, validation, device), state, quiet)
         prune(trainer.head, data, np.random.default_rng(config.seed))
         data.kept.clear()
         save_head(out, trainer.head, meta)
         if config.fits:
-            clip.save_fitted_poses(fitted_poses(trainer.head, clip, device, quiet), sha256(out))
+            clip.save_fitted_poses(refine_clip_poses(trainer.head, clip, device, quiet), sha256(out))
         else:
             clip.drop_fitted_poses()
-    return {"steps": trainer.step, "seconds": time.perf_counter() - began + spent, **numbers,
+    state.remove()
+    return {"steps": trainer.step, "seconds": state.seconds, **numbers,
             "splats": len(trainer.head.positions), "megabytes": out.stat().st_size / 1e6}
 
 
-def fitted_poses(head: Head, clip: Clip, device: torch.device, quiet: bool = False) -> np.ndarray:
-    """Poses (T, 4, 4) of the clip: in good frames fitted to the picture, held-out ones too; elsewhere as tracked."""
+def refine_clip_poses(head: Head, clip: Clip, device: torch.device, quiet: bool = False) -> np.ndarray:
+    """Poses (T, 4, 4) of the clip, refined in all good frames, held-out ones too; as tracked in the others."""
     poses = clip.load_poses()
     good = np.flatnonzero(good_frames(clip.info.excluded, clip.info.frames))
     head.eval()
-    poses[good] = align_poses(head, HeadFrames(clip, good, device), quiet=quiet).cpu().numpy()
+    poses[good] = refine_poses(head, HeadDataset(clip, good, device), quiet=quiet).cpu().numpy()
     return poses
 
 
-class Checks:
-    """The held-out stretch: how good the head is on frames it does not learn from, and the best head so far."""
+class Validation:
+    """Quality of the head on the validation stretch, frames `indices` of the clip; none if there are no frames."""
 
-    def __init__(self, clip: Clip, held: np.ndarray, device: torch.device) -> None:
-        picked = held[np.unique(np.linspace(0, len(held) - 1, CHECK_FRAMES).round().astype(int))] if len(held) else held
-        self.data = HeadFrames(clip, picked, device) if len(held) else None
+    def __init__(self, clip: Clip, indices: np.ndarray, device: torch.device) -> None:
+        self.data: HeadDataset | None = None
+        if len(indices):
+            rows = np.unique(np.linspace(0, len(indices) - 1, VALIDATION_FRAMES).round().astype(int))
+            self.data = HeadDataset(clip, indices[rows], device)
 
     @torch.no_grad()
     def score(self, head: Head) -> tuple[float, float]:
-        """PSNR (dB) of the head region and of the mouth box, at poses fitted to the pictures."""
+        """Mean PSNR (dB) of the head region and of the mouth box, at refined poses."""
         assert self.data is not None
         data, sums = self.data, np.zeros(2)
-        for rows in batches(np.arange(len(data)), 8):
+        for rows in batches(np.arange(len(data)), VALIDATION_BATCH):
             batch = data.batch(rows)
-            poses = fit_poses(head, batch, data)
-            shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height), batch.behind)
+            poses = refine_batch(head, batch, data)
+            shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height), batch.backdrop)
             mouth = box_mask(batch.landmarks, batch.poses, data.intrinsics, data.width, data.height, LIPS)
             sums += [psnr(shown, batch.frames, mask) * len(rows) for mask in (batch.head, mouth)]
         return sums[0] / len(data), sums[1] / len(data)
 
 
-def _run(trainer: Trainer, checks: Checks, state: Path, inputs: dict, scalars: Scalars, began: float,
-         quiet: bool) -> dict[str, float]:
-    """All steps that are left; `began` is the clock's reading at a start without interruptions."""
-    steps = trainer.config.steps
-    saved, quality, held, first, at_start = time.perf_counter(), 0.0, 0.0, trainer.step, time.perf_counter()
+def _run(trainer: Trainer, validation: Validation, state: TrainState, quiet: bool) -> dict[str, float]:
+    """Take all steps that are left; returns seconds a step and PSNR in dB."""
+    steps, board = trainer.config.steps, TensorBoard(state.curves)
+    quality, val_quality, first_step, started = 0.0, 0.0, trainer.step, time.perf_counter()
+    last_save = started
     with progress(steps, "stage 2", initial=trainer.step, quiet=quiet, unit="step") as bar:
         while trainer.step < steps:
             terms, measured = trainer.advance()
             if measured:
                 quality = measured
                 for name, term in terms.items():
-                    scalars.add(f"loss/{name}", float(term), trainer.step)
-                scalars.add("psnr/head", quality, trainer.step)
+                    board.scalar(f"loss/{name}", float(term), trainer.step)
+                board.scalar("psnr/head", quality, trainer.step)
                 bar.set_postfix_str(f"{quality:.2f} dB", refresh=False)
             if trainer.step % PICTURE_EVERY == 0:
-                scalars.image("render", _picture(trainer), trainer.step)
-            if checks.data is not None and trainer.step % max(1, steps // CHECKS) == 0:
-                held, mouth = checks.score(trainer.head)
-                scalars.add("psnr/held-out head", held, trainer.step)
-                scalars.add("psnr/held-out mouth", mouth, trainer.step)
-                trainer.judge(held + mouth)
+                board.image("render", _picture(trainer), trainer.step)
+            if validation.data is not None and trainer.step % max(1, steps // VALIDATIONS) == 0:
+                val_quality, mouth = validation.score(trainer.head)
+                board.scalar("psnr/validation head", val_quality, trainer.step)
+                board.scalar("psnr/validation mouth", mouth, trainer.step)
+                trainer.track_best(val_quality + mouth)
                 if trainer.overfits:
                     break
             now = time.perf_counter()
-            if now - saved > trainer.config.save_seconds or trainer.step == steps:
-                trainer.save(state, {"inputs": inputs, "seconds": now - began})
-                saved = now
+            if now - last_save > trainer.config.save_seconds or trainer.step == steps:
+                trainer.save(state)
+                last_save = now
             bar.update()
-    scalars.close()
-    trainer.take_best()
-    per_step = (time.perf_counter() - at_start) / max(1, trainer.step - first)
-    return {"seconds_per_step": per_step, "train_psnr": quality, "held_out_psnr": held}
+    board.close()
+    trainer.restore_best()
+    per_step = (time.perf_counter() - started) / max(1, trainer.step - first_step)
+    return {"seconds_per_step": per_step, "train_psnr_db": quality, "val_psnr_db": val_quality}
 
 
 @torch.no_grad()
 def _picture(trainer: Trainer) -> np.ndarray:
-    """Render beside truth, uint8, of the frame with the widest mouth."""
+    """Render beside the frame, uint8, of the frame with the rarest expression."""
     data = trainer.data
-    batch = data.batch(np.array([int(np.argmax(data.chance))]))
+    batch = data.batch(np.array([int(np.argmax(data.sampling_probs))]))
     rgba = render_head(trainer.head, batch.landmarks, batch.poses, data.intrinsics, data.width, data.height)
-    pair = torch.cat([over(rgba, batch.behind), batch.frames], 2)[0]
+    pair = torch.cat([over(rgba, batch.backdrop), batch.frames], 2)[0]
     return (pair.clamp(0, 1) * 255).round().byte().cpu().numpy()

@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from stage1_audio2lmk.pretrain import PretrainConfig as PretrainConfig
     from stage1_audio2lmk.stream import LandmarkStream as LandmarkStream
     from stage2_gaussian.config import Stage2Config as Stage2Config
-    from stage2_gaussian.ply import export_head as export_head
-    from stage2_gaussian.ply import import_head as import_head
     from talkhead.editing import edit as edit
     from talkhead.evaluation import evaluate_avatar as evaluate_avatar
     from talkhead.free_view import Orbit as Orbit
     from talkhead.free_view import render_free_view as render_free_view
     from talkhead.inspect import describe as describe
+    from talkhead.splat_file import export_head as export_head
+    from talkhead.splat_file import import_head as import_head
     from talkhead.synthesis import MotionTrack as MotionTrack
     from talkhead.synthesis import Predicted as Predicted
     from talkhead.synthesis import Rendered as Rendered
@@ -58,8 +58,8 @@ HOMES = {  # public name -> module that defines it
     "Renderer": "talkhead.synthesis", "Stage1Config": "stage1_audio2lmk.config", "Stage2Config": "stage2_gaussian.config",
     "TalkheadError": "shared.errors", "TalkheadWarning": "shared.errors", "TorsoConfig": "torso_styleunet.config",
     "composite_folder": "talkhead.synthesis", "describe": "talkhead.inspect", "edit": "talkhead.editing",
-    "evaluate_avatar": "talkhead.evaluation", "export_head": "stage2_gaussian.ply", "finetune": "talkhead.training",
-    "import_adnerf": "process_data.importers.adnerf", "import_head": "stage2_gaussian.ply",
+    "evaluate_avatar": "talkhead.evaluation", "export_head": "talkhead.splat_file", "finetune": "talkhead.training",
+    "import_adnerf": "process_data.importers.adnerf", "import_head": "talkhead.splat_file",
     "import_voca": "process_data.importers.voca", "load_landmarks": "shared.landmarks", "load_poses": "shared.poses",
     "open_stream": "talkhead.synthesis", "predict": "talkhead.synthesis", "pretrain": "talkhead.training",
     "process": "process_data.pipeline", "render_free_view": "talkhead.free_view", "save_landmarks": "shared.landmarks",

@@ -13,6 +13,7 @@ from shared.avatar import Avatar, refined_poses
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.files import make_folder, write_json
+from shared.image import over
 from shared.landmarks import LIPS
 from shared.metrics import psnr, ssim
 from shared.report_page import ReportPage
@@ -61,8 +62,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
                     frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
                     frames = (frames * 255).round() / 255
                     is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
-                    over_truth = head[..., :3] + (1 - head[..., 3:]) * true
-                    over_truth = torch.where(is_head[..., None], frames, over_truth.clamp(0, 1))
+                    over_truth = torch.where(is_head[..., None], frames, over(head, true).clamp(0, 1))
                     box = box_mask(torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch]), info.intrinsics,
                                    info.width, info.height, LIPS)
                     for name, image, mask in (("full", frames, None), ("head", frames, is_head), ("mouth", frames, box),

@@ -12,6 +12,7 @@ from torch import Tensor
 from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.files import refuse_inputs
+from shared.image import straight
 from shared.landmarks import FPS, load_landmarks, save_array
 from shared.media.audio_io import iter_audio
 from shared.media.spool import readable_again
@@ -19,7 +20,8 @@ from shared.media.video_io import TransparentVideoWriter, VideoWriter, write_png
 from shared.publish import WORK, whole_folder
 from shared.training import pick_device, progress
 from stage2_gaussian import camera_path
-from stage2_gaussian.render import load_head, render_sequence
+from stage2_gaussian.checkpoint import load_head
+from stage2_gaussian.render import render_sequence
 from talkhead.synthesis import (
     MotionTrack,
     Rendered,
@@ -83,11 +85,6 @@ class HeadView:
                 self.hidden += int(unseen(rgba))
                 yield rgba
                 bar.update(len(rgba))
-
-
-def straight(rgba: Tensor) -> Tensor:
-    """Premultiplied (B, H, W, 4) -> straight alpha."""
-    return torch.cat([rgba[..., :3] / rgba[..., 3:].clamp_min(1e-4), rgba[..., 3:]], -1)
 
 
 def check_head_output(output: Path, audio: Path | None) -> bool:

@@ -180,7 +180,7 @@ def _part(avatar: Avatar, part: str) -> str:
         return UNTRAINED
     avatar.verify(part)
     if part == "stage1":
-        from stage1_audio2lmk.train import load_model
+        from stage1_audio2lmk.checkpoint import load_model
 
         meta = load_checkpoint(path)[1]
         if isinstance(meta.get("encoder"), dict):  # its encoder lies elsewhere
@@ -188,11 +188,11 @@ def _part(avatar: Avatar, part: str) -> str:
         else:
             load_model(path, "cpu")
     elif part == "stage2":
-        from stage2_gaussian.render import load_head
+        from stage2_gaussian.checkpoint import load_head
 
         load_head(path, "cpu")
     else:
-        from torso_styleunet.composite import load_torso
+        from torso_styleunet.checkpoint import load_torso
 
         load_torso(path)
     return f"{path.stat().st_size / 1e6:.2f} MB" + (f" of the clip {_clip_of(avatar.info, part)}" if known else "")
@@ -246,8 +246,8 @@ def _checkpoint(path: Path) -> Iterator[str]:
 def _splats(path: Path) -> Iterator[str]:
     from stage2_gaussian.ply import read_ply
 
-    cloud, warnings = read_ply(path)
-    yield f"splat file: {len(cloud.positions)} splats, for `talkhead stage2 import`"
+    gaussians, warnings = read_ply(path)
+    yield f"splat file: {len(gaussians.means)} splats, for `talkhead stage2 import`"
     for warning in warnings:
         yield f"  warning: {warning}"
 

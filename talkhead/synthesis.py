@@ -13,6 +13,7 @@ from torch import Tensor
 from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.files import refuse_existing, refuse_inputs, same_file
+from shared.image import premultiply
 from shared.landmarks import (
     FPS,
     SAMPLES_PER_FRAME,
@@ -32,8 +33,10 @@ from shared.publish import finish_move
 from shared.training import pick_device, progress
 from stage1_audio2lmk.predict import iter_predict, load_predictor
 from stage1_audio2lmk.stream import LandmarkStream
-from stage2_gaussian.render import load_head, render_head
-from torso_styleunet.composite import composite, load_torso
+from stage2_gaussian.checkpoint import load_head
+from stage2_gaussian.render import render_head
+from torso_styleunet.checkpoint import load_torso
+from torso_styleunet.composite import composite
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
 APART_SECONDS = 0.1  # by which sound, poses and landmarks may differ in length without a word
@@ -317,8 +320,7 @@ def _composite_folder(avatar: Avatar, folder: Path, output: Path, audio: Path | 
         for start in range(0, len(pictures), batch_size(device)):
             batch = slice(start, start + batch_size(device))
             images = np.stack([read_rgba(path, (info.height, info.width)) for path in pictures[batch]])
-            straight = torch.as_tensor(images, device=device).float() / 255
-            head = torch.cat([straight[..., :3] * straight[..., 3:], straight[..., 3:]], -1)
+            head = premultiply(torch.as_tensor(images, device=device).float() / 255)
             hidden += int(unseen(head))
             for frame in to_uint8(renderer.compose(head, pose[batch], torso[batch])):
                 writer.write(frame)

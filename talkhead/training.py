@@ -1,8 +1,7 @@
 """The trainings of an avatar's parts on one clip, in the order in which each assembles the avatar anew."""
 
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,67 +12,20 @@ from torch import Tensor
 
 from shared.avatar import COMMANDS, Avatar, add_part, create_from_clip, motion_track, refined_poses, refuse_other_clip
 from shared.clip import Clip
-from shared.errors import TalkheadError
-from shared.files import refuse_existing, refuse_inputs, sha256
-from shared.lock import lock_folder, lock_output
+from shared.files import refuse_inputs, sha256
+from shared.resume import training_of
 from shared.training import pick_device
 from stage1_audio2lmk import distributed
 from stage1_audio2lmk import pretrain as stage1_pretrain
 from stage1_audio2lmk import train as stage1
+from stage1_audio2lmk.checkpoint import SHIPPED_BASE
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.pretrain import PretrainConfig
-from stage1_audio2lmk.train import SHIPPED_BASE
 from stage2_gaussian import train as stage2
 from stage2_gaussian.config import Stage2Config
 from talkhead.synthesis import Renderer
 from torso_styleunet import train as torso
 from torso_styleunet.config import TorsoConfig
-
-STATE = "state.safetensors"
-MARKER = "unfinished"  # in a training's state: the file that it will write
-RESUMABLE = (MARKER, STATE, "heads*.npy", "rows")  # what else lies there, curves and evaluations, stays
-ASIDE = ".before"  # in a training's state: what the one that is replaced could have been resumed from
-
-
-@contextmanager
-def training_of(out: Path, state: Path, overwrite: bool) -> Iterator[None]:
-    """Nothing is trained over a finished `out` unasked, nor twice at once; what can be resumed lies in `state`.
-
-    With `overwrite` training starts anew, and the old `out` stays until the new one is done; so do curves and evaluations.
-    A training of `out` that was broken off is finished without asking again. Raises TalkheadError.
-    """
-    marker, aside = state / MARKER, state / ASIDE
-    with lock_output(out), lock_folder(state):
-        begun = marker.is_file() and marker.read_text(encoding="utf-8") == str(out.resolve())
-        refuse_existing(out, overwrite or begun)
-        shutil.rmtree(aside, ignore_errors=True)
-        moved = _set_aside(state) if overwrite else []
-        marker.write_text(str(out.resolve()), encoding="utf-8")
-        try:
-            yield
-        except TalkheadError:
-            if (overwrite or not begun) and not (state / STATE).exists():  # refused before it began
-                marker.unlink(missing_ok=True)
-                for old, new in moved:
-                    new.rename(old)
-                    with suppress(OSError):
-                        new.parent.rmdir()
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-        for name in (MARKER, STATE):
-            (state / name).unlink(missing_ok=True)
-
-
-def _set_aside(state: Path) -> list[tuple[Path, Path]]:
-    """Move away what a training could be resumed from, until this one is done, and its curves, for good; (from, to) of each."""
-    moved = [(path, state / ASIDE / path.name) for pattern in RESUMABLE for path in state.glob(pattern)]
-    earlier = state / f"earlier-{1 + len(list(state.glob('earlier-*')))}"
-    moved += [(path, earlier / path.name) for folder in (state, state / "curves", state / "logs")
-              for path in folder.glob("events.out.tfevents.*")]
-    for old, new in moved:
-        new.parent.mkdir(exist_ok=True)
-        old.rename(new)
-    return moved
 
 
 @contextmanager

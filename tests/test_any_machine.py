@@ -31,8 +31,8 @@ from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import GrayVideoWriter, TransparentVideoWriter, VideoWriter, read_png, read_video, write_png
 from shared.report_page import ReportPage
-from shared.training import Scalars, pick_device
-from stage2_gaussian.ply import Cloud, write_ply
+from shared.training import TensorBoard, pick_device
+from stage2_gaussian.ply import PlyGaussians, write_ply
 from talkhead.commands.runner import Printable
 from talkhead.doctor import diagnose
 
@@ -311,10 +311,10 @@ def copy_folder(path):
 
 
 def write_curves(path):
-    scalars = Scalars(path)
+    board = TensorBoard(path)
     for k in range(5):
-        scalars.image("picture", NOISE[0, ..., :3], k)
-    scalars.close()
+        board.image("picture", NOISE[0, ..., :3], k)
+    board.close()
 
 
 def write_report(path):
@@ -323,7 +323,8 @@ def write_report(path):
     page.write(path)
 
 
-CLOUD = Cloud(*(RNG.normal(size=shape).astype(np.float32) for shape in ((2000, 3), (2000, 4), (2000, 3), (2000,), (2000, 3))))
+GAUSSIANS = PlyGaussians(*(RNG.normal(size=shape).astype(np.float32)
+                           for shape in ((2000, 3), (2000, 4), (2000, 3), (2000,), (2000, 3))))
 WRITERS = {
     "landmarks.npy": lambda path: save_array(path, RNG.normal(size=(300, 68, 3))),
     "settings.json": lambda path: write_json(path, {"text": "x" * 30000}),
@@ -339,7 +340,7 @@ WRITERS = {
     "labels.mkv": lambda path: write_video(path, GrayVideoWriter, 1),
     "plate.png": lambda path: write_png(path, NOISE[0]),
     "model.safetensors": lambda path: save_checkpoint(path, {"a": torch.zeros(9000)}, {}),
-    "head.ply": lambda path: write_ply(path, CLOUD),
+    "head.ply": lambda path: write_ply(path, GAUSSIANS),
     "frames": write_frames,
     "copy.avatar": copy_folder,
     "curves": write_curves,

@@ -153,8 +153,8 @@ def avatar(tmp_path, face):
     from shared.camera import pose_matrix
     from shared.files import write_json
     from shared.landmarks import save_array
+    from stage2_gaussian.checkpoint import save_head
     from stage2_gaussian.head import Head
-    from stage2_gaussian.render import save_head
 
     made = Avatar(tmp_path / "me.avatar")
     write_json(made.json, {"name": "me", "width": 32, "height": 32, "intrinsics": [80, 80, 16, 16], "fps": 25, "format": 1})
@@ -233,7 +233,7 @@ def test_the_package_holds_the_base_model() -> None:
     """setup.cfg names the folder in which it lies, so that an installed talkhead has it as a checkout does."""
     from configparser import ConfigParser
 
-    from stage1_audio2lmk.train import SHIPPED_BASE
+    from stage1_audio2lmk.checkpoint import SHIPPED_BASE
 
     setup = ConfigParser()
     setup.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a training step reads: frames, labels, rendered heads, background plates, poses and torso motion."""
+"""Training data of the torso: frames, labels, rendered heads, background plates, poses and torso motion."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +13,9 @@ from shared.errors import TalkheadError
 from shared.files import write_rows
 from shared.training import progress
 
-HeadFrames = Callable[[np.ndarray], Tensor]
+HeadRenderer = Callable[[np.ndarray], Tensor]  # frame indices (B,) -> rendered heads (B, H, W, 4), premultiplied RGBA
 RESIDENT_BYTES = 24 << 30  # training data up to this size is kept in GPU memory
+BATCH = 16  # heads rendered at once
 
 
 class Batch(NamedTuple):
@@ -29,15 +30,15 @@ class Batch(NamedTuple):
     motion: Tensor
 
 
-def cache_heads(head_frames: HeadFrames, indices: np.ndarray, height: int, width: int, path: Path,
-                quiet: bool = False, batch: int = 16) -> np.ndarray:
-    """Render the heads of all `indices` once into the file `path` -> memory-mapped (N, H, W, 4) uint8.
+def cache_heads(head_renderer: HeadRenderer, indices: np.ndarray, height: int, width: int, path: Path,
+                quiet: bool = False, batch: int = BATCH) -> np.ndarray:
+    """Render the heads of the frames `indices` (N,) into the file `path` -> memory-mapped (N, H, W, 4) uint8.
 
-    A complete file of an earlier call is taken as it is: its name must say which heads it holds. Raises TalkheadError if
-    `head_frames` gives another shape.
+    A complete file of an earlier call is used as it is, so its name must identify the heads. Raises TalkheadError if
+    `head_renderer` returns another shape.
     """
     def render(rows: np.ndarray) -> np.ndarray:
-        heads = head_frames(indices[rows])
+        heads = head_renderer(indices[rows])
         if tuple(heads.shape) != (len(rows), height, width, 4):
             raise TalkheadError(f"rendered heads should be {(len(rows), height, width, 4)}, "
                                 f"found {tuple(heads.shape)}")
@@ -59,11 +60,11 @@ def cache_heads(head_frames: HeadFrames, indices: np.ndarray, height: int, width
     return np.load(path, mmap_mode="r")
 
 
-class TorsoFrames:
-    """The training frames of one clip, by row; row r is frame `indices[r]`. poses (T, 4, 4) are those of all its frames.
+class TorsoDataset:
+    """Frames `indices` of one clip, addressed by row; poses (T, 4, 4) are those of all frames of the clip.
 
-    On CUDA the pictures are moved to the GPU once if they fit; otherwise they are read from the clip's
-    memory-mapped cache as they are needed.
+    On CUDA the pictures are resident if they fit into RESIDENT_BYTES; otherwise a batch is read from the clip's memory-mapped
+    cache when needed.
     """
 
     def __init__(self, clip: Clip, indices: np.ndarray, heads: np.ndarray, poses: np.ndarray, device: torch.device) -> None:
@@ -90,7 +91,7 @@ class TorsoFrames:
         return frames, labels, heads
 
     def batch(self, rows: np.ndarray) -> Batch:
-        """The frames of `rows` on the device."""
+        """The data of `rows` on the device."""
         on_device = torch.from_numpy(rows).to(self.device)
         if self.resident is None:
             frames, labels, heads = self._read(rows)

@@ -7,9 +7,9 @@ from torso_styleunet.ops import SLOPE
 
 
 class PatchDiscriminator(nn.Module):
-    """Pictures (B, 3, H, W) -> logits (B, 1, H/8, W/8), each judging a patch of 54 pixels: real or composited.
+    """Pictures (B, 3, H, W) -> logits (B, 1, H/8, W/8), each classifying a patch of 54 pixels as real or composited.
 
-    No normalisation layers, so that the gradient penalty R1 means what it says.
+    No normalisation layers, which would couple the pictures of a batch in the gradient penalty R1.
     """
 
     def __init__(self, channels: int = 32) -> None:

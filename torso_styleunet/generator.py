@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 from torso_styleunet.ops import SLOPE, DownConv, ModulatedConv, StyleNetwork, halve_noise, upsample2
 
-FLOW_LEVEL = 2  # the offset field is predicted this many levels under the trunk: smooth, and cheap
+FLOW_LEVEL = 2  # levels below the trunk at which the offset field is predicted: smooth, and cheap
 
 
 class StyleUNet(nn.Module):
-    """What to change in the warped plate so that it becomes this frame's torso.
+    """Predicts the residual and the offset field that turn the warped plate into this frame's torso.
 
-    The pictures are folded by `stride` (pixel unshuffle) before the first convolution and unfolded at the end, so the
-    trunk runs at 1/stride of the resolution while every pixel of the input is seen and every pixel of the residual
-    is predicted. Both outputs start at exactly zero: an untrained network leaves the plate as it is.
+    The input is folded by `stride` (pixel unshuffle) before the first convolution and the residual unfolded at the end, so
+    that the trunk runs at 1/stride of the resolution without loss of pixels. Both outputs start at exactly zero: an untrained
+    network does not change the plate.
     """
 
     def __init__(self, code_dim: int, channels: int, levels: int, max_channels: int, style_dim: int, stride: int) -> None:

@@ -1,4 +1,4 @@
-"""What the composited frame should match, and where it matters most."""
+"""Loss terms of the torso's training, and the regions that weigh more."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shared.clip import BACKGROUND, HEAD, NECK, TORSO
+
+CONTOUR_DISCOUNT = 0.75  # of the weight of the labels as targets for alpha
 
 
 class Regions(NamedTuple):
@@ -25,21 +27,20 @@ def regions(labels: Tensor, band: int) -> Regions:
     head = (labels >= HEAD).float()[:, None]
     background = (labels == BACKGROUND).float()[:, None]
     masks = torch.cat([person, head, background], 1)
-    rows = F.max_pool2d(masks, (2 * band + 1, 1), 1, (band, 0))  # a square maximum, one direction at a time
+    rows = F.max_pool2d(masks, (2 * band + 1, 1), 1, (band, 0))  # a square window, separated into two directions
     near_person, near_head, near_background = F.max_pool2d(rows, (1, 2 * band + 1), 1, (0, band)).split(1, 1)
     return Regions(person, head, near_person * near_background, near_person * near_head)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Mean over everything of values (B, C, H, W) weighted by weights (B, 1, H, W)."""
+    """Mean of values (B, C, H, W), weighted by weights (B, 1, H, W)."""
     return (values * weights).sum() / (weights.sum() * values.shape[1]).clamp(min=1)
 
 
 def laplacian_l1(difference: Tensor, weights: Tensor, levels: int = 3) -> Tensor:
-    """L1 of the Laplacian pyramid of a difference image (B, C, H, W): linear, so that of two images' pyramids.
+    """Weighted L1 of the Laplacian pyramid of a difference image (B, C, H, W), mean over `levels` octaves or as many as fit.
 
-    Fine levels compare edges and texture whatever the brightness under them. Mean over `levels` octaves, fewer for
-    images too small.
+    The pyramid is linear, so this compares the pyramids of two images: edges and texture independently of brightness.
     """
     total, used = difference.new_zeros(()), 0
     for _ in range(levels):
@@ -55,15 +56,16 @@ def laplacian_l1(difference: Tensor, weights: Tensor, levels: int = 3) -> Tensor
 def alpha_loss(logits: Tensor, where: Regions) -> Tensor:
     """Binary cross-entropy of alpha logits (B, 1, H, W) against the labels, where the head does not hide them.
 
-    Within the contour band, where hard labels are wrong about a soft edge, the weight is a quarter: there the colour
-    of the composite decides.
+    Within the contour band, where hard labels misrepresent a soft edge, the weight is reduced by CONTOUR_DISCOUNT: there the
+    colour of the composite determines alpha.
     """
-    weights = (1 - where.head) * (1 - 0.75 * where.contour)
+    weights = (1 - where.head) * (1 - CONTOUR_DISCOUNT * where.contour)
     return weighted_mean(F.binary_cross_entropy_with_logits(logits, where.person, reduction="none"), weights)
 
 
 def temporal_l1(difference: Tensor, weights: Tensor) -> Tensor:
-    """difference (2·B, C, H, W) = frames, then their successors: L1 of how much the error changes between the two."""
+    """Weighted L1 of the change of the error between consecutive frames: difference (2·B, C, H, W) holds frames, then their
+    successors."""
     first, second = difference.chunk(2)
     return weighted_mean((second - first).abs(), weights.chunk(2)[0])
 

@@ -1,24 +1,29 @@
-"""The torso model of one person: plate, fixed noise, motion statistics and the StyleUNet that refines the plate."""
-
+"""The torso model of one person: plate, fixed noise, motion statistics and the StyleUNet that changes the warped plate."""
 
 import torch
 from torch import Tensor, nn
 
+from shared.camera import mean_rotation, turn_from
+from shared.image import over, premultiply
 from torso_styleunet.config import TorsoConfig
 from torso_styleunet.generator import StyleUNet
 from torso_styleunet.warp import frame_to_plate, pixel_centres, sample
 
 CODE_DIM = 10
-CODE_LIMIT = 3.0  # standard deviations; motion beyond what training saw is held there
+CODE_LIMIT = 3.0  # standard deviations at which the motion code is clamped: the network does not extrapolate
+# Least standard deviations of the motion code, below which differences are noise of the tracking: angles in radians and
+# logarithms of scales; positions in picture widths
+LEAST_ANGLE, LEAST_SHIFT = 0.01, 0.005
+LEAST_DEPTH = 1e-3  # metres, and least scale of a motion: keeps logarithms finite
 
 
 class Torso(nn.Module):
     """Rendered head, head pose and torso motion -> torso and neck.
 
-    The plate (straight RGB and alpha logit) is warped by the frame's similarity; the network bends that warp by a
-    small smooth offset field and adds a residual of colour and alpha logit. Clothes are therefore looked up, not
-    regenerated. The plate is a parameter: training sharpens what the median of misaligned frames has blurred.
-    The noise lies on the plate and moves with it, so it is the same for every frame of an avatar.
+    The plate (straight RGB and alpha logit) is warped by the frame's similarity; the network adds a small smooth offset field
+    to that warp, and a residual to colour and alpha logit, so that clothes are sampled from the plate, not generated. The
+    plate is a parameter: training sharpens what the median of misaligned frames has blurred. The noise is fixed to the plate
+    and moves with it.
     """
 
     plate: Tensor
@@ -29,7 +34,7 @@ class Torso(nn.Module):
     code_scale: Tensor
 
     def __init__(self, config: TorsoConfig, width: int, height: int, margin: int) -> None:
-        """`config` resolved. All weights that are not random (plate, noise, statistics) start empty."""
+        """`config` resolved. Plate, noise and statistics have to be set afterwards."""
         super().__init__()
         self.config, self.width, self.height, self.margin = config, width, height, margin
         self.generator = StyleUNet(CODE_DIM, config.channels, config.levels, config.max_channels, config.style_dim,
@@ -43,37 +48,36 @@ class Torso(nn.Module):
         self.register_buffer("code_scale", torch.ones(CODE_DIM))
 
     def set_statistics(self, poses: Tensor, motion: Tensor, intrinsics: Tensor) -> None:
-        """Mean rotation, mean and standard deviation of the motion code over the training frames."""
-        u, _, vt = torch.linalg.svd(poses[:, :3, :3].mean(0))
+        """Set mean rotation, and mean and standard deviation of the motion code, from training poses (T, 4, 4) and motion (T, 4);
+        intrinsics (4,) fx, fy, cx, cy in pixels."""
         self.intrinsics.copy_(intrinsics)
-        self.mean_rotation.copy_(u @ torch.diag(torch.tensor([1, 1, torch.det(u @ vt).sign()]).to(u)) @ vt)
+        self.mean_rotation.copy_(mean_rotation(poses[:, :3, :3]))
         code = self.raw_code(poses, motion)
-        floor = torch.tensor([0.01] * 3 + [0.005 * self.width] * 2 + [0.01] + [0.005 * self.width] * 2 + [0.01] * 2)
+        shift = LEAST_SHIFT * self.width
+        floor = torch.tensor([LEAST_ANGLE] * 3 + [shift] * 2 + [LEAST_ANGLE] + [shift] * 2 + [LEAST_ANGLE] * 2)
         self.code_mean.copy_(code.mean(0))
         self.code_scale.copy_(code.std(0, correction=0).clamp(min=floor.to(code)))
 
     def raw_code(self, poses: Tensor, motion: Tensor) -> Tensor:
-        """poses (B, 4, 4), motion (B, 4) -> (B, 10): how the head sits on the torso, then the torso motion.
+        """poses (B, 4, 4), motion (B, 4) -> (B, 10): position of the head relative to the torso (6), torso motion (4).
 
-        Rotation from the mean rotation (sin of the angle times the axis, 3), the head's origin carried onto the
-        plate (2, pixels), log of its depth with the torso's scale taken out, dx, dy (pixels), angle, log scale. The
-        first six do not change when the camera reframes.
+        Rotation relative to the mean rotation (sine of the angle times the axis, 3), the head's origin mapped onto the plate
+        (2, pixels), log of its depth divided by the torso's scale; dx, dy (pixels), angle, log scale. The first six do not
+        change when the camera reframes.
         """
-        turn = poses[:, :3, :3] @ self.mean_rotation.t()
-        skew = (turn - turn.transpose(1, 2)) / 2
         fx, fy, cx, cy = self.intrinsics.unbind()
         x, y, z = poses[:, :3, 3].unbind(-1)
-        depth = z.clamp(min=1e-3)
+        depth = z.clamp(min=LEAST_DEPTH)
         origin = torch.stack([fx * x / depth + cx, fy * y / depth + cy], -1)
         origin = frame_to_plate(origin, motion, self.width, self.height)
-        log_scale = motion[:, 3].clamp(min=1e-3).log()
+        log_scale = motion[:, 3].clamp(min=LEAST_DEPTH).log()
         return torch.cat([
-            torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1), origin,
+            turn_from(self.mean_rotation, poses[:, :3, :3]), origin,
             torch.stack([depth.log() + log_scale, motion[:, 0], motion[:, 1], motion[:, 2], log_scale], -1),
         ], -1)
 
     def code(self, poses: Tensor, motion: Tensor) -> Tensor:
-        """The normalised motion code (B, 10), held within ±3 standard deviations."""
+        """The normalised motion code (B, 10), clamped to ±CODE_LIMIT standard deviations."""
         return ((self.raw_code(poses, motion) - self.code_mean) / self.code_scale).clamp(-CODE_LIMIT, CODE_LIMIT)
 
     def forward(self, head: Tensor, poses: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,14 +87,13 @@ class Torso(nn.Module):
         points = frame_to_plate(grid, motion, self.width, self.height)
         warped = sample(torch.cat([self.plate.detach(), self.noise]), points, self.margin)
         alpha = torch.sigmoid(warped[:, 3:4])
-        seen = torch.cat([warped[:, :3] * alpha, alpha], 1)
-        residual, flow = self.generator(head, seen, warped[:, 4:], self.code(poses, motion))
+        plate = torch.cat([warped[:, :3] * alpha, alpha], 1)
+        residual, flow = self.generator(head, plate, warped[:, 4:], self.code(poses, motion))
         flow = flow * (self.config.flow_limit * self.width)
         return sample(self.plate, points + flow.permute(0, 2, 3, 1), self.margin) + residual, flow
 
 
-def over(head: Tensor, torso: Tensor, background: Tensor) -> Tensor:
-    """background ← torso ← head: head (B, 4, H, W) premultiplied, torso (B, 4, H, W) straight colour and alpha,
+def composite_layers(head: Tensor, torso: Tensor, background: Tensor) -> Tensor:
+    """Head over torso over background: head (B, 4, H, W) premultiplied, torso (B, 4, H, W) straight colour and alpha,
     background (B or 1, 3, H, W) -> (B, 3, H, W)."""
-    alpha = torso[:, 3:]
-    return head[:, :3] + (1 - head[:, 3:]) * (torso[:, :3] * alpha + (1 - alpha) * background)
+    return over(head, over(premultiply(torso, 1), background, 1), 1)

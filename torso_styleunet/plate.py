@@ -1,8 +1,8 @@
-"""The mean torso plate: what the person's torso and neck look like when their motion is taken out.
+"""The torso plate: the person's torso and neck with their motion removed.
 
-Frames are brought onto the reference by the inverse of their torso motion; a pixel's colour is the median over the
-frames that show torso or neck there, its alpha the share of torso and neck among the frames in which the head does
-not hide it. What the head always hides is filled: the neck goes on upwards under the chin.
+Frames are aligned by the inverse of their torso motion. A pixel's colour is the median over the frames that show torso or
+neck there, its alpha the share of torso and neck among the frames in which the head does not hide it. What the head always
+hides is filled in: the neck is continued upwards behind the chin.
 """
 
 from collections.abc import Iterable
@@ -14,17 +14,19 @@ from torch import Tensor
 
 from shared.clip import BACKGROUND, HEAD, NECK, TORSO
 from shared.errors import TalkheadError
-from torso_styleunet.warp import frame_to_plate, pixel_centres, plate_to_frame, sample
+from torso_styleunet.warp import pixel_centres, plate_to_frame, sample
 
-LOGIT_LIMIT = 6.0
-NECK_EXTENSION = 0.15  # of the height: how far the neck goes on behind the head
+LOGIT_LIMIT = 6.0  # of alpha, 0.25 % from opaque: training can still change it
+NECK_EXTENSION = 0.15  # of the picture's height, by which the neck is continued behind the head
+ROWS = 32  # of the plate whose median is taken at once, to bound memory
+CLEAR_VIEWS = 2  # frames without the head in front that settle a pixel
 
 
 def push_pull(values: Tensor, weights: Tensor) -> Tensor:
-    """Fill where weights are zero, smoothly and at every distance; where they are one the values stay.
+    """Fill in values where weights are zero, smoothly and over any distance; values of weight one are unchanged.
 
-    values (C, H, W), weights (1, H, W) in [0, 1] -> (C, H, W). Weighted averages go down a pyramid and come back up
-    into the holes (Gortler et al., The Lumigraph, SIGGRAPH 1996, §4.3). All-zero weights give zeros.
+    values (C, H, W), weights (1, H, W) in [0, 1] -> (C, H, W). Weighted averages are passed down a pyramid and back
+    up into the holes (Gortler et al., The Lumigraph, SIGGRAPH 1996, §4.3). All-zero weights give zeros.
     """
     height, width = values.shape[-2:]
     if height == 1 and width == 1:
@@ -38,7 +40,7 @@ def push_pull(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def masked_median(values: Tensor, mask: Tensor) -> Tensor:
-    """Median over the first axis of the values whose mask is true: (N, C, P) and (N, P) -> (C, P); 0 where none is."""
+    """Median over the first axis of values (N, C, P) whose mask (N, P) is true -> (C, P); 0 where the mask is all false."""
     count = mask.sum(0)
     ordered = values.masked_fill(~mask[:, None], float("inf")).sort(0).values
     low = ((count - 1).clamp(min=0) // 2).expand(1, values.shape[1], -1)
@@ -74,39 +76,33 @@ def _reduce(pictures: Tensor, labels: Tensor) -> Tensor:
     if not (person > 0.5).any():
         raise TalkheadError("the labels show no torso and no neck in any training frame; check labels.mkv")
     inner = -F.max_pool2d(-person[:, None], 5, 1, 2)[:, 0] > 0.99  # away from contours, where the background mixes in
-    colour = torch.zeros_like(pictures[0], dtype=torch.float32)
-    for rows in torch.arange(colour.shape[1], device=colour.device).split(32):
+    color = torch.zeros_like(pictures[0], dtype=torch.float32)
+    for rows in torch.arange(color.shape[1], device=color.device).split(ROWS):
         here = pictures[:, :, rows].flatten(2).float() / 255
-        colour[:, rows] = masked_median(here, inner[:, rows].flatten(1)).unflatten(-1, (len(rows), -1))
+        color[:, rows] = masked_median(here, inner[:, rows].flatten(1)).unflatten(-1, (len(rows), -1))
 
     torso, neck, background, head = labels.float().sum(0)
     seen = torso + neck + background
-    confidence = (seen / 2).clamp(max=1)  # two clear views settle it
+    confidence = (seen / CLEAR_VIEWS).clamp(max=1)
     alpha = (torso + neck) / seen.clamp(min=1e-6)
     carried_alpha, carried_neck = _carry_upwards(torch.stack([alpha, (neck > torso).float()]),
                                                 (confidence < 1) & (head > 1))
     alpha = torch.maximum(push_pull(alpha[None], confidence[None])[0], carried_alpha)
 
-    known = inner.sum(0).clamp(max=2).float() / 2
-    skin = push_pull(colour, (known * (neck > torso))[None])
-    behind = carried_neck * (1 - known)  # hidden, and the neck below it goes on there
-    colour = colour * (1 - behind) + skin * behind
-    colour = push_pull(colour, torch.maximum(known, behind)[None])
-    return torch.cat([colour, torch.logit(alpha, 1e-6).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[None]])
+    known = inner.sum(0).clamp(max=CLEAR_VIEWS).float() / CLEAR_VIEWS
+    skin = push_pull(color, (known * (neck > torso))[None])
+    hidden_neck = carried_neck * (1 - known)
+    color = color * (1 - hidden_neck) + skin * hidden_neck
+    color = push_pull(color, torch.maximum(known, hidden_neck)[None])
+    return torch.cat([color, torch.logit(alpha, 1e-6).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)[None]])
 
 
 def _carry_upwards(values: Tensor, hidden: Tensor) -> Tensor:
-    """values (C, H, W) of the nearest row below carried into hidden (H, W) pixels, column by column, fading out at
-    a limit; zero where nothing is hidden or nothing lies below."""
+    """For hidden (H, W) pixels the values (C, H, W) of the nearest pixel below that is not hidden, fading to zero at a distance
+    of NECK_EXTENSION; zero elsewhere."""
     height = hidden.shape[0]
     reach = max(1, round(NECK_EXTENSION * height))
     rows = torch.arange(height, device=hidden.device)[:, None].expand_as(hidden)
     source = torch.where(hidden, height, rows).flip(0).cummin(0).values.flip(0)
     fade = ((reach - (source - rows)) / (reach / 4)).clamp(0, 1) * hidden * (source < height)
     return values.gather(1, source.clamp(max=height - 1).expand_as(values)) * fade
-
-
-def warp_plate(plate: Tensor, motion: Tensor, width: int, height: int, margin: int) -> Tensor:
-    """Plate (C, h, w) with its margin, motion (B, 4) -> (B, C, H, W): the plate as the frames see it."""
-    points = pixel_centres(height, width, plate.device)
-    return sample(plate, frame_to_plate(points.expand(len(motion), -1, -1, -1), motion, width, height), margin)

@@ -1,39 +1,39 @@
-"""Training the torso of one clip: build the plate, then teach the StyleUNet what to change in it."""
+"""Training the torso of one clip: the plate is built from its frames, then plate and StyleUNet are trained."""
 
-import json
 import math
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shared.checkpoint import pack_optimizer, save_checkpoint, saved_under, unpack_optimizer
 from shared.clip import Clip
 from shared.config import config_to_dict
 from shared.metrics import psnr
-from shared.training import Scalars, generator, load_state, progress
+from shared.resume import Saved, TrainState
+from shared.training import TensorBoard, generator, progress
 from torso_styleunet import losses
-from torso_styleunet.composite import save_torso
+from torso_styleunet.checkpoint import save_torso
 from torso_styleunet.config import TorsoConfig, resolve
-from torso_styleunet.dataset import Batch, HeadFrames, TorsoFrames, cache_heads
+from torso_styleunet.dataset import Batch, HeadRenderer, TorsoDataset, cache_heads
 from torso_styleunet.discriminator import PatchDiscriminator
-from torso_styleunet.model import Torso, over
+from torso_styleunet.model import Torso, composite_layers
 from torso_styleunet.plate import build_plate
 from torso_styleunet.warp import margin_of
 
 BAND = 1 / 48  # half-width of the neck seam and shoulder contour bands, in picture widths
 WARM_UP = 20  # steps over which the learning rate rises
-REPORT_EVERY = 20
-PICTURE_EVERY = 200
+REPORT_EVERY = 20  # steps between two points of the curves
+PICTURE_EVERY = 200  # steps between two pictures
+SHOWN_FRAMES = 16  # training frames whose PSNR is measured at the end
+FLOW_UNIT = 100  # offsets are penalised in hundredths of the picture's width
 
 
 def new_torso(clip: Clip, indices: np.ndarray, poses: np.ndarray, config: TorsoConfig, device: torch.device) -> Torso:
-    """An untrained torso: the median plate of the frames `indices`, statistics of their motion and of poses (T, 4, 4) there,
-    seeded weights and noise."""
+    """An untrained torso: plate and motion statistics from the frames `indices`, at poses (T, 4, 4) of the clip; seeded weights
+    and noise."""
     info = clip.info
     motion = torch.from_numpy(clip.load_torso_motion()[indices]).to(device)
     margin = margin_of(motion, info.width, info.height)
@@ -54,7 +54,7 @@ def new_torso(clip: Clip, indices: np.ndarray, poses: np.ndarray, config: TorsoC
 class Trainer:
     """Everything that changes while training, and one step of it."""
 
-    def __init__(self, torso: Torso, data: TorsoFrames, config: TorsoConfig) -> None:
+    def __init__(self, torso: Torso, data: TorsoDataset, config: TorsoConfig) -> None:
         self.torso, self.data, self.config, self.step = torso, data, config, 0
         rate = config.learning_rate
         self.rates = [rate, rate * config.plate_rate]
@@ -65,10 +65,10 @@ class Trainer:
             with torch.random.fork_rng([data.device] if data.device.type == "cuda" else []):
                 torch.manual_seed(config.seed + 1)
                 self.discriminator = PatchDiscriminator().to(data.device)
-            self.judge = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.0, 0.99))
+            self.discriminator_optimizer = torch.optim.Adam(self.discriminator.parameters(), lr=rate, betas=(0.0, 0.99))
 
     def advance(self) -> dict[str, Tensor]:
-        """One optimiser step -> its loss terms, detached. What it draws depends on seed and step alone."""
+        """Take one optimiser step; returns its loss terms, detached. Random numbers depend on seed and step alone."""
         config = self.config
         rng = np.random.default_rng([config.seed, self.step])
         batch = self.data.batch(self.data.pairs(config.batch // 2, rng))
@@ -78,7 +78,8 @@ class Trainer:
         cuda = self.data.device.type == "cuda"
         with torch.autocast(self.data.device.type, torch.bfloat16, enabled=cuda):
             straight, flow = self.torso(batch.heads, batch.poses, batch.motion)
-        picture = over(batch.heads, torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1), batch.backgrounds)
+        layer = torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1)
+        picture = composite_layers(batch.heads, layer, batch.backgrounds)
         where = losses.regions(batch.labels, max(1, round(BAND * self.torso.width)))
         weights = 1 + config.region_weight * torch.maximum(where.contour, where.seam)
         difference = picture - batch.frames
@@ -87,21 +88,21 @@ class Trainer:
             "laplacian": config.laplacian_weight * losses.laplacian_l1(difference, weights),
             "temporal": config.temporal_weight * losses.temporal_l1(difference, weights),
             "alpha": config.alpha_weight * losses.alpha_loss(straight[:, 3:], where),
-            "flow": config.flow_weight * (flow * (100 / self.torso.width)).square().mean(),
+            "flow": config.flow_weight * (flow * (FLOW_UNIT / self.torso.width)).square().mean(),
         }
         if self.discriminator is not None:
-            shown = torch.lerp(picture, batch.frames, where.head)  # the rendered head must not give it away
+            shown = torch.lerp(picture, batch.frames, where.head)  # the discriminator must not tell by the rendered head
             terms["adversarial"] = config.adversarial_weight * losses.generator_adversarial(self.discriminator(shown))
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(terms.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(self.torso.generator.parameters(), 1.0)
         self.optimizer.step()
         if self.discriminator is not None:
-            terms["discriminator"] = self._judge(self.discriminator, batch, shown.detach())
+            terms["discriminator"] = self._train_discriminator(self.discriminator, batch, shown.detach())
         self.step += 1
         return {name: term.detach() for name, term in terms.items()}
 
-    def _judge(self, discriminator: PatchDiscriminator, batch: Batch, shown: Tensor) -> Tensor:
+    def _train_discriminator(self, discriminator: PatchDiscriminator, batch: Batch, shown: Tensor) -> Tensor:
         """One step of the discriminator, with R1 every `r1_every` steps (lazy regularisation, StyleGAN2)."""
         lazy = self.step % self.config.r1_every == 0
         real = batch.frames.detach().requires_grad_(lazy)
@@ -110,76 +111,69 @@ class Trainer:
         total = loss
         if lazy:
             total = loss + self.config.r1_weight * self.config.r1_every * losses.r1_penalty(real, real_logits)
-        self.judge.zero_grad(set_to_none=True)
+        self.discriminator_optimizer.zero_grad(set_to_none=True)
         total.backward()
-        self.judge.step()
+        self.discriminator_optimizer.step()
         return loss
 
-    def save(self, path: Path, inputs: dict[str, Any], seconds: float) -> None:
-        """Everything needed to go on, atomically."""
-        tensors = {f"torso/{name}": tensor for name, tensor in self.torso.state_dict().items()}
-        packed, rest = pack_optimizer(self.optimizer, "optimizer")
-        tensors |= packed
-        meta = {"step": self.step, "inputs": inputs, "seconds": seconds, "optimizer": rest}
+    def save(self, state: TrainState) -> None:
+        """Save everything needed to go on."""
+        groups, optimizers = {"torso": self.torso.state_dict()}, {"optimizer": self.optimizer}
         if self.discriminator is not None:
-            tensors |= {f"discriminator/{name}": t for name, t in self.discriminator.state_dict().items()}
-            packed, meta["judge"] = pack_optimizer(self.judge, "judge")
-            tensors |= packed
-        save_checkpoint(path, tensors, meta)
+            groups["discriminator"] = self.discriminator.state_dict()
+            optimizers["discriminator_optimizer"] = self.discriminator_optimizer
+        state.save(groups, optimizers, step=self.step)
 
-    def restore(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> float:
-        """Go on from what `save` wrote -> seconds already spent."""
-        self.torso.load_state_dict(saved_under(tensors, "torso"))
-        unpack_optimizer(self.optimizer, tensors, meta["optimizer"], "optimizer")
+    def restore(self, saved: Saved) -> None:
+        """Go on from what `save` wrote."""
+        self.torso.load_state_dict(saved.group("torso"))
+        saved.restore_optimizer("optimizer", self.optimizer)
         if self.discriminator is not None:
-            self.discriminator.load_state_dict(saved_under(tensors, "discriminator"))
-            unpack_optimizer(self.judge, tensors, meta["judge"], "judge")
-        self.step = meta["step"]
-        return float(meta["seconds"])
+            self.discriminator.load_state_dict(saved.group("discriminator"))
+            saved.restore_optimizer("discriminator_optimizer", self.discriminator_optimizer)
+        self.step = saved.progress["step"]
 
 
 @torch.no_grad()
-def _look(torso: Torso, batch: Batch) -> tuple[Tensor, float]:
+def _composite(torso: Torso, batch: Batch) -> tuple[Tensor, float]:
     """Composited frames (B, 3, H, W) of a batch and their PSNR."""
     with torch.autocast(batch.heads.device.type, torch.bfloat16, enabled=batch.heads.is_cuda):
         straight, _ = torso(batch.heads, batch.poses, batch.motion)
     torso_layer = torch.cat([straight[:, :3].clamp(0, 1), torch.sigmoid(straight[:, 3:])], 1)
-    picture = over(batch.heads, torso_layer, batch.backgrounds).clamp(0, 1)
+    picture = composite_layers(batch.heads, torso_layer, batch.backgrounds).clamp(0, 1)
     return picture, float(psnr(picture.permute(0, 2, 3, 1), batch.frames.permute(0, 2, 3, 1)))
 
 
-def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig, device: torch.device,
+def train(clip: Clip, head_renderer: HeadRenderer, out: Path, *, config: TorsoConfig, device: torch.device,
           state_dir: Path, poses: np.ndarray | None = None, head: str = "", quiet: bool = False) -> dict[str, float]:
-    """Train on the frames of clip.split("train") alone and write the torso to `out`, atomically.
+    """Train on the train split of `clip` and write the torso to `out`.
 
-    `poses` (T, 4, 4) are those that the heads are rendered at, the tracked ones unless given; `head` is the hash of the
-    head. `head_frames` takes frame indices (B,) and gives the rendered heads (B, H, W, 4), premultiplied float RGBA; each is
-    asked for once and cached under `state_dir` while training lasts, beside the state from which a killed training
-    goes on and the TensorBoard logs. Returns steps, seconds, the last loss and the PSNR of 16 training frames (dB).
-    Raises TalkheadError for an empty split, labels without a torso or a state of another training.
+    `head_renderer` maps frame indices (B,) to rendered heads (B, H, W, 4), premultiplied float RGBA; every frame is rendered
+    once and cached in `state_dir` during training. `poses` (T, 4, 4) are the poses that it renders at, by default the tracked
+    ones; `head` is the hash of the head. Killed at any moment, the same call continues from `state_dir` and ends as if it had
+    never stopped. Returns steps, seconds, the last loss and the PSNR of SHOWN_FRAMES training frames in dB. Raises
+    TalkheadError for an empty split, labels without a torso or a state of another training.
     """
     device = torch.device(device)
     config = resolve(config, device)
-    start = time.monotonic()
     indices = clip.split("train")
     poses = clip.load_poses() if poses is None else poses
-    inputs = {"clip": clip.fingerprint(), "settings": config_to_dict(config), "head": head,
-              "poses": sha256(np.ascontiguousarray(poses).tobytes()).hexdigest()}
-    state = state_dir / "state.safetensors"
-    found = load_state(state, inputs, device)
-    rendered = {name: value for name, value in inputs.items() if name != "settings"}
-    cache = state_dir / f"heads-{sha256(json.dumps(rendered).encode()).hexdigest()[:16]}.npy"
+    state = TrainState(state_dir, {"clip": clip.fingerprint(), "settings": config_to_dict(config), "head": head,
+                                   "poses": sha256(np.ascontiguousarray(poses).tobytes()).hexdigest()})
+    saved = state.load(device)
+    cache = state_dir / f"heads-{state.fingerprint('clip', 'head', 'poses')[:16]}.npy"
     for other in state_dir.glob("heads*.npy"):
         if other != cache:
             other.unlink()
-    heads = cache_heads(head_frames, indices, clip.info.height, clip.info.width, cache, quiet)
-    data = TorsoFrames(clip, indices, heads, poses, device)
+    heads = cache_heads(head_renderer, indices, clip.info.height, clip.info.width, cache, quiet)
+    data = TorsoDataset(clip, indices, heads, poses, device)
     trainer = Trainer(new_torso(clip, indices, poses, config, device), data, config)
-    spent = trainer.restore(*found) if found is not None else 0.0
+    if saved is not None:
+        trainer.restore(saved)
 
-    shown = data.batch(np.linspace(0, len(data) - 1, min(16, len(data))).round().astype(int))
-    scalars = Scalars(state_dir / "logs")
-    saved = time.monotonic()
+    shown = data.batch(np.linspace(0, len(data) - 1, min(SHOWN_FRAMES, len(data))).round().astype(int))
+    board = TensorBoard(state.curves)
+    last_save = time.monotonic()
     loss = math.nan
     with progress(config.steps, "torso", trainer.step, quiet) as bar:
         while trainer.step < config.steps:
@@ -190,21 +184,20 @@ def train(clip: Clip, head_frames: HeadFrames, out: Path, *, config: TorsoConfig
                 loss = sum(value for name, value in values.items() if name != "discriminator")
                 bar.set_postfix(loss=f"{loss:.4f}")
                 for name, value in {**values, "loss": loss}.items():
-                    scalars.add(f"torso/{name}", value, trainer.step)
+                    board.scalar(f"torso/{name}", value, trainer.step)
             if trainer.step % PICTURE_EVERY == 0:
-                picture, quality = _look(trainer.torso, Batch(*(tensor[:1] for tensor in shown)))
+                picture, quality = _composite(trainer.torso, Batch(*(tensor[:1] for tensor in shown)))
                 pair = torch.cat([picture[0], shown.frames[0]], -1)
-                scalars.image("torso/composite_true", (pair * 255).byte().permute(1, 2, 0).cpu().numpy(), trainer.step)
-                scalars.add("torso/psnr", quality, trainer.step)
-            if time.monotonic() - saved >= config.save_seconds:
-                trainer.save(state, inputs, spent + time.monotonic() - start)
-                saved = time.monotonic()
-    quality = float(np.mean([_look(trainer.torso, Batch(*(t[k : k + 1] for t in shown)))[1]
+                board.image("torso/composite_true", (pair * 255).byte().permute(1, 2, 0).cpu().numpy(), trainer.step)
+                board.scalar("torso/psnr", quality, trainer.step)
+            if time.monotonic() - last_save >= config.save_seconds:
+                trainer.save(state)
+                last_save = time.monotonic()
+    quality = float(np.mean([_composite(trainer.torso, Batch(*(t[k : k + 1] for t in shown)))[1]
                              for k in range(len(shown.frames))]))
-    scalars.close()
-    seconds = spent + time.monotonic() - start
+    board.close()
     save_torso(out, trainer.torso, {"step": trainer.step, "clip": clip.info.name})
-    state.unlink(missing_ok=True)
+    state.remove()
     del heads, data.heads
     cache.unlink(missing_ok=True)
-    return {"steps": float(trainer.step), "seconds": seconds, "loss": loss, "train_psnr": quality}
+    return {"steps": trainer.step, "seconds": state.seconds, "loss": loss, "train_psnr_db": quality}

@@ -12,6 +12,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.config import Settings, seed_setting, setting
+from shared.config import Settings, config_to_dict, seed_setting, setting
 from shared.errors import TalkheadError
+from shared.files import refuse_inputs
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
 from shared.media.audio_io import load_audio
 from shared.options import FiniteFloat
-from shared.training import generator, pick_device, progress
+from shared.resume import Saved, TrainState, training_of
+from shared.training import TensorBoard, generator, pick_device, progress
 from stage1_audio2lmk.audio.augment import mask_features
 from stage1_audio2lmk.audio.features import FFT, HOP, HOPS, MELS, WINDOW, mel_of, power_spectrum
 from stage1_audio2lmk.encoders.phone_encoder import PAST, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
@@ -54,6 +57,7 @@ class SpeechTraining(Settings):
     units: int = setting(256, "clusters of the self-supervised task, 0 for none", 0, 4096)
     unit_weight: float = setting(0.2, "of that task beside the others", 0, 1000)
     unit_steps: int = setting(0, "steps of that task alone, before phones are taught", 0, 10_000_000)
+    save_seconds: float = setting(30.0, "between two saves of the resumable state", 0, 86400)
     seed: int = seed_setting()
 
 
@@ -278,8 +282,13 @@ def read_corpora(folders: list[Path]) -> tuple[list[Utterance], dict[str, list[s
 
 
 def train_encoder(corpus: Corpus, kinds: dict[str, list[str]], config: SpeechEncoderConfig, training: SpeechTraining,
-                  device: torch.device, quiet: bool = False) -> tuple[SpeechEncoder, Heads, dict[str, Any]]:
-    """Train an encoder; returns it, its heads and held-out accuracies."""
+                  device: torch.device, state: TrainState | None = None,
+                  quiet: bool = False) -> tuple[SpeechEncoder, Heads, dict[str, Any]]:
+    """Train an encoder; returns it, its heads and held-out accuracies.
+
+    Killed at any moment, the same call continues from `state`, if there is one, and ends as if it had never stopped.
+    """
+    saved = state.load() if state is not None else None
     utterances = corpus.utterances
     if training.units and corpus.units is None:
         cluster(corpus, training.units)
@@ -298,11 +307,19 @@ def train_encoder(corpus: Corpus, kinds: dict[str, list[str]], config: SpeechEnc
     rows = {kind: np.array([k for k in learn if utterances[k].kind == kind]) for kind in kinds}
     share = max(2, training.batch // len(kinds))
     last: dict[str, Tensor] = {}
-    done = 0
+    done, seconds_before = 0, 0.0
+    if saved is not None:
+        encoder.load_state_dict(saved.group("encoder"))
+        heads.load_state_dict(saved.group("heads"))
+        saved.restore_optimizer("optimizer", optimizer)
+        _restore_random(saved, rng, draws, device)
+        done, seconds_before = saved.progress["step"], saved.progress["loop_seconds"]
+    board = TensorBoard(state.curves) if state is not None else None
     warm, started = min(300, training.steps // 10 + 1), time.perf_counter()
-    with progress(training.steps, "speech encoder", quiet=quiet) as bar:
-        for step in range(training.steps):
-            gone = max(step / training.steps, (time.perf_counter() - started) / training.seconds)
+    last_save = started
+    with progress(training.steps, "speech encoder", initial=done, quiet=quiet) as bar:
+        for step in range(done, training.steps):
+            gone = max(step / training.steps, (seconds_before + time.perf_counter() - started) / training.seconds)
             if gone >= 1:
                 break
             rate = min(1, (step + 1) / warm) * 0.5 * (1 + np.cos(np.pi * gone))
@@ -330,9 +347,33 @@ def train_encoder(corpus: Corpus, kinds: dict[str, list[str]], config: SpeechEnc
             optimizer.step()
             if step % 50 == 0:
                 bar.set_postfix_str(", ".join(f"{kind} {value:.2f}" for kind, value in last.items()))
+                if board is not None:
+                    for name, value in {"loss": loss.detach(), **{f"accuracy/{kind}": x for kind, x in last.items()}}.items():
+                        board.scalar(name, float(value), step + 1)
             bar.update()
             done += 1
+            if state is not None and time.perf_counter() - last_save >= training.save_seconds:
+                last_save = time.perf_counter()
+                state.save({"encoder": encoder.state_dict(), "heads": heads.state_dict(), **_random_states(rng, device)},
+                           {"optimizer": optimizer}, step=done, draws=draws.bit_generator.state,
+                           loop_seconds=seconds_before + last_save - started)
+    if board is not None:
+        board.close()
     return encoder, heads, {"steps": done} | _finish(encoder.eval(), heads.eval(), corpus, kinds)
+
+
+def _random_states(rng: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+    """States of `rng` and of torch's own generators, from which dropout is drawn."""
+    states = {"rng": rng.get_state(), "torch_rng": torch.get_rng_state()}
+    return states | ({"cuda_rng": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def _restore_random(saved: Saved, rng: torch.Generator, draws: np.random.Generator, device: torch.device) -> None:
+    rng.set_state(saved.tensors["rng"])
+    torch.set_rng_state(saved.tensors["torch_rng"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(saved.tensors["cuda_rng"], device)
+    draws.bit_generator.state = saved.progress["draws"]
 
 
 @torch.no_grad()
@@ -342,7 +383,7 @@ def _finish(encoder: SpeechEncoder, heads: Heads, corpus: Corpus, kinds: dict[st
     rows = []
     for kind in kinds:
         tests = [k for k, u in enumerate(corpus.utterances) if u.test and u.kind == kind]
-        for around, label in ((PLAIN, "clean"), (Surroundings(), "elsewhere")):
+        for around, label in ((PLAIN, "clean"), (Surroundings(), "augmented")):
             rng, right, total = generator(0), 0.0, 0
             for k in tests:
                 of = int(corpus.frames[k])
@@ -351,11 +392,37 @@ def _finish(encoder: SpeechEncoder, heads: Heads, corpus: Corpus, kinds: dict[st
                 right += float(heads.phones(kind, embedding, phones)[1]) * of
                 total += of
                 rows.append(embedding[0])
-            numbers[f"{kind} accuracy, {label}"] = round(right / max(total, 1), 4)
+            numbers[f"val_{kind}_accuracy_{label}"] = round(right / max(total, 1), 4)
     every = torch.cat(rows)
     encoder.centre.copy_(every.mean(0))
     encoder.spread.copy_(every.std(0))
     return numbers
+
+
+def train(folders: list[Path], out: Path, *, training: SpeechTraining, device: torch.device, state_dir: Path,
+          quiet: bool = False) -> dict[str, Any]:
+    """Train the default encoder on folders of recordings and write it to `out`; returns steps, seconds and accuracies.
+
+    Killed at any moment, the same call continues from `state_dir`. Raises TalkheadError.
+    """
+    utterances, kinds = read_corpora(folders)
+    config = SpeechEncoderConfig()
+    state = TrainState(state_dir, {"recordings": fingerprint(utterances), "settings": config_to_dict(training),
+                                   "sizes": config_to_dict(config)})
+    encoder, _, numbers = train_encoder(Corpus(utterances, training, device), kinds, config, training, device, state, quiet)
+    save_speech_encoder(out, encoder.cpu(), {"trained on": [folder.name for folder in folders], **vars(training), **numbers})
+    state.remove()
+    return numbers | {"seconds": state.seconds}
+
+
+def fingerprint(utterances: list[Utterance]) -> str:
+    """SHA-256 of all recordings and what is known about them."""
+    digest = sha256()
+    for u in utterances:
+        digest.update(json.dumps([u.name, u.kind, u.test, len(u.samples)]).encode())
+        for values in (u.samples, u.phones, u.mouth):
+            digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 @click.command()
@@ -365,13 +432,13 @@ def _finish(encoder: SpeechEncoder, heads: Heads, corpus: Corpus, kinds: dict[st
 @click.option("--minutes", default=SpeechTraining.seconds / 60, type=FiniteFloat(0.01, SpeechTraining.seconds / 60),
               help="Ends then, however few the steps.")
 @click.option("--device", default="auto", show_default=True)
-def main(folders: tuple[Path, ...], output: Path, steps: int, minutes: float, device: str) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace an existing output, and start anew.")
+def main(folders: tuple[Path, ...], output: Path, steps: int, minutes: float, device: str, overwrite: bool) -> None:
     """Train the default speech encoder on folders of recordings with a phones.json each."""
-    started, training, where = time.perf_counter(), SpeechTraining(steps=steps, seconds=60 * minutes), pick_device(device)
-    utterances, kinds = read_corpora(list(folders))
-    encoder, _, numbers = train_encoder(Corpus(utterances, training, where), kinds, SpeechEncoderConfig(), training, where)
-    save_speech_encoder(output, encoder.cpu(), {"trained on": [folder.name for folder in folders], **vars(training), **numbers})
-    print(numbers, f"{time.perf_counter() - started:.0f} s")
+    training, state = SpeechTraining(steps=steps, seconds=60 * minutes), output.with_name(output.stem + ".training")
+    refuse_inputs(output, *folders)
+    with training_of(output, state, overwrite):
+        print(train(list(folders), output, training=training, device=pick_device(device), state_dir=state))
 
 
 if __name__ == "__main__":

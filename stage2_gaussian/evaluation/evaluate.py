@@ -1,4 +1,4 @@
-"""How well a trained head shows frames it has not seen, driven by their tracked landmarks and poses."""
+"""Evaluation of a head on held-out frames, driven by their tracked landmarks and poses."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,26 +14,27 @@ from shared.camera import euler_degrees, project
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import write_json
+from shared.image import over
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
-from shared.metrics import ssim_of_pixels
+from shared.metrics import decibel, ssim_of_pixels
 from shared.report_page import ReportPage
 from shared.training import progress
-from stage2_gaussian.dataset import Batch, HeadFrames, box_mask
-from stage2_gaussian.evaluation.expression_sheet import edit_sheet
+from stage2_gaussian.checkpoint import load_head
+from stage2_gaussian.dataset import EYE_MARGIN, LIPS_MARGIN, Batch, HeadDataset, box_mask
+from stage2_gaussian.evaluation.expression_sheet import make_expression_sheet
 from stage2_gaussian.evaluation.flicker import landmark_motion, measure_flicker, stillest_stretch
 from stage2_gaussian.evaluation.lpips import Lpips, load_lpips
 from stage2_gaussian.head import Head
-from stage2_gaussian.losses import over
-from stage2_gaussian.pose_refinement import align_poses
-from stage2_gaussian.render import load_head, render_head
+from stage2_gaussian.pose_refinement import refine_poses
+from stage2_gaussian.render import render_head
 
 Table = dict[str, dict[str, float]]
 REGIONS = {"full": "full frame", "head": "head", "face": "face hull", "mouth": "mouth box", "eyes": "eye boxes"}
 FIGURES = {"psnr": "PSNR", "ssim": "SSIM", "lpips": "LPIPS"}
-EYE_MARGIN = 0.4  # of an eye's width, around it
 WORST = 5  # per cent of the frames
-EVENLY = 3  # frames of the sheet that are not chosen for what they show
-ERROR_GAIN = 3
+EVENLY = 3  # evenly spaced frames of the contact sheet, besides the representative ones
+ERROR_GAIN = 3  # by which errors are amplified in pictures
+CUDA_BATCH, CPU_BATCH = 16, 4  # frames rendered at once
 GAP = 4  # pixels between the pictures of a strip
 STRIP_WIDTH = 2400  # pixels at most
 PAGE_WIDTH = 1800
@@ -55,18 +56,18 @@ ERROR = f"Error: render minus video, {ERROR_GAIN} times, about grey. Pictures sh
 
 
 class Measured(NamedTuple):
-    """Figures of every frame of one split."""
+    """Metrics of every frame of one split."""
 
-    data: HeadFrames  # n frames
-    poses: dict[str, Tensor]  # (n, 4, 4), "" as tracked, "aligned " fitted
+    data: HeadDataset  # n frames
+    poses: dict[str, Tensor]  # (n, 4, 4) by prefix of the metrics' names: "" tracked, "aligned " refined
     values: dict[str, np.ndarray]  # "[aligned ]REGION psnr|ssim|lpips" -> (n,), NaN where the region is empty
 
     def means(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
-        """Mean of every figure over the frames `rows` that have it."""
+        """Mean of every metric over the frames `rows` that have it."""
         return {name: float(np.nanmean(x[rows])) for name, x in self.values.items() if np.isfinite(x[rows]).any()}
 
     def worst(self) -> dict[str, float]:
-        """The PSNR that the worst 5 % of the frames stay under, by name."""
+        """The PSNR that WORST % of the frames stay under, by name."""
         return {name: float(np.nanpercentile(x, WORST)) for name, x in self.values.items()
                 if name.endswith("psnr") and np.isfinite(x).any()}
 
@@ -75,13 +76,11 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
              quiet: bool = False, batch: int = 8) -> dict[str, dict[str, float]]:
     """PSNR (dB) and SSIM by split: {split: {"full psnr": …, "head psnr": …, "mouth psnr": …, "… ssim": …}}.
 
-    Measured is the head over plate and neck colour: it is composited over the true frame where the labels show torso, neck
-    or background, and over the plate, or the colour of the neck near the jaw, where they show the head (see `dataset.matte`
-    and `dataset.behind_head`). "full" is the
-    whole frame, "head" the pixels labelled head or mouth interior, "face" the convex hull of the projected landmarks,
+    The rendered head is composited over the true frame where the labels show torso, neck or background, and over the plate,
+    or the colour of the neck near the jaw, where they show the head (see `dataset.matte` and `dataset.make_backdrop`). "full"
+    is the whole frame, "head" the pixels labelled head or mouth interior, "face" the convex hull of the projected landmarks,
     "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes' boxes. With `align`, columns
-    "aligned …" follow: the same after each frame's pose was fitted to the picture, which tells errors of tracking from
-    errors of the head.
+    "aligned …" follow: the same at refined poses, which separates errors of tracking from errors of the head.
     """
     head = load_head(head_path, device)
     return {split: measure_split(head, clip, split, device, align=align, quiet=quiet, batch=batch).means() for split in splits}
@@ -90,15 +89,16 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
 def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: Iterable[str], device: torch.device,
                   align: bool = True, every: int = 1, lpips: Path | None = None, poses: np.ndarray | None = None,
                   quiet: bool = False) -> dict[str, Table]:
-    """{title: {row: {column: number}}} of the splits, written with all frames' figures and a sheet to `folder`.
+    """Evaluate a head file on `splits` -> tables {title: {row: {column: number}}}.
 
-    Makes eval.json and eval.html. Measures each `every`-th frame; flicker is always measured on frames in a row. `lpips`
-    is a folder with weights (see `lpips.load_lpips`). Edited faces are shown at `poses` (T, 4, 4), the tracked ones unless
-    given. Raises TalkheadError for a split without good frames.
+    Writes eval.json with every frame's metrics, and eval.html with contact sheets, to `folder`. Uses each `every`-th frame;
+    flicker always uses consecutive frames. With `align` also at refined poses. `lpips` is a folder with weights (see
+    `lpips.load_lpips`). `poses` (T, 4, 4) of the clip are those of the expression sheet, by default the tracked ones. Raises
+    TalkheadError for a split without good frames.
     """
     head = load_head(head_path, device)
     perceptual = load_lpips(lpips, device) if lpips else None
-    batch = 16 if device.type == "cuda" else 4
+    batch = CUDA_BATCH if device.type == "cuda" else CPU_BATCH
     tables: dict[str, Table] = {}
     record: dict[str, dict] = {}
     page = ReportPage(f"Gaussian head of {Path(head_path).resolve().parent.name} on {clip.info.name}", PAGE_WIDTH)
@@ -109,7 +109,7 @@ def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: It
         tables.update(split_tables(measured, split, clip))
         tables.update(flicker_table(head, clip, split, device, align=align, batch=batch, quiet=quiet))
         record[split] = as_record(measured)
-        sheets.append((split, sheet(head, measured)))
+        sheets.append((split, contact_sheet(head, measured)))
     for title, table in tables.items():
         page.table(title, table)
     page.text(FLICKER)
@@ -124,7 +124,7 @@ def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: It
         page.heading("faces that nobody filmed")
         page.text(EDITED)
         shown = clip.load_poses() if poses is None else poses
-        page.picture(edit_sheet(head, clip.load_landmarks()[seen], shown[seen], clip.load_neutral()[0],
+        page.picture(make_expression_sheet(head, clip.load_landmarks()[seen], shown[seen], clip.load_neutral()[0],
                                 clip.info.intrinsics, clip.info.width, clip.info.height, clip.load_plates()[0]))
     write_json(folder / "eval.json", {"clip": clip.info.name, "every": every, "tables": tables, "splits": record})
     page.write(folder / "eval.html")
@@ -133,14 +133,15 @@ def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: It
 
 def measure_split(head: Head, clip: Clip, split: str, device: torch.device, *, align: bool = False, every: int = 1,
                   lpips: Lpips | None = None, quiet: bool = False, batch: int = 8) -> Measured:
-    """The figures of each `every`-th good frame of a split. Raises TalkheadError if there is none."""
+    """The metrics of each `every`-th good frame of a split, with `align` also at refined poses. Raises TalkheadError if there
+    is none."""
     indices = clip.split(split)[::every]
     if len(indices) == 0:
         raise TalkheadError(f"{clip.root}: the split {split!r} holds no good frame")
-    data = HeadFrames(clip, indices, device)
+    data = HeadDataset(clip, indices, device)
     poses = {"": data.poses}
     if align:
-        poses["aligned "] = align_poses(head, data, quiet=quiet)
+        poses["aligned "] = refine_poses(head, data, quiet=quiet)
     found: list[dict[str, Tensor]] = []
     with progress(len(data), f"measuring {split}", quiet=quiet, unit="frame") as bar:
         for start in range(0, len(data), batch):
@@ -158,24 +159,24 @@ def measure_split(head: Head, clip: Clip, split: str, device: torch.device, *, a
 
 
 @torch.no_grad()
-def composite(head: Head, frames: Batch, poses: Tensor, data: HeadFrames) -> tuple[Tensor, Tensor]:
-    """The head at `poses` (B, 4, 4) over what is behind it, rounded to 8 bits (B, H, W, 3), and its alpha (B, H, W)."""
+def composite(head: Head, frames: Batch, poses: Tensor, data: HeadDataset) -> tuple[Tensor, Tensor]:
+    """The head at `poses` (B, 4, 4) over the backdrop, rounded to 8 bits (B, H, W, 3), and its alpha (B, H, W)."""
     rgba = render_head(head, frames.landmarks, poses, data.intrinsics, data.width, data.height)
-    return (over(rgba, frames.behind).clamp(0, 1) * 255).round() / 255, rgba[..., 3]
+    return (over(rgba, frames.backdrop).clamp(0, 1) * 255).round() / 255, rgba[..., 3]
 
 
-def regions(frames: Batch, data: HeadFrames) -> dict[str, Tensor]:
-    """Where is measured, bool (B, H, W) by name, at the tracked poses; "full" is not among them."""
+def regions(frames: Batch, data: HeadDataset) -> dict[str, Tensor]:
+    """Masks, bool (B, H, W) by the names of REGIONS except "full", at the tracked poses."""
     def box(part: list[int], margin: float) -> Tensor:
         return box_mask(frames.landmarks, frames.poses, data.intrinsics, data.width, data.height, part, margin)
 
     points = project(frames.landmarks, frames.poses, data.intrinsics)
-    return {"head": frames.head > 0.5, "face": hull_mask(points, data.width, data.height), "mouth": box(LIPS, 0.25),
+    return {"head": frames.head > 0.5, "face": hull_mask(points, data.width, data.height), "mouth": box(LIPS, LIPS_MARGIN),
             "eyes": box(EYE_RIGHT, EYE_MARGIN) | box(EYE_LEFT, EYE_MARGIN)}
 
 
 def hull_mask(points: Tensor, width: int, height: int) -> Tensor:
-    """Pixels (B, N, 2) -> bool (B, H, W): pixel centres within the convex hull of each row's points."""
+    """points (B, N, 2) in pixels -> bool (B, H, W): pixel centres inside the convex hull of each picture's points."""
     x = torch.arange(width, device=points.device) + 0.5
     y = torch.arange(height, device=points.device)[:, None] + 0.5
     masks = []
@@ -186,17 +187,17 @@ def hull_mask(points: Tensor, width: int, height: int) -> Tensor:
 
 
 @torch.no_grad()
-def measure(shown: Tensor, frames: Batch, masks: dict[str, Tensor], data: HeadFrames, rows: np.ndarray,
+def measure(shown: Tensor, frames: Batch, masks: dict[str, Tensor], data: HeadDataset, rows: np.ndarray,
             lpips: Lpips | None) -> dict[str, Tensor]:
-    """PSNR, SSIM and, if given, LPIPS of every frame `rows` and region, (B,) each; `shown` (B, H, W, 3) is the window."""
+    """PSNR, SSIM and, if given, LPIPS of every frame `rows` and region, (B,) each; `shown` (B, H, W, 3) is the head's window."""
     info = data.clip.info
     share = data.width * data.height / (info.width * info.height)
     error = (shown - frames.frames).square().mean(-1)
     similarity = ssim_of_pixels(shown, frames.frames)
     # outside the window the composite is the true frame: no error there (SSIM's filter reaches 5 pixels out, which is left out)
-    values = {"full psnr": _decibel(share * error.mean((1, 2))), "full ssim": 1 - share * (1 - similarity.mean((1, 2)))}
+    values = {"full psnr": decibel(share * error.mean((1, 2))), "full ssim": 1 - share * (1 - similarity.mean((1, 2)))}
     for name, mask in masks.items():
-        values[f"{name} psnr"] = _decibel(_mean_in(error, mask))
+        values[f"{name} psnr"] = decibel(_mean_in(error, mask))
         values[f"{name} ssim"] = _mean_in(similarity, mask)
     if lpips is not None:
         true = torch.from_numpy(data.clip.read_frames(data.indices[rows])).to(shown.device).float() / 255
@@ -208,17 +209,13 @@ def measure(shown: Tensor, frames: Batch, masks: dict[str, Tensor], data: HeadFr
     return values
 
 
-def _decibel(squares: Tensor) -> Tensor:
-    return -10 * torch.log10(squares.clamp_min(1e-10))
-
-
 def _mean_in(values: Tensor, mask: Tensor) -> Tensor:
-    """Means (B,) of (B, H, W) over a mask, NaN where it is empty."""
+    """Means (B,) of values (B, H, W) over a mask, NaN where it is empty."""
     return (values * mask).sum((1, 2)) / mask.sum((1, 2))
 
 
 def split_tables(measured: Measured, split: str, clip: Clip) -> dict[str, Table]:
-    """A table with a row a region, and if the split spans a cut another with a row a shot."""
+    """A table with a row per region and, if the split spans several shots, one with a row per shot."""
     tables = {f"{split}: {len(measured.data)} frames, {MEASURED}": _region_rows(measured)}
     shots = clip.shot_of_frames()[measured.data.indices]
     if len(set(shots.tolist())) > 1:
@@ -247,14 +244,14 @@ def _region_rows(measured: Measured) -> Table:
 
 def flicker_table(head: Head, clip: Clip, split: str, device: torch.device, *, align: bool, batch: int,
                   quiet: bool) -> dict[str, Table]:
-    """The flicker of the video and of the render on the split's stillest stretch; nothing where no stretch is long enough."""
+    """Flicker of the video and of the render on the split's stillest stretch; empty if no stretch is long enough."""
     indices = clip.split(split)
     motion = landmark_motion(clip.load_landmarks(), clip.load_poses(), clip.info.intrinsics)
     indices = indices[stillest_stretch(motion, indices, clip.shot_of_frames())]
     if len(indices) == 0:
         return {}
-    data = HeadFrames(clip, indices, device)
-    poses = {"": data.poses} | ({"aligned ": align_poses(head, data, quiet=quiet)} if align else {})
+    data = HeadDataset(clip, indices, device)
+    poses = {"": data.poses} | ({"aligned ": refine_poses(head, data, quiet=quiet)} if align else {})
     table: Table = {}
     for prefix, placed in poses.items():
         for region, (true, shown) in measure_flicker(head, data, placed, batch).items():
@@ -265,13 +262,13 @@ def flicker_table(head: Head, clip: Clip, split: str, device: torch.device, *, a
 
 
 def as_record(measured: Measured) -> dict:
-    """Every frame's figures, JSON-able."""
+    """Every frame's metrics, JSON-able."""
     return {"frames": measured.data.indices.tolist(),
             **{name: [round(float(v), 4) if np.isfinite(v) else None for v in x] for name, x in measured.values.items()}}
 
 
-def telling_frames(measured: Measured) -> dict[int, str]:
-    """{row: what is worth seeing there}: expressions at their extremes, worst and median head PSNR, and some in between."""
+def representative_frames(measured: Measured) -> dict[int, str]:
+    """Frames for the contact sheet, {row: reason}: extremes of expression, worst and median head PSNR, and evenly spaced ones."""
     landmarks = measured.data.landmarks.cpu().numpy()
     yaw = euler_degrees(measured.data.poses[:, :3, :3].cpu().numpy())[:, 0]
     order = np.argsort(measured.values["head psnr"], kind="stable")
@@ -289,10 +286,10 @@ def telling_frames(measured: Measured) -> dict[int, str]:
     return {row: ", ".join(reasons) for row, reasons in found.items()}
 
 
-def sheet(head: Head, measured: Measured) -> list[tuple[str, np.ndarray]]:
-    """(caption, strip) of telling frames: truth, render, error about grey, that with the aligned pose, alpha; uint8."""
+def contact_sheet(head: Head, measured: Measured) -> list[tuple[str, np.ndarray]]:
+    """(caption, strip) of each representative frame: frame, render, error about grey, error at the refined pose, alpha; uint8."""
     data, strips = measured.data, []
-    for row, reason in telling_frames(measured).items():
+    for row, reason in representative_frames(measured).items():
         frames = data.batch(np.array([row]))
         cells, errors = [frames.frames[0]], []
         for prefix, poses in measured.poses.items():

@@ -1,4 +1,4 @@
-"""Faces that nobody filmed: landmarks edited beyond the training range, and the sheet that shows what a head makes of them."""
+"""Expression sheet: renders of a head with landmarks edited beyond the training range."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -9,18 +9,18 @@ import torch
 
 from shared.camera import project
 from shared.errors import TalkheadError
+from shared.image import over
 from shared.landmark_edit import apply_blink, mouth_gain, smile
 from shared.landmarks import BROW_LEFT, BROW_RIGHT, EYE_LEFT, EYE_RIGHT, JAW, LIPS, eye_opening, lip_opening
 from stage2_gaussian.head import Head
-from stage2_gaussian.losses import over
 from stage2_gaussian.render import render_head
 
 BROW_RAISE = np.array([0.0, 0.008, -0.001])  # metres: left, up, forward
-JAW_SHIFT = np.array([0.007, 0.0, 0.0])
+JAW_SHIFT = np.array([0.007, 0.0, 0.0])  # metres
 COLUMNS = 4
 CAPTION = 22  # pixels above each cell
 ROOM = 1.55  # side of a cell over the extent of the landmarks
-GREY = 0.5  # behind the head where no picture is given
+GREY = 0.5  # backdrop where no plate is given
 
 
 def closed_eyes(landmarks: np.ndarray, sides: tuple[list[int], ...] = (EYE_RIGHT, EYE_LEFT)) -> np.ndarray:
@@ -61,7 +61,7 @@ def half_smile(landmarks: np.ndarray) -> np.ndarray:
 
 
 class Edit(NamedTuple):
-    """`change` makes (T, 68, 3) out of (T, 68, 3) and the neutral (68, 3); meant for typical frames or the widest."""
+    """`change` maps landmarks (T, 68, 3) and the neutral (68, 3) to (T, 68, 3); `start` says which frame it is applied to."""
 
     start: Literal["typical", "widest"]
     change: Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -91,34 +91,35 @@ def starting_rows(landmarks: np.ndarray) -> dict[str, int]:
 
 
 @torch.no_grad()
-def edit_sheet(head: Head, landmarks: np.ndarray, poses: np.ndarray, neutral: np.ndarray, intrinsics: tuple[float, ...],
-               width: int, height: int, behind: np.ndarray | None = None) -> np.ndarray:
-    """Contact sheet of `head` under EDITS of its training landmarks -> uint8 (H, W, 3), labelled cells of the face.
+def make_expression_sheet(head: Head, landmarks: np.ndarray, poses: np.ndarray, neutral: np.ndarray,
+                          intrinsics: tuple[float, ...], width: int, height: int,
+                          plate: np.ndarray | None = None) -> np.ndarray:
+    """Labelled renders of `head` with its training landmarks edited as in EDITS -> uint8 (H, W, 3).
 
-    landmarks (T, 68, 3) metres and poses (T, 4, 4) of the filmed frames, neutral (68, 3); `behind` (height, width, 3) uint8
-    is the plate. Raises TalkheadError if there are not as many poses as landmarks.
+    landmarks (T, 68, 3) metres and poses (T, 4, 4) of the filmed frames, neutral (68, 3); plate (height, width, 3) uint8,
+    grey by default. Raises TalkheadError if there are not as many poses as landmarks.
     """
     if len(landmarks) != len(poses):
         raise TalkheadError(f"the sheet of edits needs as many poses as landmarks, found {len(poses)} and {len(landmarks)}")
     rows = starting_rows(landmarks)
     device = head.positions.device
-    plate = torch.full((height, width, 3), GREY, device=device)
-    if behind is not None:
-        plate = torch.as_tensor(behind, device=device).float() / 255
+    backdrop = torch.full((height, width, 3), GREY, device=device)
+    if plate is not None:
+        backdrop = torch.as_tensor(plate, device=device).float() / 255
     cells = []
     side = _cell_size(landmarks, poses, intrinsics, width, height)
     for name, edit in EDITS.items():
         t = rows[edit.start]
         pose, shape = poses[t : t + 1], edit.change(landmarks[t : t + 1], neutral).astype(np.float32)
         rgba = render_head(head, torch.from_numpy(shape), torch.from_numpy(pose), intrinsics, width, height)
-        picture = (over(rgba, plate[None])[0].clamp(0, 1) * 255).round().byte().cpu().numpy()
+        picture = (over(rgba, backdrop[None])[0].clamp(0, 1) * 255).round().byte().cpu().numpy()
         cells.append(_cell(picture, project(landmarks[t], poses[t], intrinsics), side, name))
     cells += [np.full_like(cells[0], 255)] * (-len(cells) % COLUMNS)
     return np.concatenate([np.concatenate(cells[k : k + COLUMNS], 1) for k in range(0, len(cells), COLUMNS)], 0)
 
 
 def _cell_size(landmarks: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...], width: int, height: int) -> int:
-    """Side in pixels of a square that holds the face of every frame, at most the picture's."""
+    """Side in pixels of a square that holds the face of every frame, at most the picture's shorter side."""
     points = project(landmarks, poses, intrinsics)
     return min(width, height, int(np.ceil(ROOM * np.ptp(points, axis=1).max())))
 

@@ -1,8 +1,8 @@
-"""Flicker: how much pixels change from frame to frame where the person hardly moves, against the video's own change.
+"""Flicker: change of pixels from frame to frame while the person hardly moves, compared with that of the video.
 
-What is measured is the second difference in time, x[t-1] - 2 x[t] + x[t+1], over √6, so that noise that is new in every
-frame keeps its standard deviation, while motion that lasts for longer than about half a second counts little. The true video
-brings the noise of its camera and its compression, so a ratio of 1 says that the render is as restless as a real picture.
+The measure is the second difference in time, x[t-1] - 2 x[t] + x[t+1], divided by √6: noise that is independent between
+frames keeps its standard deviation, while motion slower than about half a second contributes little. The video has the noise
+of its camera and its compression; a ratio of 1 means that the render flickers as much as the video.
 """
 
 from typing import NamedTuple
@@ -14,35 +14,35 @@ from torch import Tensor
 
 from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, MOUTH, Clip
-from stage2_gaussian.dataset import BAND, HeadFrames, batches
+from shared.image import over
+from stage2_gaussian.dataset import BAND, HeadDataset, batches
 from stage2_gaussian.head import Head
-from stage2_gaussian.losses import over
 from stage2_gaussian.render import render_head
 
 SHORTEST, LONGEST = 15, 50  # frames of a still stretch
-CALM = 1.5  # a longer stretch may move this many times more than the stillest of the shortest
-PERCENTILE = 95  # of the pixels, for flicker that sits in few places
+CALM = 1.5  # limit for the motion of a longer stretch, over that of the stillest of the shortest ones
+PERCENTILE = 95  # of the pixels, for flicker confined to small areas
 
 
-class Restlessness(NamedTuple):
-    """Flicker of one region: mean over its pixels and 95th percentile, grey levels of 255."""
+class FlickerStats(NamedTuple):
+    """Flicker of one region in grey levels of 255: mean and PERCENTILE over its pixels."""
 
     mean: float
     high: float
 
 
 def landmark_motion(landmarks: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> np.ndarray:
-    """(T, 68, 3), (T, 4, 4) -> (T,) mean distance in pixels of the landmarks from where they were a frame before; [0] is 0."""
+    """landmarks (T, 68, 3), poses (T, 4, 4) -> (T,) mean distance in pixels of the landmarks from the frame before; [0] is 0."""
     pixels = project(landmarks, poses, intrinsics)
     return np.concatenate([[0.0], np.linalg.norm(np.diff(pixels, axis=0), axis=-1).mean(-1)])
 
 
 def stillest_stretch(motion: np.ndarray, indices: np.ndarray, shots: np.ndarray) -> np.ndarray:
-    """The longest stretch, of 15 to 50 frames, that is nearly as still as any -> rows (L,) of `indices`; (0,) if none is so long.
+    """The longest stretch of SHORTEST to LONGEST frames whose RMS motion is at most CALM times that of the stillest SHORTEST
+    frames -> rows (L,) of `indices`, (0,) if there is none.
 
-    motion (T,) pixels since the clip's previous frame and shots (T,), by frame of the clip; indices (n,) frames to choose
-    from, ascending. A stretch has no gap and no cut. "Nearly": the root mean square of its motion is at most 1.5 times that
-    of the stillest 15.
+    motion (T,), pixels since the previous frame, and shots (T,), shot numbers, both by frame of the clip; indices (n,)
+    frames to choose from, ascending. A stretch has no gap and no cut.
     """
     breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(shots[indices]) != 0)) + 1
     runs = np.split(np.arange(len(indices)), breaks)
@@ -89,10 +89,10 @@ def still_regions(labels: Tensor, reach: int) -> dict[str, Tensor]:
     return {"head": inside, "hair edge": grown(head.any(0)) & ~inside & ~body}
 
 
-def measure_flicker(head: Head, data: HeadFrames, poses: Tensor, batch: int) -> dict[str, tuple[Restlessness, Restlessness]]:
+def measure_flicker(head: Head, data: HeadDataset, poses: Tensor, batch: int) -> dict[str, tuple[FlickerStats, FlickerStats]]:
     """{region: (of the video, of the render)}; `data` holds a still stretch, `poses` (T, 4, 4) are what is rendered.
 
-    The render lies over the plate everywhere, so that labels that flicker do not count against it.
+    The render is composited over the plate everywhere, so that flickering labels do not contribute.
     """
     true, shown = [], []
     for rows in batches(np.arange(len(data)), batch):
@@ -105,13 +105,13 @@ def measure_flicker(head: Head, data: HeadFrames, poses: Tensor, batch: int) -> 
     labels = torch.from_numpy(_labels(data.clip, data)).to(data.device)
     regions = still_regions(labels, max(1, round(BAND * data.clip.info.width)))
     planes = [deviation(torch.cat(pictures)) for pictures in (true, shown)]
-    return {name: (_summary(planes[0], mask), _summary(planes[1], mask)) for name, mask in regions.items() if mask.any()}
+    return {name: (_stats(planes[0], mask), _stats(planes[1], mask)) for name, mask in regions.items() if mask.any()}
 
 
-def _labels(clip: Clip, data: HeadFrames) -> np.ndarray:
+def _labels(clip: Clip, data: HeadDataset) -> np.ndarray:
     return np.ascontiguousarray(clip.read_labels(data.indices)[:, data.rows, data.columns])
 
 
-def _summary(plane: Tensor, mask: Tensor) -> Restlessness:
+def _stats(plane: Tensor, mask: Tensor) -> FlickerStats:
     values = plane[mask].cpu().numpy()
-    return Restlessness(float(values.mean()), float(np.percentile(values, PERCENTILE)))
+    return FlickerStats(float(values.mean()), float(np.percentile(values, PERCENTILE)))

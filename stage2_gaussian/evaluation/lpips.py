@@ -46,7 +46,7 @@ class Lpips(nn.Module):
         return found
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures (B, H, W, 3) in [0, 1], at least 31 pixels a side -> distances (B,) and where they come from (B, H, W).
+        """FrameTensors (B, H, W, 3) in [0, 1], at least 31 pixels a side -> distances (B,) and where they come from (B, H, W).
 
         The distance is the sum over the layers of their spatial means; the map is the sum of the layers' maps enlarged
         bilinearly, for means over regions.

@@ -1,4 +1,4 @@
-"""One function for splatting: gsplat on CUDA, the numba twin on the CPU."""
+"""Rasterisation of Gaussians: gsplat on CUDA, an implementation of the same equations in numba on the CPU."""
 
 import functools
 import math
@@ -13,9 +13,9 @@ TILE = 16
 
 
 class Projected(NamedTuple):
-    """Splats in the image plane, on CUDA; B images of N each."""
+    """Gaussians in the image plane, on CUDA; B images of N each."""
 
-    radii: Tensor  # (B, 1, N, 2) pixels, int32, 0 where a splat is not seen
+    radii: Tensor  # (B, 1, N, 2) pixels, int32, 0 where a Gaussian is not visible
     means: Tensor  # (B, 1, N, 2) pixels
     depths: Tensor  # (B, 1, N) metres
     conics: Tensor  # (B, 1, N, 3) upper triangle of the inverse covariance
@@ -25,7 +25,7 @@ class Projected(NamedTuple):
 
 def rasterize(means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor,
               intrinsics: tuple[float, ...] | Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Splat B images of N Gaussians each, differentiably.
+    """Rasterise B images of N Gaussians each, differentiably.
 
     means (B, N, 3) metres in camera space (x right, y down, z forward), quats (B, N, 4) wxyz of any length,
     scales (B, N, 3) metres, opacities (B, N) in 0..1, colors (B, N, C); intrinsics (fx, fy, cx, cy) in pixels, shared by
@@ -58,13 +58,13 @@ def _camera(intrinsics: tuple[float, ...], device: torch.device) -> tuple[Tensor
     return torch.eye(4, device=device), torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=torch.float32, device=device)
 
 
-def blend(splats: Projected, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Second half: sort by tile and depth, blend front to back -> as `rasterize`."""
+def blend(projected: Projected, width: int, height: int) -> tuple[Tensor, Tensor]:
+    """Second half of `rasterize` on CUDA: sort by tile and depth, blend front to back; returns the same."""
     from gsplat import isect_offset_encode, isect_tiles, rasterize_to_pixels
 
-    count, tiles = len(splats.means), (math.ceil(width / TILE), math.ceil(height / TILE))
-    _, keys, order = isect_tiles(splats.means, splats.radii, splats.depths, TILE, *tiles, packed=False)
+    count, tiles = len(projected.means), (math.ceil(width / TILE), math.ceil(height / TILE))
+    _, keys, order = isect_tiles(projected.means, projected.radii, projected.depths, TILE, *tiles, packed=False)
     offsets = isect_offset_encode(keys, count, *tiles).view(count, 1, tiles[1], tiles[0])
-    rgb, alpha = rasterize_to_pixels(splats.means, splats.conics, splats.colors, splats.opacities, width, height, TILE,
-                                     offsets, order, packed=False)
+    rgb, alpha = rasterize_to_pixels(projected.means, projected.conics, projected.colors, projected.opacities, width, height,
+                                     TILE, offsets, order, packed=False)
     return rgb[:, 0], alpha[:, 0]

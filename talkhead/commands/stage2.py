@@ -98,7 +98,7 @@ def stage2_export(avatar: Path, output: Path, landmarks: Path | None, frame: int
     """
     from shared.avatar import Avatar
     from shared.landmarks import load_landmarks
-    from stage2_gaussian.ply import export_head
+    from talkhead.splat_file import export_head
 
     if output.suffix.lower() != ".ply":
         raise TalkheadError(f"{output}: the splat file's name should end in .ply")
@@ -132,7 +132,7 @@ def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool)
     talkhead stage2 import edited.ply --avatar me.avatar --overwrite
     """
     from shared.avatar import Avatar
-    from stage2_gaussian.ply import import_head
+    from talkhead.splat_file import import_head
 
     if output is not None and not same_file(output, avatar):
         refuse_inputs(output, ply)

@@ -15,7 +15,6 @@ from shared.face_check import TEMPLATE
 from shared.files import read_json, sha256, write_json
 from shared.landmarks import save_array, save_landmarks
 from shared.media.video_io import VideoWriter, write_png
-from shared.training import load_state
 
 LENGTH = 6
 
@@ -221,21 +220,3 @@ def test_the_same_labels_make_the_same_file(tmp_path):
         join_gray_videos([tmp_path / f"{name}.mkv"] * 2, tmp_path / f"{name}{name}.mkv")
     assert sha256(tmp_path / "a.mkv") == sha256(tmp_path / "b.mkv")
     assert sha256(tmp_path / "aa.mkv") == sha256(tmp_path / "bb.mkv")
-
-
-def test_a_state_of_anything_else_is_refused_by_name(tmp_path):
-    from shared.checkpoint import save_checkpoint
-
-    state = tmp_path / "state.safetensors"
-    inputs = {"clip": "a", "settings": {"steps": 5, "betas": (0.9, 0.99)}}
-    assert load_state(state, inputs) is None
-    save_checkpoint(state, {}, {"inputs": inputs, "step": 3})
-    assert load_state(state, inputs)[1]["step"] == 3
-    for changed, what in (({"clip": "b"}, "another clip"), ({"settings": {}}, "other settings"), ({"head": "c"}, "another head"),
-                          ({"clip": "b", "settings": {}}, "another clip and other settings")):
-        with pytest.raises(TalkheadError, match=f"holds an unfinished training with {what}; repeat that one to finish it, or add "
-                                                "--overwrite to start anew"):
-            load_state(state, inputs | changed)
-    save_checkpoint(state, {}, {"config": {}})  # as an older talkhead left it
-    with pytest.raises(TalkheadError, match="another clip and other settings"):
-        load_state(state, inputs)

@@ -26,14 +26,14 @@ from shared.landmark_edit import apply_blink, mouth_gain, smile
 from shared.landmarks import MIRROR, TABLES, load_landmarks, save_array, save_landmarks
 from shared.media.video_io import write_png
 from shared.poses import load_poses
+from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
 from stage1_audio2lmk.model import LandmarkModel
-from stage1_audio2lmk.train import load_model, save_model
+from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.head import Head
 from stage2_gaussian.ply import read_ply
-from stage2_gaussian.render import load_head, save_head
-from torso_styleunet.composite import load_torso, save_torso
+from torso_styleunet.checkpoint import load_torso, save_torso
 from torso_styleunet.config import TorsoConfig
 from torso_styleunet.model import Torso
 

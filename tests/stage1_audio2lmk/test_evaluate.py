@@ -20,9 +20,9 @@ from shared.landmarks import LIPS, lip_opening
 from shared.media.audio_io import save_wav
 from stage1_audio2lmk import evaluate as evaluation
 from stage1_audio2lmk.baselines import ridge
+from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.evaluate import Curves, clip_samples, compare, evaluate, levels, liveliness, pauses, plot
 from stage1_audio2lmk.predict import Predictor
-from stage1_audio2lmk.train import save_model
 
 CPU = torch.device("cpu")
 

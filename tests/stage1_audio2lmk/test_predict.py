@@ -10,8 +10,8 @@ import torch
 from shared.checkpoint import save_checkpoint
 from shared.errors import TalkheadError
 from shared.landmarks import BROW_LEFT, BROW_RIGHT, JAW, LIPS, eye_opening
+from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.predict import Predictor, iter_predict, load_predictor, predict
-from stage1_audio2lmk.train import save_model
 
 
 @pytest.fixture

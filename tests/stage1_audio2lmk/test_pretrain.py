@@ -208,8 +208,8 @@ def test_judging_windows_are_the_clip(people: list[Clip], tmp_path: Path) -> Non
 def test_base_speaks_for_an_unknown_voice(people: list[Clip], tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, dim=48, steps=90, batch=6, check_every=30, sync_from=30, window=25, voices=1)
     numbers, _ = run(people, tmp_path, config)
-    assert numbers["held out"] == "the end of each clip" and numbers["best step"] > 0
-    assert numbers["held-out lip mm"] < 0.9 * numbers["held-out lip mm at rest"]
+    assert numbers["val_split"] == "the end of each clip" and numbers["best_step"] > 0
+    assert numbers["val_lips_mm"] < 0.9 * numbers["val_lips_at_rest_mm"]
     assert len(numbers["losses"]) == 90 and np.mean(numbers["losses"][-10:]) < 0.8 * np.mean(numbers["losses"][:10])
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["curves"]
     predictor = load_predictor(tmp_path / "m.safetensors", CPU)
@@ -276,7 +276,7 @@ def test_resumed_equals_uninterrupted(people: list[Clip], tmp_path: Path, monkey
     monkeypatch.setattr("stage1_audio2lmk.row_store.load_recording", lambda *_: pytest.fail("rows were there already"))
     again, twice = run(people, tmp_path / "b", config)
     assert calls == 9 + 12 - 5
-    assert again["losses"] == pytest.approx(numbers["losses"], rel=1e-6) and again["best step"] == numbers["best step"]
+    assert again["losses"] == pytest.approx(numbers["losses"], rel=1e-6) and again["best_step"] == numbers["best_step"]
     for name in once:
         torch.testing.assert_close(twice[name], once[name], atol=1e-6, rtol=1e-5)
 
@@ -352,7 +352,7 @@ def test_the_command(people: list[Clip], speech: Path, tmp_path: Path) -> None:
         arguments += ["--set", setting]
     result = CliRunner().invoke(cli.cli, arguments)
     assert result.exit_code == 0, result.output
-    assert "held-out lip mm" in result.output and load_predictor(out, CPU).speakers == ["a", "b"]
+    assert "val_lips_mm" in result.output and load_predictor(out, CPU).speakers == ["a", "b"]
     again = CliRunner().invoke(cli.cli, arguments)
     assert again.exit_code == 2 and "exists already" in again.output
     before = out.read_bytes()

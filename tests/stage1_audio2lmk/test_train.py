@@ -13,6 +13,7 @@ from shared.metrics import correlation
 from stage1_audio2lmk import train as training
 from stage1_audio2lmk.audio.augment import shift_voice
 from stage1_audio2lmk.baselines import mean_face, ridge
+from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.closed_form import SILENCE_CENTRES, set_statistics
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import (
@@ -27,7 +28,7 @@ from stage1_audio2lmk.dataset import (
 from stage1_audio2lmk.evaluate import evaluate
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import load_predictor, predict
-from stage1_audio2lmk.train import save_model, train
+from stage1_audio2lmk.train import train
 
 SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, centres=300, steps=60, batch=4, length=50,
                      check_every=10, save_every=20)
@@ -48,7 +49,7 @@ def trained(actor_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     numbers = train([actor_clip], folder / "m.safetensors", config=Stage1Config(steps=60), device=CPU,
                     state_dir=folder / "state", quiet=True)
-    assert numbers["seconds"] > 0 and numbers["held-out lip mm"] <= numbers["kernel path alone mm"]
+    assert numbers["seconds"] > 0 and numbers["val_lips_mm"] <= numbers["kernel_only_val_lips_mm"]
     assert list(folder.glob("*partial*")) == []
     return folder / "m.safetensors"
 

@@ -12,21 +12,21 @@ from shared.camera import matrix_from_quaternion, pose_matrix
 from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import save_array
+from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.head import LARGEST, Head
 from stage2_gaussian.ply import (
     C0,
     NEEDED,
-    Cloud,
-    canonical,
-    export_head,
-    import_head,
+    PlyGaussians,
+    canonical_gaussians,
     match,
-    posed,
+    posed_gaussians,
     read_ply,
     replace_splats,
     write_ply,
 )
-from stage2_gaussian.render import load_head, render_head, save_head
+from stage2_gaussian.render import render_head
+from talkhead.splat_file import export_head, import_head
 
 CAMERA, SIZE = (160.0, 160.0, 32.0, 32.0), 64
 POSE = torch.from_numpy(pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0.02, 0.8])))
@@ -39,8 +39,8 @@ def head(face) -> Head:
     """200 splats, the first 80 of them with a random basis, some larger than may be and some with negative colours."""
     g = torch.Generator().manual_seed(0)
     neutral = torch.from_numpy(face)
-    places = neutral[torch.randint(68, (200,), generator=g)] + 0.004 * torch.randn(200, 3, generator=g)
-    made = Head(neutral, places, torch.full((200,), 0.004), torch.rand(200, 3, generator=g), moving=80, rank=6, hidden=16,
+    means = neutral[torch.randint(68, (200,), generator=g)] + 0.004 * torch.randn(200, 3, generator=g)
+    made = Head(neutral, means, torch.full((200,), 0.004), torch.rand(200, 3, generator=g), moving=80, rank=6, hidden=16,
                 pose_rank=2)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -96,7 +96,7 @@ def write_table(target, columns, kind="float", form="binary_little_endian", dtyp
 
 
 def test_the_file_is_what_viewers_expect(head, tmp_path):
-    write_ply(tmp_path / "head.ply", canonical(head))
+    write_ply(tmp_path / "head.ply", canonical_gaussians(head))
     names, value = by_hand(tmp_path / "head.ply")
     assert names == PROPERTIES
     x, y, z = head.positions.T.numpy()
@@ -124,7 +124,7 @@ def test_there_and_back_changes_nothing(avatar, tmp_path):
 
 
 def test_a_shuffled_file_with_noise_renders_the_same(head, tmp_path):
-    write_ply(tmp_path / "head.ply", canonical(head))
+    write_ply(tmp_path / "head.ply", canonical_gaussians(head))
     order = np.random.default_rng(0).permutation(200)
     rewrite(tmp_path / "head.ply", tmp_path / "edited.ply",
             lambda c: {name: column[order] * np.float32(1 + 1e-7) for name, column in sorted(c.items())})
@@ -134,17 +134,17 @@ def test_a_shuffled_file_with_noise_renders_the_same(head, tmp_path):
 
 
 def test_editors_that_write_doubles_or_big_endian_are_read(head, tmp_path):
-    write_ply(tmp_path / "head.ply", canonical(head))
+    write_ply(tmp_path / "head.ply", canonical_gaussians(head))
     _, columns = by_hand(tmp_path / "head.ply")
     write_table(tmp_path / "double.ply", columns, "double", dtype="<f8")
     write_table(tmp_path / "big.ply", columns, "float32", "binary_big_endian", ">f4")
     for name in ("double.ply", "big.ply"):
-        for got, expected in zip(read_ply(tmp_path / name)[0], canonical(head)):
+        for got, expected in zip(read_ply(tmp_path / name)[0], canonical_gaussians(head)):
             np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_deleted_recoloured_moved_and_added_splats(head, tmp_path):
-    write_ply(tmp_path / "head.ply", canonical(head))
+    write_ply(tmp_path / "head.ply", canonical_gaussians(head))
 
     def edit(c):
         c["f_dc_0"][20] += 1
@@ -175,35 +175,35 @@ def test_deleted_recoloured_moved_and_added_splats(head, tmp_path):
 
 
 def test_an_added_splat_moves_with_its_neighbour(head):
-    whole = canonical(head)
-    one = Cloud(*(value[[30]] for value in whole))
-    near = one._replace(positions=one.positions + np.float32(1e-5))
+    whole = canonical_gaussians(head)
+    one = PlyGaussians(*(value[[30]] for value in whole))
+    near = one._replace(means=one.means + np.float32(1e-5))
     edited = deepcopy(head)
-    replace_splats(edited, Cloud(*(np.concatenate(pair) for pair in zip(whole, near))))
+    replace_splats(edited, PlyGaussians(*(np.concatenate(pair) for pair in zip(whole, near))))
     landmarks = head.code.centres[None] + 0.003
     means = edited(landmarks, POSE[None]).means[0]
-    k = int((edited.positions == torch.from_numpy(near.positions)).all(1).nonzero()[0, 0])
+    k = int((edited.positions == torch.from_numpy(near.means)).all(1).nonzero()[0, 0])
     assert torch.allclose(means[k], head(landmarks, POSE[None]).means[0, 30], atol=3e-5)
 
 
 def test_splats_at_one_place_keep_their_own_basis(head):
-    whole = canonical(head)
+    whole = canonical_gaussians(head)
     np.testing.assert_array_equal(match(whole, whole), np.arange(200))
     order = np.random.default_rng(1).permutation(200)
-    np.testing.assert_array_equal(match(Cloud(*(value[order] for value in whole)), whole), order)
+    np.testing.assert_array_equal(match(PlyGaussians(*(value[order] for value in whole)), whole), order)
 
 
 def test_an_expression_is_exported_as_it_looks(head, tmp_path):
     """The posed splats at rest in another head give the picture of the head with that expression."""
     landmarks = (head.code.centres + 0.004 * torch.randn(68, 3, generator=torch.Generator().manual_seed(0)))
-    seen = posed(head, landmarks.numpy(), POSE.numpy())
+    seen = posed_gaussians(head, landmarks.numpy(), POSE.numpy())
     write_ply(tmp_path / "head.ply", seen)
-    cloud = read_ply(tmp_path / "head.ply")[0]
-    still = Head(head.code.centres, torch.from_numpy(cloud.positions), torch.ones(200), torch.from_numpy(cloud.colors),
+    gaussians = read_ply(tmp_path / "head.ply")[0]
+    still = Head(head.code.centres, torch.from_numpy(gaussians.means), torch.ones(200), torch.from_numpy(gaussians.colors),
                  moving=1, rank=5, hidden=2, pose_rank=1).requires_grad_(False)
-    still.log_scales.copy_(torch.from_numpy(cloud.log_scales))
-    still.rotations.copy_(torch.from_numpy(cloud.rotations))
-    still.opacities.copy_(torch.from_numpy(cloud.opacities))
+    still.log_scales.copy_(torch.from_numpy(gaussians.log_scales))
+    still.rotations.copy_(torch.from_numpy(gaussians.quats))
+    still.opacities.copy_(torch.from_numpy(gaussians.opacities))
     shown = render_head(still, head.code.centres[None], POSE[None], CAMERA, SIZE, SIZE)
     assert torch.allclose(shown, picture(head), atol=2e-4)
 
@@ -236,15 +236,15 @@ def test_a_folder_that_is_no_avatar_is_not_replaced(avatar, tmp_path):
 
 
 def test_another_head_is_refused(head, avatar, tmp_path):
-    cloud = canonical(head)
-    write_ply(tmp_path / "turned.ply", cloud._replace(positions=cloud.positions[:, [0, 2, 1]]))
+    gaussians = canonical_gaussians(head)
+    write_ply(tmp_path / "turned.ply", gaussians._replace(means=gaussians.means[:, [0, 2, 1]]))
     with pytest.raises(TalkheadError, match=r"turned.ply: the file's splats lie \d+\.\d cm from the avatar's"):
         import_head(avatar, tmp_path / "turned.ply", None)
 
 
 def test_a_head_that_moved_as_a_whole_gets_a_warning(head, avatar, tmp_path):
-    cloud = canonical(head)
-    write_ply(tmp_path / "moved.ply", cloud._replace(positions=cloud.positions + np.float32(2e-5)))
+    gaussians = canonical_gaussians(head)
+    write_ply(tmp_path / "moved.ply", gaussians._replace(means=gaussians.means + np.float32(2e-5)))
     _, warnings, _ = import_head(avatar, tmp_path / "moved.ply", tmp_path / "new.avatar")
     assert warnings[-1].startswith("200 of 200 splats were moved or added; a file that was exported with --landmarks")
 
@@ -268,7 +268,7 @@ def put(name, place, value):
     (lambda c: {n: c[n][:0] for n in c}, "holds no splats"),
 ])
 def test_bad_values_are_refused(head, tmp_path, change, sentence):
-    write_ply(tmp_path / "head.ply", canonical(head))
+    write_ply(tmp_path / "head.ply", canonical_gaussians(head))
     rewrite(tmp_path / "head.ply", tmp_path / "bad.ply", change)
     with pytest.raises(TalkheadError, match=sentence):
         read_ply(tmp_path / "bad.ply")
@@ -286,7 +286,7 @@ def test_bad_values_are_refused(head, tmp_path, change, sentence):
     (b"property float nx", b"property float x", "names a property twice"),
 ])
 def test_bad_headers_are_refused(head, tmp_path, before, after, sentence):
-    write_ply(tmp_path / "head.ply", canonical(head))
+    write_ply(tmp_path / "head.ply", canonical_gaussians(head))
     data = (tmp_path / "head.ply").read_bytes()
     (tmp_path / "bad.ply").write_bytes(data.replace(before, after, 1))
     with pytest.raises(TalkheadError, match=sentence):
@@ -308,15 +308,15 @@ def test_other_bad_files(tmp_path):
 
 
 def test_more_than_a_head_holds_is_left_out_with_a_warning(head, tmp_path):
-    write_ply(tmp_path / "head.ply", canonical(head))
+    write_ply(tmp_path / "head.ply", canonical_gaussians(head))
 
     def add(c):
         c["scale_0"][[3, 4]] = -1
         return {**c, "f_rest_0": c["x"], "f_rest_1": 0 * c["x"]}
 
     rewrite(tmp_path / "head.ply", tmp_path / "foreign.ply", add)
-    cloud, warnings = read_ply(tmp_path / "foreign.ply")
-    assert len(cloud.positions) == 200 and warnings == [
+    gaussians, warnings = read_ply(tmp_path / "foreign.ply")
+    assert len(gaussians.means) == 200 and warnings == [
         "colours that change with the view (2 f_rest_ properties) are left out",
         "2 splat(s) larger than 20 mm will be shown that large"]
     rewrite(tmp_path / "head.ply", tmp_path / "zero.ply", lambda c: {**drop("nx")(c), "f_rest_0": 0 * c["x"]})

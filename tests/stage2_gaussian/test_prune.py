@@ -1,11 +1,11 @@
-"""Splats nobody sees: measured against a slow count, taken away without a change in the picture."""
+"""Gaussians that contribute to no picture: found as a slow count finds them, removed without changing the picture."""
 
 import numpy as np
 import torch
 
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames
-from stage2_gaussian.prune import coverage, prune
+from stage2_gaussian.dataset import HeadDataset
+from stage2_gaussian.prune import contribution, prune
 from stage2_gaussian.render import render_head
 from stage2_gaussian.train import new_head
 
@@ -20,12 +20,12 @@ def trained_enough(cartoon):
         head.positions[500:, :2] *= 0.3
         head.opacities[:500] = 6.0
         head.log_scales[:500] += 0.7  # no gaps
-    return head, HeadFrames(cartoon, cartoon.split("train"), CPU)
+    return head, HeadDataset(cartoon, cartoon.split("train"), CPU)
 
 
 def test_coverage_is_what_the_picture_loses(cartoon):
     head, data = trained_enough(cartoon)
-    found = coverage(head, data, np.array([4]))
+    found = contribution(head, data, np.array([4]))
 
     def white(opacities):
         kept = head.opacities.data.clone()

@@ -12,13 +12,14 @@ from shared.camera import project
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import sha256
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames, behind_head, matte, sampling_weights
+from stage2_gaussian.dataset import HeadDataset, make_backdrop, matte, sampling_probs
 from stage2_gaussian.evaluation.evaluate import evaluate
 from stage2_gaussian.initialization import head_surface, make_canonical, unproject
 from stage2_gaussian.losses import PictureLoss
-from stage2_gaussian.render import load_head, render_head
-from stage2_gaussian.train import Checks, Trainer, hold_out, new_head, train
+from stage2_gaussian.render import render_head
+from stage2_gaussian.train import Trainer, Validation, new_head, split_off_validation, train
 
 CPU = torch.device("cpu")
 SMALL = Stage2Config(splats=1500, steps=80, rank=8, hidden=32)
@@ -65,6 +66,7 @@ def test_resumed_equals_uninterrupted(cartoon, tmp_path, killed_at):
     assert not (tmp_path / "halves").exists() and (tmp_path / "b" / "state.safetensors").is_file()
     train(cartoon, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["curves"]  # the state goes when training is done
 
 
 def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, killed_at):
@@ -78,7 +80,7 @@ def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, ki
         train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     halves = train(clip, tmp_path / "halves", config=config, device=CPU, state_dir=tmp_path / "b", quiet=True)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "halves").read_bytes()
-    assert clip.fitted_poses.read_bytes() == fitted and whole["held_out_psnr"] == halves["held_out_psnr"]
+    assert clip.fitted_poses.read_bytes() == fitted and whole["val_psnr_db"] == halves["val_psnr_db"]
     fitted = clip.load_fitted_poses(sha256(tmp_path / "halves"))
     assert np.array_equal(fitted, np.load(clip.fitted_poses)) and not np.array_equal(fitted, clip.load_poses())
     assert clip.load_fitted_poses("another head") is None
@@ -96,7 +98,7 @@ def test_the_best_head_is_kept_and_training_stops_when_none_is_better(cartoon, t
         kept[score] = head.positions.detach().clone()
         return score, 0.0
 
-    monkeypatch.setattr(Checks, "score", judge)
+    monkeypatch.setattr(Validation, "score", judge)
     monkeypatch.setattr("stage2_gaussian.train.prune", lambda *_: 0)
     config = Stage2Config(splats=300, steps=36, rank=6, hidden=8, fits=0, held_out=0.3)
     numbers = train(cartoon, tmp_path / "head", config=config, device=CPU, state_dir=tmp_path, quiet=True)
@@ -105,15 +107,15 @@ def test_the_best_head_is_kept_and_training_stops_when_none_is_better(cartoon, t
 
 
 def test_the_held_out_stretch_comes_from_the_middle():
-    learned, held = hold_out(np.arange(100, 300), 0.1)
+    learned, held = split_off_validation(np.arange(100, 300), 0.1)
     assert held.tolist() == list(range(190, 210)) and len(learned) == 180 and not set(held) & set(learned)
-    assert len(hold_out(np.arange(40), 0.04)[1]) == 0  # two frames tell nothing
+    assert len(split_off_validation(np.arange(40), 0.04)[1]) == 0  # two frames tell nothing
 
 
 def test_out_of_gpu_memory_goes_on_with_half_the_batch(cartoon, tight_memory):
     config = resolve(Stage2Config(splats=200, steps=4, rank=6, hidden=8, batch=4, fits=0), CPU, 96, 96)
     indices = cartoon.split("train")
-    trainer = Trainer(new_head(cartoon, indices, config), HeadFrames(cartoon, indices, CPU), config)
+    trainer = Trainer(new_head(cartoon, indices, config), HeadDataset(cartoon, indices, CPU), config)
     with pytest.warns(UserWarning, match="out of GPU memory: stage 2 goes on with 1 frames a step"):
         trainer.advance()
     assert trainer.batch_size == 1 and trainer.step == 1
@@ -130,13 +132,13 @@ def test_settings_that_cannot_work_are_refused(setting, message):
 
 
 def test_pictures_are_the_same_kept_or_prepared_again(cartoon, monkeypatch):
-    data = HeadFrames(cartoon, cartoon.split("train"), CPU)
+    data = HeadDataset(cartoon, cartoon.split("train"), CPU)
     rows = np.array([5, 2, 5, 9])
-    first, again = data.pictures(rows), data.pictures(rows[::-1].copy())
+    first, again = data.frame_tensors(rows), data.frame_tensors(rows[::-1].copy())
     assert sorted(data.kept) == [2, 5, 9]
     monkeypatch.setattr("stage2_gaussian.dataset.KEPT_BYTES", 0)
-    streamed = HeadFrames(cartoon, cartoon.split("train"), CPU)
-    for a, b, c in zip(first, again, streamed.pictures(rows)):
+    streamed = HeadDataset(cartoon, cartoon.split("train"), CPU)
+    for a, b, c in zip(first, again, streamed.frame_tensors(rows)):
         assert torch.equal(a, b.flip(0)) and torch.equal(a, c)
     assert streamed.kept == {}
 
@@ -149,15 +151,16 @@ def test_what_the_jaw_hides_has_the_colour_of_the_neck():
     background[:, 25:] = False
     frames = torch.where(head[..., None], skin, torch.where(background[..., None], plate, shirt)).byte()
     plates = plate.expand(1, 40, 40, 3).byte()
-    behind = behind_head(frames, plates, head, background, torch.zeros_like(head), 2)
-    assert behind[0, 24, 20].tolist() == shirt.tolist() and behind[0, 10, 20].tolist() == plate.tolist()
-    assert behind[0, 30, 20].tolist() == shirt.tolist() and behind[0, 6, 11].tolist() == plate.tolist()
+    backdrop = make_backdrop(frames, plates, head, background, torch.zeros_like(head), 2)
+    assert backdrop[0, 24, 20].tolist() == shirt.tolist() and backdrop[0, 10, 20].tolist() == plate.tolist()
+    assert backdrop[0, 30, 20].tolist() == shirt.tolist() and backdrop[0, 6, 11].tolist() == plate.tolist()
 
 
-def test_a_state_of_other_settings_is_refused(cartoon, tmp_path):
-    config = Stage2Config(splats=200, steps=2, rank=5, hidden=8)
-    train(cartoon, tmp_path / "head", config=config, device=CPU, state_dir=tmp_path, quiet=True)
-    other = Stage2Config(splats=200, steps=3, rank=5, hidden=8)
+def test_a_state_of_other_settings_is_refused(cartoon, tmp_path, killed_at):
+    config = Stage2Config(splats=200, steps=2, rank=5, hidden=8, save_seconds=0.0)
+    with killed_at(1):
+        train(cartoon, tmp_path / "head", config=config, device=CPU, state_dir=tmp_path, quiet=True)
+    other = Stage2Config(splats=200, steps=3, rank=5, hidden=8, save_seconds=0.0)
     with pytest.raises(TalkheadError, match="unfinished training with other settings"):
         train(cartoon, tmp_path / "head", config=other, device=CPU, state_dir=tmp_path, quiet=True)
 
@@ -184,17 +187,17 @@ def test_splats_start_on_the_pixels_they_are_taken_from(cartoon):
     depth = head_surface(cartoon.load_neutral()[0])
     pose = cartoon.load_poses()[3].astype(float)
     pixels = np.random.default_rng(0).uniform([30, 30], [66, 66], (50, 2))
-    places = unproject(pixels, pose, cartoon.info.intrinsics, depth)
-    assert np.allclose(project(places, pose, cartoon.info.intrinsics), pixels, atol=1e-6)
-    assert np.abs(depth(places[:, :2]) - places[:, 2]).max() < 1e-3
+    points = unproject(pixels, pose, cartoon.info.intrinsics, depth)
+    assert np.allclose(project(points, pose, cartoon.info.intrinsics), pixels, atol=1e-6)
+    assert np.abs(depth(points[:, :2]) - points[:, 2]).max() < 1e-3
     canonical = make_canonical(cartoon, cartoon.split("train"), 500, np.random.default_rng(0))
-    assert canonical.places.shape == (500, 3) and np.isfinite(canonical.places).all()
+    assert canonical.means.shape == (500, 3) and np.isfinite(canonical.means).all()
 
 
 def test_an_untrained_head_already_resembles_the_person(cartoon):
     config = resolve(SMALL, CPU, 96, 96)
     head = new_head(cartoon, cartoon.split("train"), config)
-    data = HeadFrames(cartoon, cartoon.split("test"), CPU)
+    data = HeadDataset(cartoon, cartoon.split("test"), CPU)
     batch = data.batch(np.arange(2))
     with torch.no_grad():
         rgba = render_head(head, batch.landmarks, batch.poses, data.intrinsics, data.width, data.height)
@@ -202,19 +205,19 @@ def test_an_untrained_head_already_resembles_the_person(cartoon):
 
 
 def test_a_perfect_picture_costs_nothing(cartoon):
-    data = HeadFrames(cartoon, cartoon.split("test"), CPU)
-    batch, kept = data.batch(np.arange(2)), data.pictures(np.arange(2))
+    data = HeadDataset(cartoon, cartoon.split("test"), CPU)
+    batch, kept = data.batch(np.arange(2)), data.frame_tensors(np.arange(2))
     alpha = batch.alpha[..., None]
-    terms = PictureLoss(Stage2Config())(batch.frames - (1 - alpha) * batch.behind, alpha, kept.frames, kept.behind,
-                                        kept.alpha, kept.sure, data.boxes[:2])
+    terms = PictureLoss(Stage2Config())(batch.frames - (1 - alpha) * batch.backdrop, alpha, kept.frames, kept.backdrop,
+                                        kept.alpha, kept.alpha_valid, data.boxes[:2])
     assert float(terms.abs().max()) < 1e-5
 
 
 def test_rare_expressions_are_drawn_more_often(cartoon):
     landmarks = cartoon.load_landmarks()
-    chance = sampling_weights(landmarks)
+    probs = sampling_probs(landmarks)
     shut = landmarks[:, 37, 1] == landmarks[:, 41, 1]
-    assert chance.sum() == pytest.approx(1) and chance[shut].mean() > 1.5 * chance[~shut].mean()
+    assert probs.sum() == pytest.approx(1) and probs[shut].mean() > 1.5 * probs[~shut].mean()
 
 
 def test_the_matte_finds_the_share_of_the_head_in_a_mixed_pixel():
@@ -222,10 +225,10 @@ def test_the_matte_finds_the_share_of_the_head_in_a_mixed_pixel():
     share = torch.clamp((20.0 - torch.arange(40)) / 6 + 0.5, 0, 1)  # soft edge, 6 pixels wide
     frames = (share[:, None] * head + (1 - share[:, None]) * plate).expand(1, 30, 40, 3)
     labels = (torch.arange(40) < 20).expand(1, 30, 40)
-    alpha, sure, open_air = matte(frames, plate.expand_as(frames), labels, ~labels, 5)
-    assert (alpha - share).abs().max() < 0.05 and bool(sure.all())
+    alpha, alpha_valid, open_air = matte(frames, plate.expand_as(frames), labels, ~labels, 5)
+    assert (alpha - share).abs().max() < 0.05 and bool(alpha_valid.all())
     assert open_air[0, 0].nonzero().flatten().tolist() == list(range(20, 25))
     body = (torch.arange(30) > 20)[None, :, None] & ~labels
     clothed = torch.where(body[..., None], torch.tensor([0.8, 0.8, 0.7]), frames)
-    _, sure, open_air = matte(clothed, plate.expand_as(frames), labels, ~labels & ~body, 5)
-    assert not sure[0, 25, 15:25].any() and not open_air[0, 21:].any() and bool(sure[0, :14].all())
+    _, alpha_valid, open_air = matte(clothed, plate.expand_as(frames), labels, ~labels & ~body, 5)
+    assert not alpha_valid[0, 25, 15:25].any() and not open_air[0, 21:].any() and bool(alpha_valid[0, :14].all())

@@ -7,12 +7,13 @@ from shared.camera import euler_degrees, pose_matrix
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.files import write_json
+from shared.image import straight
 from shared.landmarks import load_array, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_rgba, read_transparent_video
+from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.head import Head
-from stage2_gaussian.render import save_head
-from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view, straight
+from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view
 from talkhead.synthesis import MotionTrack, ping_pong, rebatch
 
 CPU = torch.device("cpu")

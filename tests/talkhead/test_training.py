@@ -68,7 +68,7 @@ def stubs(monkeypatch):
         clip.save_fitted_poses(FITTED, sha256(out))
         return {}
 
-    def torso(clip, head_frames, out, **more):
+    def torso(clip, head_renderer, out, **more):
         given["torso"] = more
         save_checkpoint(out, {}, {"part": "torso", "of": clip.identity()})
         return {}

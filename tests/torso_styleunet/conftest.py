@@ -76,12 +76,12 @@ def true_heads() -> Callable[[Clip], Callable[[np.ndarray], torch.Tensor]]:
     """Stands in for stage 2: frames cut out by their head labels, the cut softened by a pixel so as not to be exact."""
 
     def of(clip: Clip) -> Callable[[np.ndarray], torch.Tensor]:
-        def head_frames(indices: np.ndarray) -> torch.Tensor:
+        def head_renderer(indices: np.ndarray) -> torch.Tensor:
             frames = torch.from_numpy(clip.read_frames(indices)).float() / 255
             alpha = torch.from_numpy(clip.read_labels(indices) >= 3).float()[:, None]
             alpha = torch.nn.functional.avg_pool2d(alpha, 3, 1, 1).permute(0, 2, 3, 1)
             return torch.cat([frames * alpha, alpha], -1)
 
-        return head_frames
+        return head_renderer
 
     return of

@@ -60,21 +60,21 @@ def test_style_reaches_both_outputs_and_every_parameter_gets_a_gradient() -> Non
 
 def test_discriminator_learns_to_tell_and_r1_is_the_gradient_norm() -> None:
     torch.manual_seed(0)
-    judge = PatchDiscriminator(4)
-    optimizer = torch.optim.Adam(judge.parameters(), 2e-3)
+    discriminator = PatchDiscriminator(4)
+    optimizer = torch.optim.Adam(discriminator.parameters(), 2e-3)
     stripes = (torch.arange(32) % 2).float().expand(4, 3, 32, 32)
     grey = torch.full((4, 3, 32, 32), 0.5)
     for _ in range(15):
         real = stripes.clone().requires_grad_()
-        logits = judge(real)
-        loss = discriminator_adversarial(logits, judge(grey)) + 0.1 * r1_penalty(real, logits)
+        logits = discriminator(real)
+        loss = discriminator_adversarial(logits, discriminator(grey)) + 0.1 * r1_penalty(real, logits)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert judge(stripes).mean() > judge(grey).mean() + 1
-    assert generator_adversarial(judge(stripes)) < generator_adversarial(judge(grey))
+    assert discriminator(stripes).mean() > discriminator(grey).mean() + 1
+    assert generator_adversarial(discriminator(stripes)) < generator_adversarial(discriminator(grey))
 
     real = stripes.clone().requires_grad_()
-    (slow,) = torch.autograd.grad(judge(real).sum(), real)
+    (slow,) = torch.autograd.grad(discriminator(real).sum(), real)
     expected = sum(float((g**2).sum()) for g in slow) / len(slow) / 2
-    assert r1_penalty(real, judge(real)).item() == pytest.approx(expected, rel=1e-4)
+    assert r1_penalty(real, discriminator(real)).item() == pytest.approx(expected, rel=1e-4)

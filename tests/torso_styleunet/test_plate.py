@@ -4,8 +4,14 @@ import torch
 
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from torso_styleunet.plate import build_plate, masked_median, push_pull, warp_plate
+from torso_styleunet.plate import build_plate, masked_median, push_pull
 from torso_styleunet.warp import frame_to_plate, margin_of, pixel_centres, plate_to_frame, sample
+
+
+def warp_plate(plate: torch.Tensor, motion: torch.Tensor, width: int, height: int, margin: int) -> torch.Tensor:
+    """Plate (C, h, w) with its margin, motion (B, 4) -> (B, C, H, W): the plate as the frames see it."""
+    points = pixel_centres(height, width, plate.device)
+    return sample(plate, frame_to_plate(points.expand(len(motion), -1, -1, -1), motion, width, height), margin)
 
 
 def slow_warp(image: np.ndarray, motion: np.ndarray) -> np.ndarray:

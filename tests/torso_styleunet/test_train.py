@@ -8,11 +8,13 @@ from safetensors.torch import load_file
 
 from shared.clip import Clip
 from shared.errors import TalkheadError
+from shared.image import premultiply
 from shared.metrics import psnr
 from torso_styleunet import train as train_module
-from torso_styleunet.composite import composite, load_torso, torso_rgba
+from torso_styleunet.checkpoint import load_torso
+from torso_styleunet.composite import composite, draw_torso
 from torso_styleunet.config import TorsoConfig, resolve
-from torso_styleunet.dataset import TorsoFrames, cache_heads
+from torso_styleunet.dataset import TorsoDataset, cache_heads
 from torso_styleunet.model import Torso
 from torso_styleunet.train import Trainer, train
 
@@ -50,7 +52,7 @@ def test_held_out_frames_are_drawn_better_than_by_the_plate(toy_clip: Clip, true
     before, _ = frames_of(toy_clip, true_heads, plain, test)
     assert psnr(made, true, body) > psnr(before, true, body) + 1
     assert psnr(made, true, body) > 28
-    assert trained[1]["steps"] == 60 and trained[1]["seconds"] > 0 and trained[1]["train_psnr"] > 25
+    assert trained[1]["steps"] == 60 and trained[1]["seconds"] > 0 and trained[1]["train_psnr_db"] > 25
 
 
 def test_drawing_is_deterministic_batched_and_leaves_an_opaque_head_alone(toy_clip: Clip, true_heads: Heads,
@@ -67,7 +69,7 @@ def test_drawing_is_deterministic_batched_and_leaves_an_opaque_head_alone(toy_cl
     opaque = heads[..., 3] == 1
     assert torch.equal(full[opaque], heads[..., :3][opaque])
 
-    layer = torso_rgba(torso, heads, poses, motion)
+    layer = premultiply(draw_torso(torso, heads, poses, motion), 1).movedim(1, -1)
     assert layer.shape == (3, 64, 64, 4) and bool((layer[..., :3] <= layer[..., 3:] + 1e-6).all())
     behind = layer[..., :3] + (1 - layer[..., 3:]) * background
     expected = heads[..., :3] + (1 - heads[..., 3:]) * behind
@@ -81,7 +83,7 @@ def test_neighbouring_frames_move_smoothly(toy_clip: Clip, true_heads: Heads, tr
     poses, motion = toy_clip.load_poses(), toy_clip.load_torso_motion()
     steps = np.linspace(0, 1, 9)[:, None]
     path = torch.from_numpy((motion[5] * (1 - steps) + motion[6] * steps).astype(np.float32))
-    layers = torso_rgba(torso, head.expand(9, -1, -1, -1), torch.from_numpy(poses[5:6]).expand(9, -1, -1), path)
+    layers = premultiply(draw_torso(torso, head.expand(9, -1, -1, -1), torch.from_numpy(poses[5:6]).expand(9, -1, -1), path), 1)
     change = (layers[1:] - layers[:-1]).abs().mean((1, 2, 3))
     assert change.max() < 3 * change.mean()
 
@@ -117,11 +119,11 @@ def test_resumed_training_equals_uninterrupted(toy_clip: Clip, true_heads: Heads
 def test_only_training_frames_are_asked_for_and_each_once(toy_clip: Clip, true_heads: Heads, tmp_path: Path) -> None:
     asked: list[int] = []
 
-    def head_frames(indices: np.ndarray) -> torch.Tensor:
+    def head_renderer(indices: np.ndarray) -> torch.Tensor:
         asked.extend(indices.tolist())
         return true_heads(toy_clip)(indices)
 
-    train(toy_clip, head_frames, tmp_path / "t.safetensors", config=TINY, device=CPU, state_dir=tmp_path, quiet=True)
+    train(toy_clip, head_renderer, tmp_path / "t.safetensors", config=TINY, device=CPU, state_dir=tmp_path, quiet=True)
     assert asked == list(range(20))
 
 
@@ -129,22 +131,22 @@ def test_rendered_heads_are_kept_for_the_training_that_they_were_made_for(toy_cl
                                                                          tmp_path: Path) -> None:
     indices, calls = np.arange(5), []
 
-    def head_frames(rows: np.ndarray) -> torch.Tensor:
+    def head_renderer(rows: np.ndarray) -> torch.Tensor:
         calls.append(len(rows))
         return true_heads(toy_clip)(rows)
 
     path = tmp_path / "heads.npy"
-    first = np.array(cache_heads(head_frames, indices, 64, 64, path, quiet=True))
+    first = np.array(cache_heads(head_renderer, indices, 64, 64, path, quiet=True))
     assert np.abs(first / 255 - true_heads(toy_clip)(indices).numpy()).max() < 0.003
-    cache_heads(head_frames, indices, 64, 64, path, quiet=True)
+    cache_heads(head_renderer, indices, 64, 64, path, quiet=True)
     assert calls == [5]
     with pytest.raises(TalkheadError, match=r"found \(5, 64, 64, 3\)"):
-        cache_heads(lambda rows: head_frames(rows)[..., :3], indices, 64, 64, tmp_path / "other.npy", quiet=True)
+        cache_heads(lambda rows: head_renderer(rows)[..., :3], indices, 64, 64, tmp_path / "other.npy", quiet=True)
 
 
 def test_pairs_stay_within_a_shot(toy_clip: Clip) -> None:
     indices = toy_clip.split("train")
-    data = TorsoFrames(toy_clip, indices, np.zeros((20, 64, 64, 4), np.uint8), toy_clip.load_poses(), CPU)
+    data = TorsoDataset(toy_clip, indices, np.zeros((20, 64, 64, 4), np.uint8), toy_clip.load_poses(), CPU)
     first, second = data.pairs(500, np.random.default_rng(0)).reshape(2, -1)
     alone = np.isin(first, [11, 19])
     assert alone.any() and (second[alone] == first[alone]).all() and (second[~alone] == first[~alone] + 1).all()

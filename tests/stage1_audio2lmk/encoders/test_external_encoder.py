@@ -16,6 +16,7 @@ from shared.errors import TalkheadError
 from stage1_audio2lmk import train as training
 from stage1_audio2lmk.audio.dc_blocker import SoundGate
 from stage1_audio2lmk.audio.features import FEATURE_SIZE
+from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.closed_form import set_statistics
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import hearing, load_recording
@@ -26,7 +27,7 @@ from stage1_audio2lmk.evaluate import evaluate
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import Predictor, load_predictor, predict
 from stage1_audio2lmk.stream import LandmarkStream
-from stage1_audio2lmk.train import load_model, save_model, train
+from stage1_audio2lmk.train import train
 from tests.stage1_audio2lmk.tiny_encoders import save_models
 
 pytest.importorskip("transformers", reason="speech encoders need the extra `encoders`")

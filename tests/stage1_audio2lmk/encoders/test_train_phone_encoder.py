@@ -5,9 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from shared.checkpoint import load_checkpoint
 from shared.errors import TalkheadError
 from shared.media.audio_io import save_wav
+from shared.resume import STATE, TrainState
 from shared.training import generator
 from stage1_audio2lmk.audio.features import HOPS, MELS, features
 from stage1_audio2lmk.encoders import train_phone_encoder
@@ -148,7 +151,7 @@ def test_training_ends_by_the_clock(folder: Path) -> None:
 def test_learns_to_tell_phones_and_is_saved(folder: Path, tmp_path: Path) -> None:
     heard, kinds = corpus(folder)
     encoder, heads, numbers = train_encoder(heard, kinds, SMALL, replace(TRAINING, units=8), CPU, quiet=True)
-    assert numbers["steps"] == 150 and numbers["tones accuracy, clean"] > 0.8 and numbers["tones accuracy, elsewhere"] > 0.5
+    assert numbers["steps"] == 150 and numbers["val_tones_accuracy_clean"] > 0.8 and numbers["val_tones_accuracy_augmented"] > 0.5
     assert set(heads) == {"tones", "mouth", "units"}
     save_speech_encoder(tmp_path / "e.safetensors", encoder, {"note": 1})
     again = load_speech_encoder(tmp_path / "e.safetensors")
@@ -157,6 +160,40 @@ def test_learns_to_tell_phones_and_is_saved(folder: Path, tmp_path: Path) -> Non
         ours, theirs = encoder(x)[0], again(x)[0]
     torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)  # half precision
     assert 0.5 < float(ours.std()) < 2
+
+
+def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, with dropout, units and augmentation."""
+    config, training = replace(SMALL, dropout=0.2), replace(TRAINING, steps=8, units=8, save_seconds=0)
+    heard, kinds = corpus(folder)
+    whole, _, numbers = train_encoder(heard, kinds, config, training, CPU, TrainState(tmp_path / "a", {"clip": 1}), quiet=True)
+    draw = Corpus.draw
+
+    def dies(self, *arguments):
+        path = tmp_path / "b" / STATE
+        if path.exists() and load_checkpoint(path)[1]["progress"]["step"] == 5:
+            raise KeyboardInterrupt
+        return draw(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Corpus, "draw", dies)
+        train_encoder(corpus(folder)[0], kinds, config, training, CPU, TrainState(tmp_path / "b", {"clip": 1}), quiet=True)
+    torch.manual_seed(99)  # another process starts with other global state
+    again, _, resumed = train_encoder(corpus(folder)[0], kinds, config, training, CPU, TrainState(tmp_path / "b", {"clip": 1}),
+                                      quiet=True)
+    assert resumed == numbers and numbers["steps"] == 8
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_the_command_keeps_a_finished_encoder(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "e.safetensors"
+    arguments = [str(folder), "-o", str(out), "--steps", "1", "--device", "cpu"]
+    assert CliRunner().invoke(train_phone_encoder.main, arguments).exit_code == 0
+    assert not (tmp_path / "e.training" / STATE).exists() and list((tmp_path / "e.training" / "curves").iterdir())
+    refused = CliRunner().invoke(train_phone_encoder.main, arguments)
+    assert refused.exit_code and "exists already; add --overwrite to replace it" in str(refused.exception or refused.output)
+    assert CliRunner().invoke(train_phone_encoder.main, [*arguments, "--overwrite"]).exit_code == 0
 
 
 def test_without_test_recordings_it_says_so(folder: Path) -> None:

@@ -8,25 +8,26 @@ from process_data.actor.actor import Performance, actor_landmarks, actor_motion,
 from shared.camera import project
 from shared.clip import Clip
 from shared.errors import TalkheadError
+from shared.image import over
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, INNER51, LIPS, NOSE, eye_opening, lip_opening
 from shared.metrics import psnr
 from stage2_gaussian.blendshapes import MARGIN
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config
-from stage2_gaussian.dataset import HeadFrames, box_mask
+from stage2_gaussian.dataset import HeadDataset, box_mask
 from stage2_gaussian.evaluation.expression_sheet import (
     CAPTION,
     COLUMNS,
     EDITS,
     closed_eyes,
-    edit_sheet,
     half_smile,
     jaw_sideways,
+    make_expression_sheet,
     starting_rows,
 )
 from stage2_gaussian.head import Head
-from stage2_gaussian.losses import over
-from stage2_gaussian.render import load_head, render_head
-from stage2_gaussian.train import hold_out, train
+from stage2_gaussian.render import render_head
+from stage2_gaussian.train import split_off_validation, train
 
 CPU = torch.device("cpu")
 CONFIG = Stage2Config(splats=4000, steps=300)
@@ -69,14 +70,14 @@ def head(actor, tmp_path_factory) -> Head:
 
 @pytest.mark.parametrize("name", GOALS)
 def test_edited_faces_look_as_the_actor_draws_them(actor, head, name):
-    data, filmed = HeadFrames(actor, actor.split(name), CPU), actor.load_landmarks()[actor.split(f"{name} filmed")]
+    data, filmed = HeadDataset(actor, actor.split(name), CPU), actor.load_landmarks()[actor.split(f"{name} filmed")]
     batch = data.batch(np.arange(COUNT))
     parts, full, near, gain = GOALS[name]
     window = data.intrinsics, data.width, data.height
     boxes = torch.stack([box_mask(batch.landmarks, batch.poses, *window, part) for part in parts]).any(0)
 
     def shown(landmarks: torch.Tensor) -> torch.Tensor:
-        return over(render_head(head, landmarks, batch.poses, *window), batch.behind)
+        return over(render_head(head, landmarks, batch.poses, *window), batch.backdrop)
 
     with torch.no_grad():
         edited, unedited = shown(batch.landmarks), shown(torch.from_numpy(filmed))
@@ -89,7 +90,7 @@ def test_edited_faces_look_as_the_actor_draws_them(actor, head, name):
 
 def test_far_outside_its_range_the_blend_stays_as_at_the_border_and_the_windows_go_on(actor, head):
     rest = head.code.centres
-    seen, _ = hold_out(actor.split("train"), CONFIG.held_out)  # the rest tells training when to stop
+    seen, _ = split_off_validation(actor.split("train"), CONFIG.held_out)  # the rest tells training when to stop
     learned = torch.from_numpy(actor.load_landmarks()[seen]) - rest
     low, high = learned.amin(0), learned.amax(0)
     border = torch.stack([head.blend.low, head.blend.high])
@@ -99,7 +100,7 @@ def test_far_outside_its_range_the_blend_stays_as_at_the_border_and_the_windows_
     torch.testing.assert_close(head.blend(beyond), head.blend(border), rtol=0, atol=1e-6)
     poses = torch.from_numpy(actor.load_poses()[[0, 0]])
     moved = head(rest + beyond, poses).means - head(rest + border, poses).means
-    pushed = 0.05 * head.windows().sum(1) * torch.tensor([-1.0, 1.0])[:, None]
+    pushed = 0.05 * head.skinning_weights().sum(1) * torch.tensor([-1.0, 1.0])[:, None]
     expected = pushed[..., None] * poses[:, None, :3, :3].sum(-1)
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
 
@@ -124,7 +125,8 @@ def test_the_edits_do_what_they_say(actor):
 
 def test_the_sheet_shows_every_edit_of_the_face(actor, head):
     landmarks, poses, info = actor.load_landmarks()[:SPOKEN], actor.load_poses()[:SPOKEN], actor.info
-    sheet = edit_sheet(head, landmarks, poses, actor.load_neutral()[0], info.intrinsics, SIZE, SIZE, actor.load_plates()[0])
+    sheet = make_expression_sheet(head, landmarks, poses, actor.load_neutral()[0], info.intrinsics, SIZE, SIZE,
+                                  actor.load_plates()[0])
     rows, side = -(-len(EDITS) // COLUMNS), sheet.shape[1] // COLUMNS
     assert sheet.dtype == np.uint8 and sheet.shape == (rows * (side + CAPTION), COLUMNS * side, 3)
     extent = np.ptp(project(landmarks[:, INNER51], poses, info.intrinsics), axis=1).max()
@@ -137,4 +139,4 @@ def test_the_sheet_shows_every_edit_of_the_face(actor, head):
 def test_the_sheet_wants_a_pose_for_every_face(actor, head):
     landmarks, poses = actor.load_landmarks(), actor.load_poses()
     with pytest.raises(TalkheadError, match="as many poses as landmarks, found 3 and 4"):
-        edit_sheet(head, landmarks[:4], poses[:3], actor.load_neutral()[0], actor.info.intrinsics, SIZE, SIZE)
+        make_expression_sheet(head, landmarks[:4], poses[:3], actor.load_neutral()[0], actor.info.intrinsics, SIZE, SIZE)

@@ -20,8 +20,9 @@ from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 from shared.metrics import psnr, ssim
+from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames, box_mask
+from stage2_gaussian.dataset import HeadDataset, box_mask
 from stage2_gaussian.evaluation.evaluate import (
     Measured,
     composite,
@@ -31,10 +32,9 @@ from stage2_gaussian.evaluation.evaluate import (
     measure,
     measure_split,
     regions,
+    representative_frames,
     split_tables,
-    telling_frames,
 )
-from stage2_gaussian.render import load_head, save_head
 from stage2_gaussian.train import new_head
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def avatar(cartoon, tmp_path_factory) -> Avatar:
 
 @pytest.fixture(scope="module")
 def test_frames(cartoon):
-    data = HeadFrames(cartoon, cartoon.split("test"), CPU)
+    data = HeadDataset(cartoon, cartoon.split("test"), CPU)
     return data, data.batch(np.arange(len(data)))
 
 
@@ -136,7 +136,7 @@ def test_means_are_over_frames_and_batches_do_not_matter(cartoon, avatar):
 
 
 class Frames:
-    """Stands in for HeadFrames where only the frames' numbers are wanted."""
+    """Stands in for HeadDataset where only the frames' numbers are wanted."""
 
     def __init__(self, count):
         self.indices = np.arange(count)
@@ -161,7 +161,7 @@ def test_worst_frames_shots_and_gaps_in_a_region():
 
 def test_the_sheet_shows_what_is_telling(cartoon, avatar):
     measured = measure_split(load_head(avatar.stage2, CPU), cartoon, "train", CPU, quiet=True, batch=16)
-    found = telling_frames(measured)
+    found = representative_frames(measured)
     landmarks, worst = cartoon.load_landmarks(), measured.values["head psnr"].argmin()
     reasons = {reason: row for row, text in found.items() for reason in text.split(", ")}
     assert lip_opening(landmarks)[reasons["widest mouth"]] == lip_opening(landmarks)[:32].max()

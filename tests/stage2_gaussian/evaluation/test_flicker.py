@@ -7,7 +7,7 @@ import torch
 from shared.camera import pose_matrix
 from shared.clip import BACKGROUND, HEAD, MOUTH, NECK
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadFrames
+from stage2_gaussian.dataset import HeadDataset
 from stage2_gaussian.evaluation.flicker import deviation, landmark_motion, measure_flicker, still_regions, stillest_stretch
 from stage2_gaussian.train import new_head
 
@@ -79,7 +79,7 @@ def test_regions_keep_away_from_what_moves_and_from_the_neck():
 def still(cartoon):
     """An untrained head and 16 frames, all with the first one's landmarks."""
     head = new_head(cartoon, cartoon.split("train"), resolve(Stage2Config(splats=600, rank=6, hidden=16), CPU, 96, 96))
-    data = HeadFrames(cartoon, np.arange(16), CPU)
+    data = HeadDataset(cartoon, np.arange(16), CPU)
     data.landmarks = data.landmarks[:1].expand(16, -1, -1).contiguous()
     return head.requires_grad_(False), data
 
