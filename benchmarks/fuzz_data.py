@@ -158,7 +158,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
         "avatar/torso.safetensors": of("avatar/torso.safetensors", load_torso),
         "encoder.safetensors": of("encoder.safetensors", load_speech_encoder),
         "head.ply": [*of("head.ply", read_ply), lambda folder: import_head(Avatar(folder / "avatar"), folder / "head.ply",
-                                                                           folder / "new.avatar")],
+                                                                           folder / "new.avatar", overwrite=True)],
         "settings.yaml": of("settings.yaml", lambda path: load_config(Stage1Config, path)),
     }
 

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,18 +10,24 @@ import numpy as np
 from shared.avatar import Avatar, replace_edited_head
 from shared.checkpoint import load_checkpoint
 from shared.errors import TalkheadError
-from shared.files import atomic_path
+from shared.files import atomic_path, refuse_existing, refuse_inputs, same_file
 from shared.lock import lock_output
 from shared.publish import whole_folder
 from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.ply import POSED, Changes, canonical_gaussians, posed_gaussians, read_ply, replace_splats, write_ply
 
 
-def export_head(avatar: Avatar, path: Path, *, landmarks: np.ndarray | None = None, frame: str = "") -> int:
+def export_head(avatar: Avatar, output: Path | str, *, landmarks: np.ndarray | None = None, frame: str = "",
+                inputs: Iterable[Path] = (), overwrite: bool = False) -> int:
     """Write the avatar's head as .ply, neutral or with the expression `landmarks` (68, 3); returns the number of Gaussians.
 
-    `frame` names the expression in the file's header.
+    `frame` names the expression in the file's header, `inputs` are files that `output` must not be. Raises TalkheadError.
     """
+    path = Path(output)
+    if path.suffix.lower() != ".ply":
+        raise TalkheadError(f"{path}: the splat file's name should end in .ply")
+    refuse_inputs(path, *inputs, *avatar.files())
+    refuse_existing(path, overwrite)
     avatar.require("stage2")
     head = load_head(avatar.stage2, "cpu")
     if landmarks is None:
@@ -33,12 +40,17 @@ def export_head(avatar: Avatar, path: Path, *, landmarks: np.ndarray | None = No
     return len(gaussians.means)
 
 
-def import_head(avatar: Avatar, path: Path, output: Path | None) -> tuple[Changes, list[str], Path]:
+def import_head(avatar: Avatar, ply: Path | str, output: Path | str | None = None, *,
+                overwrite: bool = False) -> tuple[Changes, list[str], Path]:
     """Make an edited .ply the head of an avatar; returns what changed, warnings, and a path.
 
     With `output`, a copy of the avatar in that folder gets the head, and the path is the folder; otherwise the avatar itself
-    does, and the path is the backup of its head. Raises TalkheadError before anything is written.
+    does, which needs `overwrite`, and the path is the backup of its head. Raises TalkheadError before anything is written.
     """
+    path, output = Path(ply), None if output is None else Path(output)
+    if output is not None and not same_file(output, avatar.root):
+        refuse_inputs(output, path)
+    refuse_existing(output or avatar.stage2, overwrite)
     avatar.require("stage2")
     if output is not None and output.exists() and not Avatar(output).json.is_file():
         raise TalkheadError(f"{output} is no avatar, so it will not be replaced; name another folder")

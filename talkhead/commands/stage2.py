@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from shared.errors import TalkheadError
-from shared.files import refuse_existing, refuse_inputs, same_file
 from shared.options import FiniteFloat
 from talkhead.commands.options import PATH, avatar_option, config_options, device_option, overwrite_option
 from talkhead.commands.output import print_part, print_tables, print_warnings
@@ -100,18 +99,14 @@ def stage2_export(avatar: Path, output: Path, landmarks: Path | None, frame: int
     from shared.landmarks import load_landmarks
     from talkhead.splat_file import export_head
 
-    if output.suffix.lower() != ".ply":
-        raise TalkheadError(f"{output}: the splat file's name should end in .ply")
     if frame is not None and landmarks is None:
         raise TalkheadError(f"--frame {frame} is a row of a landmark file; add --landmarks FILE")
     rows = None if landmarks is None else load_landmarks(landmarks)
     at = frame or 0
     if rows is not None and at >= len(rows):
         raise TalkheadError(f"--frame {at}: {landmarks} has {len(rows)} rows, 0 to {len(rows) - 1}")
-    refuse_inputs(output, landmarks, *Avatar(avatar).files())
-    refuse_existing(output, overwrite)
     count = export_head(Avatar(avatar), output, landmarks=None if rows is None else rows[at],
-                        frame=f"with the expression of row {at}")
+                        frame=f"with the expression of row {at}", inputs=[landmarks] if landmarks else [], overwrite=overwrite)
     click.echo(f"{output}: {count} splats")
 
 
@@ -134,10 +129,7 @@ def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool)
     from shared.avatar import Avatar
     from talkhead.splat_file import import_head
 
-    if output is not None and not same_file(output, avatar):
-        refuse_inputs(output, ply)
-    refuse_existing(output or Avatar(avatar).stage2, overwrite)
-    changes, warnings, file = import_head(Avatar(avatar), ply, output)
+    changes, warnings, file = import_head(Avatar(avatar), ply, output, overwrite=overwrite)
     print_warnings(warnings)
     click.echo(f"{changes.same} splats as they were, {changes.edited} edited, {changes.new} moved or added, {changes.gone} gone")
     click.echo(f"{file}: the avatar with the edited head" if output else f"{avatar}: the head from before is kept in {file}")

@@ -211,7 +211,7 @@ def test_an_expression_is_exported_as_it_looks(head, tmp_path):
 def test_an_exported_expression_is_not_imported(avatar, tmp_path, face):
     export_head(avatar, tmp_path / "smile.ply", landmarks=face, frame="with the expression of row 0")
     with pytest.raises(TalkheadError, match="holds the head with an expression; export it without --landmarks"):
-        import_head(avatar, tmp_path / "smile.ply", None)
+        import_head(avatar, tmp_path / "smile.ply", overwrite=True)
 
 
 def test_import_into_the_avatar_itself_keeps_what_was_there(avatar, tmp_path):
@@ -219,7 +219,7 @@ def test_import_into_the_avatar_itself_keeps_what_was_there(avatar, tmp_path):
     before = avatar.stage2.read_bytes()
     rewrite(tmp_path / "head.ply", tmp_path / "edited.ply", lambda c: {n: v[10:] for n, v in c.items()})
     for k in (1, 2):
-        changes, _, kept = import_head(avatar, tmp_path / "edited.ply", None)
+        changes, _, kept = import_head(avatar, tmp_path / "edited.ply", overwrite=True)
         assert kept == avatar.root / f"stage2.before-import-{k}.safetensors"
     assert (avatar.root / "stage2.before-import-1.safetensors").read_bytes() == before
     assert len(load_head(avatar.stage2, "cpu").positions) == 190
@@ -231,7 +231,7 @@ def test_a_folder_that_is_no_avatar_is_not_replaced(avatar, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("keep me")
     with pytest.raises(TalkheadError, match="photos is no avatar, so it will not be replaced"):
-        import_head(avatar, tmp_path / "head.ply", tmp_path / "photos")
+        import_head(avatar, tmp_path / "head.ply", tmp_path / "photos", overwrite=True)
     assert (tmp_path / "photos" / "a.txt").read_text() == "keep me"
 
 
@@ -239,7 +239,7 @@ def test_another_head_is_refused(head, avatar, tmp_path):
     gaussians = canonical_gaussians(head)
     write_ply(tmp_path / "turned.ply", gaussians._replace(means=gaussians.means[:, [0, 2, 1]]))
     with pytest.raises(TalkheadError, match=r"turned.ply: the file's splats lie \d+\.\d cm from the avatar's"):
-        import_head(avatar, tmp_path / "turned.ply", None)
+        import_head(avatar, tmp_path / "turned.ply", overwrite=True)
 
 
 def test_a_head_that_moved_as_a_whole_gets_a_warning(head, avatar, tmp_path):
