@@ -1,7 +1,7 @@
-"""How far the lips lag behind the sound, and putting it right.
+"""The lag between sound and lips, and how to remove it.
 
-A small lip reader is fitted to the clip itself for every shift in reach: ridge regression of lip opening and width on the
-log-mel spectrum at one moment, judged on stretches it was not fitted on. The shift at which it reads best is the lag.
+For every shift within reach, lip opening and width are predicted from the log-mel spectrum at one moment, by ridge
+regression fitted to the clip itself and tested on stretches that were left out. The lag is the shift that predicts best.
 """
 
 import numpy as np
@@ -11,28 +11,28 @@ from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening
 
 HOP = 160  # samples, 10 ms
 HOPS_PER_FRAME = SAMPLES_PER_FRAME // HOP
-WINDOW = 512
-BANDS = 16
+WINDOW = 512  # samples of one spectrum
+BANDS = 16  # mel bands
 LOWEST, HIGHEST = 80.0, 7600.0  # Hz
 FLOOR = 1e-4  # of the clip's mean band power
-SMOOTHING = 2.0  # hops; standard deviation of the sound's moment, about a frame of the camera
-REACH = 40  # hops on each side
+SMOOTHING = 2.0  # hops; standard deviation of the spectra's smoothing, about one video frame in all
+REACH = 40  # largest shift to each side, hops
 STEP = 2  # hops between the shifts that are tried
-FOLDS = 10
-FOLD_FRAMES = 750  # a longer clip is judged on ten stretches of half a minute
-SHORTEST = 100  # frames
-PENALTY = 0.03
+FOLDS = 10  # stretches, each predicted from the others
+FOLD_FRAMES = 750  # longest stretch: of a long clip ten times half a minute are used
+SHORTEST = 100  # frames of a clip whose lag can be told
+PENALTY = 0.03  # of the ridge regression, per sample of unit variance
 DRIFT = 25  # frames; slower changes of the lips are not speech
 
-# Confidence: what must hold for a lag to be told; measured on 21 clips, cuts of them, and sound put to others' lips.
-LEAST_CORRELATION = 0.15  # and, as a short clip correlates by chance,
-CHANCE_CORRELATION = 0.5  # over the root of the seconds more
-LEAST_LEAD = 0.08  # over the best correlation elsewhere
+# A lag is told only if all of these hold; values from 21 clips, parts of them, and clips with the sound of another.
+LEAST_CORRELATION = 0.15
+CHANCE_CORRELATION = 0.5  # divided by the root of the clip's seconds and added to it: short clips correlate by chance
+LEAST_LEAD = 0.08  # of the best correlation over those more than ELSEWHERE_MS away
 ELSEWHERE_MS = 160
-LARGEST_ERROR_MS = 20  # standard error
-LARGEST_SPLIT_MS = 60  # between the halves of the clip
-# The best shift of clips that are in sync: a filmed frame shows the time it begins at, its sound is centred 20 ms later;
-# that of the synthetic actor shows its middle. Filmed clips in sync lie between -35 and 4 ms, the actor at 11.
+LARGEST_ERROR_MS = 20  # standard error of the lag
+LARGEST_SPLIT_MS = 60  # difference between the halves of the clip
+# Best shift of clips in sync; not 0, since a filmed frame shows about the moment at which it begins, while its sound is
+# centred 20 ms later. Measured between -35 and 4 ms; 11 for the synthetic actor, whose frames show their middle.
 NATURAL_LAG_MS = -12.0
 
 
@@ -57,7 +57,7 @@ def band_power(samples: np.ndarray, first: int, count: int) -> np.ndarray:
 
 
 def _folds(frames: int) -> list[tuple[int, int]]:
-    """Stretches start ≤ t < stop, evenly spread over the clip and far enough from its ends to be shifted."""
+    """Stretches start ≤ t < stop, evenly spread; in longer clips so far from the ends that every shift stays inside."""
     margin = REACH // HOPS_PER_FRAME if frames > 4 * SHORTEST else 0
     length = min(FOLD_FRAMES, (frames - 2 * margin) // FOLDS)
     starts = np.linspace(margin, frames - margin - length, FOLDS).round().astype(int)
@@ -73,7 +73,7 @@ def _speech_motion(landmarks: np.ndarray) -> np.ndarray:
 
 
 def _moments(samples: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shifts (S,) ms and, for each, fold and target, the held-out sums (S, FOLDS, 3, 2) of p·y, p², y²."""
+    """Shifts (S,) ms and the held-out sums (S, FOLDS, 3, 2) of p·y, p², y² for prediction p and truth y of both lip curves."""
     lips = _speech_motion(landmarks)
     folds = _folds(len(landmarks))
     first = [HOPS_PER_FRAME * a + HOPS_PER_FRAME // 2 - REACH for a, _ in folds]
@@ -88,7 +88,10 @@ def _moments(samples: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _held_out(x: list[np.ndarray], y: list[np.ndarray]) -> np.ndarray:
-    """Ridge regression on all folds but one, tried on that one: (FOLDS, 3, targets) sums of p·y, p², y²."""
+    """Ridge regression on all folds but one, tested on that one: (FOLDS, 3, targets) sums of p·y, p², y².
+
+    x: spectra (n, BANDS) and y: lip curves (n, targets) of each fold.
+    """
     every = np.concatenate(x)
     mean, deviation = every.mean(0), every.std(0) + 1e-6
     x = [(part - mean) / deviation for part in x]
@@ -109,7 +112,7 @@ def _correlation(moments: np.ndarray) -> np.ndarray:
 
 
 def _peak(shifts: np.ndarray, curve: np.ndarray) -> float:
-    """Place of the maximum of curve (S,), by a parabola through it and its neighbours."""
+    """Shift at the maximum of curve (S,), refined by a parabola through it and its neighbours."""
     k = int(curve.argmax())
     if k in (0, len(curve) - 1):
         return float(shifts[k])
@@ -118,10 +121,10 @@ def _peak(shifts: np.ndarray, curve: np.ndarray) -> float:
 
 
 def estimate_lag(samples: np.ndarray, landmarks: np.ndarray) -> float | None:
-    """Milliseconds by which the lips (T,68,3) come after the sound (640·T,); None where that cannot be told.
+    """Milliseconds by which the lips, landmarks (T,68,3), come after the sound (640·T,) at 16 kHz; None if it cannot be told.
 
-    It cannot where the clip is shorter than four seconds, where sound and lips do not go together, or where the parts of
-    the clip disagree. Lags up to about a third of a second are found.
+    It cannot be told in clips shorter than four seconds, if sound and lips do not correlate, or if the parts of the clip
+    disagree. Lags of up to about a third of a second are found.
     """
     if len(landmarks) < SHORTEST:
         return None
@@ -140,7 +143,8 @@ def estimate_lag(samples: np.ndarray, landmarks: np.ndarray) -> float | None:
 
 
 def shift_audio(samples: np.ndarray, lag_ms: float) -> np.ndarray:
-    """Sound (n,) moved so that lips that came `lag_ms` after it come with it: same length, silence where it is missing."""
+    """Sound (n,) at 16 kHz delayed by `lag_ms`, so that it goes with lips that came so much later; same length, silence
+    where sound is missing."""
     delay = int(np.clip(round(lag_ms * SAMPLE_RATE / 1000), -len(samples), len(samples)))
     out = np.zeros_like(samples)
     if delay >= 0:

@@ -3,9 +3,9 @@
 import numpy as np
 
 NEIGHBOURS = 6  # frames on each side that a change is compared with
-RATIO = 5.0  # a cut changes the picture this many times more than its neighbours
+RATIO = 5.0  # a cut changes the picture this many times as much as the frames around it
 LEAST_CHANGE = 0.02  # of full scale
-FLOOR = 0.002  # added to the neighbours' change, so that a still picture does not make cuts of noise
+FLOOR = 0.002  # of full scale, added to the neighbours' change, so that noise on a still picture is no cut
 
 
 def find_cuts(change: np.ndarray) -> list[int]:

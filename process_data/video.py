@@ -20,18 +20,19 @@ from shared.media.container import decode, media_url, open_media, time_zero
 from shared.media.video_io import VideoInfo, VideoWriter, orientation, pixel_aspect, probe, read_video, video_stream
 from shared.training import progress
 
-LOOKS = 60  # frames in which the face is looked for while the crop is chosen
-SQUARE_LOOKS = 12  # the same where the whole picture may do
-WHOLE_SQUARE = 0.8  # of a square picture's side: it is kept whole unless the crop is smaller
-UPRIGHT_LOOKS = 3  # of these frames in which the person should stand upright
-TURNED_LOOKS = 4  # frames in which the other three directions are tried
-UPRIGHT = 0.12  # eye-mouth distances that landmarks in a frame and in its mirror image differ in; more is no upright face
-SURE = 0.05  # in the same; less in one frame is enough
-SMALL = 480  # pixels of the pictures in which that is tried
-SEEK_FROM = 3000  # frames from which jumping to each look is faster than reading everything
-LEAST_READ = 0.98  # of the seconds that the file promises; less is told
-BLANK = 4.0  # grey levels that a frame's pixels deviate in; less is no picture
-LATE = 0.5  # seconds; a picture that starts later than the sound is not trained before it starts
+CROP_SAMPLES = 60  # frames in which the face is searched to choose the crop
+SQUARE_SAMPLES = 12  # the same for a square picture, which is mostly kept whole
+WHOLE_SQUARE = 0.8  # a square picture is kept whole unless the crop's side is less than this share of it
+FACE_HEIGHT = 0.42  # of the crop's side, from its top: where the middle of the face lies, so that the shoulders fit below
+UPRIGHT_SAMPLES = 3  # of the searched frames, those in which it is tested that the person is upright
+TURNED_SAMPLES = 4  # frames in which the other three directions are tested
+UPRIGHT = 0.12  # largest difference of landmarks in a frame and its mirror image, in eye-mouth distances, of an upright face
+SURE = 0.05  # the same, so small that one frame is enough
+SMALL = 480  # longer side of the pictures in which that is tested, pixels
+SEEK_FROM = 3000  # frames of a video from which jumping to each sample is faster than reading everything
+LEAST_READ = 0.98  # share of the duration the file states that must be readable without a warning
+BLANK = 4.0  # grey levels; a frame with a smaller standard deviation shows nothing
+LATE = 0.5  # seconds; if the picture starts later than the sound by more, the frames before it are excluded
 TURN = {1: "lies on the side; turn the video by 90 degrees counter-clockwise", 2: "is upside down; turn the video by 180 degrees",
         3: "lies on the side; turn the video by 90 degrees clockwise"}
 
@@ -48,21 +49,21 @@ def sample_frames(video: Path, info: VideoInfo, count: int) -> Iterator[np.ndarr
 
 def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig,
                 detector: Detector) -> tuple[tuple[int, int, int], list[np.ndarray]]:
-    """Square x, y, size in source pixels around the median face of the chosen person, shoulders included, inside the picture;
-    and the boxes (4,) of that face in the frames looked at.
+    """The crop x, y, size, square, in source pixels, and the boxes (4,) of the chosen person's face in the searched frames.
 
-    A square picture is kept whole unless the crop is less than four fifths of it, and large enough for a clip. Raises
-    TalkheadError if no face is found in a picture that is not square, and if the person is upside down or lies on the side.
+    The crop lies around the median box, shoulders included, inside the picture. A square picture is kept whole unless the
+    crop is smaller than four fifths of it and large enough for a clip. Raises TalkheadError if no face is found in a picture
+    that is not square, and if the person is upside down or lies on the side.
     """
     square = info.width == info.height
     whole = info.width - info.width % 2
     seen: list[np.ndarray] = []
     doubts: list[float] = []
-    looks = SQUARE_LOOKS if square else LOOKS
-    apart = looks // UPRIGHT_LOOKS
-    for k, frame in enumerate(sample_frames(video, info, looks)):
+    samples = SQUARE_SAMPLES if square else CROP_SAMPLES
+    apart = samples // UPRIGHT_SAMPLES
+    for k, frame in enumerate(sample_frames(video, info, samples)):
         seen.append(detector.faces(frame))
-        if k % apart == apart // 2 and len(doubts) < UPRIGHT_LOOKS and min(doubts, default=1) > SURE:
+        if k % apart == apart // 2 and len(doubts) < UPRIGHT_SAMPLES and min(doubts, default=1) > SURE:
             doubts.append(upright_error(frame, detector))
     if doubts and min(doubts) > SURE and np.median(doubts) > UPRIGHT:
         _refuse_turned(video, info, detector)
@@ -79,13 +80,16 @@ def choose_crop(video: Path, info: VideoInfo, config: ProcessConfig,
         return (0, 0, whole), boxes
     size -= size % 2
     x = int(np.clip((left + right) / 2 - size / 2, 0, info.width - size))
-    y = int(np.clip((top + bottom) / 2 - 0.42 * size, 0, info.height - size))
+    y = int(np.clip((top + bottom) / 2 - FACE_HEIGHT * size, 0, info.height - size))
     return (x, y, size), boxes
 
 
 def upright_error(frame: np.ndarray, detector: Detector) -> float:
-    """How much the landmarks of a frame and of its mirror image differ, in distances from the eyes to the mouth; infinite
-    where no upright face is. Detectors see a face in an upside-down one too, but not twice the same."""
+    """Difference of the landmarks in a frame (H,W,3) uint8 and in its mirror image, in eye-mouth distances; infinite without
+    an upright face.
+
+    Detectors find a face in an upside-down picture too, but in the mirror image they then find another one.
+    """
     scale = min(1.0, SMALL / max(frame.shape[:2]))
     if scale < 1:
         frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -105,9 +109,9 @@ def upright_error(frame: np.ndarray, detector: Detector) -> float:
 
 
 def _refuse_turned(video: Path, info: VideoInfo, detector: Detector) -> None:
-    """Raise TalkheadError if a face is found in the frames once they are turned."""
+    """Raise TalkheadError if turning the frames by 90, 180 or 270 degrees makes the face upright."""
     errors = [[upright_error(np.rot90(frame, turns), detector) for turns in range(4)]
-              for frame in sample_frames(video, info, TURNED_LOOKS)]
+              for frame in sample_frames(video, info, TURNED_SAMPLES)]
     middle = np.median(np.array(errors), axis=0)
     best = int(middle.argmin())
     if best != 0 and middle[best] <= UPRIGHT and middle[0] > 2 * middle[best]:
@@ -116,9 +120,9 @@ def _refuse_turned(video: Path, info: VideoInfo, detector: Detector) -> None:
 
 def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, int, int], config: ProcessConfig,
                 quiet: bool = False) -> tuple[int, int]:
-    """Write the cropped 25 fps video; returns its size in pixels and its number of frames.
+    """Write the cropped 25 fps video; returns its side in pixels and its number of frames.
 
-    The stream is copied where nothing would change. Raises TalkheadError if the picture is too small.
+    A stream that needs no change is copied instead of encoded anew. Raises TalkheadError if the picture is too small.
     """
     x, y, size = crop
     out = min(size, config.max_size) // 2 * 2
@@ -143,8 +147,8 @@ def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, in
 
 
 def _steady_frames(source: Path) -> int:
-    """Number of frames if every frame k is shown at exactly k/25 s, upright, whole, of square pixels, in yuv420p, in standard
-    colours; else 0."""
+    """Number of frames if the stream can be copied, else 0: frame k at k/25 s, upright, progressive, intact, square pixels,
+    yuv420p, standard colours."""
     info = probe(source)
     if info.rotation or info.mirrored or any("BT.709" in note for note in info.notes):
         return 0
@@ -188,7 +192,7 @@ def load_sound(source: Path, frames: int) -> np.ndarray:
 
 
 def notes(source: Path, info: VideoInfo, frames: int) -> list[str]:
-    """Sentences on how the file was read: the tracks chosen, colours converted, an end that is missing. `frames` were read."""
+    """Sentences on how the file was read: tracks chosen, colours converted, a missing end. `frames`: how many were read."""
     found = [*info.notes, *audio_notes(source)]
     read = frames / FPS
     if read < LEAST_READ * info.duration and not info.own_length:
@@ -201,8 +205,11 @@ def notes(source: Path, info: VideoInfo, frames: int) -> list[str]:
 
 
 def no_picture(video: Path, lost: np.ndarray, start: float) -> np.ndarray:
-    """Flags (T,) of the frames that show nothing, such as a black end: those of one colour among the ones without a face, lost
-    (T,), and those before the source's first picture where that is shown at `start` seconds, much later than the sound."""
+    """Flags (T,) bool of the frames that show nothing, such as a black end.
+
+    They are frames of one colour among those without a face, lost (T,) bool, and all before `start`, the time in seconds of
+    the source's first picture, if that comes more than LATE after the sound.
+    """
     blank = np.zeros(len(lost), bool)
     for first, stop in runs(np.flatnonzero(lost)):
         for t, frame in enumerate(read_video(video, start=first, stop=stop), start=first):

@@ -1,4 +1,4 @@
-"""Work on a video in chunks of frames, on all cores, with one progress bar over the frames done."""
+"""A pool of worker processes for a video split into chunks of frames, with one progress bar over the frames done."""
 
 import multiprocessing
 import os
@@ -18,8 +18,8 @@ from shared.files import remove_unfinished
 from shared.training import progress
 
 CHUNK = 250  # frames; fixed, so that results do not depend on the number of workers
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_done: Any = None
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read by numeric libraries when they load
+_counter: Any = None  # in a worker: the shared number of frames done
 
 
 def chunk_spans(frames: int) -> list[tuple[int, int]]:
@@ -28,36 +28,36 @@ def chunk_spans(frames: int) -> list[tuple[int, int]]:
 
 
 def report_done(frames: int = 1) -> None:
-    """Called by the work itself: so many more frames are done."""
-    if _done is not None:
-        with _done.get_lock():
-            _done.value += frames
+    """Advance the progress bar by `frames`. Called by the jobs; without effect outside a worker."""
+    if _counter is not None:
+        with _counter.get_lock():
+            _counter.value += frames
 
 
 def _start_worker(counter: Any, parent: Connection) -> None:
-    global _done
+    global _counter
     import cv2
 
-    Thread(target=_end_with, args=(parent,), daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: _end())
-    _done = counter
+    Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _exit())
+    _counter = counter
     cv2.setNumThreads(1)
 
 
-def _end_with(parent: Connection) -> None:
-    """Wait for the other end of this pipe to be closed, as it is when the parent ends, whatever ends it; then end too."""
+def _exit_with(parent: Connection) -> None:
+    """Exit when the other end of this pipe is closed, as it is when the parent process ends, even if it is killed."""
     wait_for([parent])
-    _end()
+    _exit()
 
 
-def _end() -> NoReturn:
+def _exit() -> NoReturn:
     remove_unfinished()
     os._exit(1)
 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes that are started here never see Ctrl-C, which a terminal sends to all; in this one it waits for the end."""
+    """Block Ctrl-C, which a terminal sends to all processes: for good in processes started here, until the end in this one."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -69,33 +69,33 @@ def _without_interrupts() -> Iterator[None]:
 
 
 class Workers:
-    """A pool of processes that stays up for several passes over the video. Use as a context manager.
+    """A pool of processes for several passes over the video. Use as a context manager.
 
-    Each works on one thread: the small matrices of one frame only make several wait for each other. There are as many as
-    there are processors and memory for, or `count`. They end with this process, also if it is killed.
+    `count` processes, by default as many as processors and memory allow. Each uses one thread, since the matrices of one
+    frame are too small to share. They end when this process ends, also if it is killed.
     """
 
     def __init__(self, count: int | None = None) -> None:
         self.count = machine.workers(count)
 
     def __enter__(self) -> "Workers":
-        # read when a library loads, so it must stand in the environment that the processes start with
+        # numeric libraries read these when they load, so they must be set before the processes start
         self._environment = {name: os.environ.get(name) for name in THREADS}
         os.environ.update(dict.fromkeys(THREADS, "1"))
         context = multiprocessing.get_context("spawn")
-        held, self._alive = context.Pipe(duplex=False)
+        watched, self._alive = context.Pipe(duplex=False)
         try:
             with _without_interrupts():
                 self._counter = context.Value("q", 0)
         except OSError as error:  # no shared memory
             raise MachineError(f"worker processes cannot be started: {error.strerror}; can /dev/shm be written?") from error
         self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker,
-                                         initargs=(self._counter, held))
+                                         initargs=(self._counter, watched))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is not None:
-            self._alive.close()  # ends them in the midst of their work
+            self._alive.close()  # the workers exit at once
         self._pool.shutdown(cancel_futures=True)
         self._alive.close()
         for name, value in self._environment.items():
@@ -113,7 +113,10 @@ class Workers:
 
     def run(self, work: Callable[..., Any], jobs: Sequence[tuple], frames: int, done: int, title: str, *,
             quiet: bool = False, unit: str = "frame") -> None:
-        """Call work(*job) for every job in the pool; `done` of the `frames` were finished before. Raises what work raises."""
+        """Call work(*job) in the pool for every job and wait for all; raises what `work` raises.
+
+        The bar, named `title`, counts to `frames`, of which `done` were finished by an earlier run.
+        """
         self._counter.value = done
         with progress(frames, title, initial=done, quiet=quiet, unit=unit) as bar:
             waiting: set[Future] = set()

@@ -1,6 +1,6 @@
-"""A synthetic person who speaks, with exact ground truth: what tests, demo and benchmarks stand on.
+"""A synthetic person who speaks, with exact ground truth, for tests, demo and benchmarks.
 
-Everything is made here from a seed: the head, its motion, the clothes, the room. The speech is shipped with the package.
+Head, motion, clothes and room are made from a seed; the speech is shipped with the package.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,16 +31,16 @@ from shared.media.audio_io import save_wav
 from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 
 DISTANCE = 1.0  # metres from the camera to the eyes
-SAMPLES = 2  # visibility samples a pixel, each way
+SAMPLES = 2  # visibility samples of a pixel in each direction
 GAZE = 0.35  # of the head's rotation that the eyes undo to stay on the camera
-CLIP_CRF = 6  # of a clip that is truth itself: nearly lossless
-_UPRIGHT = np.diag([1.0, -1.0, -1.0])
+CLIP_CRF = 6  # H.264 quality of clips with exact truth: nearly lossless
+_UPRIGHT = np.diag([1.0, -1.0, -1.0])  # rotation of a head that faces the camera
 Performance = tuple[np.ndarray, np.ndarray, np.ndarray]  # landmarks (T, 68, 3), poses (T, 4, 4), torso motion (T, 4)
 
 
 @dataclass(frozen=True)
 class ActorTruth:
-    """What make_actor wrote and what is true of it; landmarks, poses and torso motion as in a clip folder."""
+    """Files of make_actor and their truth: landmarks, poses, torso motion and neutral as in a clip folder."""
 
     root: Path
     video: Path
@@ -59,7 +59,7 @@ def default_intrinsics(size: int) -> tuple[float, float, float, float]:
 
 
 def reference_pose() -> np.ndarray:
-    """(4, 4) float32: the pose in which the torso layer was drawn, the head looking straight at the camera."""
+    """(4, 4) float32: the pose that the torso plate is drawn for; the head looks straight at the camera."""
     return pose_matrix(_UPRIGHT, np.array([0.0, (EYE_LINE - 0.5) * VISIBLE_HEIGHT, DISTANCE]))
 
 
@@ -73,7 +73,7 @@ def _wander(rng: np.random.Generator, frames: int, amplitude: float, slow: float
 
 
 def actor_motion(frames: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Natural head poses (T, 4, 4) and torso motion (T, 4) in pixels of a picture of `size`, float32.
+    """Natural head poses (T, 4, 4) and torso motion (T, 4), float32, in pixels of a picture of `size` pixels.
 
     Yaw stays within ±10°, pitch ±6°, roll ±4°; the torso within ±2 % of the picture.
     """
@@ -120,9 +120,9 @@ def make_background(seed: int, size: int) -> np.ndarray:
 
 def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
                     intrinsics: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Vertices (V, 3) metres in the camera for one frame: landmarks (68, 3), pose (4, 4), torso (4,).
+    """Vertices (V, 3) metres in camera space for one frame: landmarks (68, 3), pose (4, 4), torso motion (4,).
 
-    The eyes turn part of the way back to the camera; the neck goes over from the head's to the torso's motion.
+    The eyes turn part of the way back to the camera; along the neck, the head's motion blends into the torso's.
     """
     rotation, translation = pose[:3, :3].astype(float), pose[:3, 3].astype(float)
     points = head.vertices(np.asarray(landmarks, float))
@@ -154,9 +154,9 @@ def render_actor(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndar
                  ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Draw the person of `seed`: yields (uint8 (size, size, 3) RGB, uint8 (size, size) labels) frame by frame.
 
-    landmarks (T, 68, 3) metres, head space: the drawn face has its landmarks exactly there, whatever they are; poses
-    (T, 4, 4); torso_motion (T, 4) pixels of this size; intrinsics default to those of make_actor. Raises TalkheadError
-    for wrong arrays or lengths that differ.
+    landmarks (T, 68, 3) metres in head space, where the drawn face has its landmarks exactly; poses (T, 4, 4); torso_motion
+    (T, 4) in pixels of this size; intrinsics fx, fy, cx, cy in pixels, by default those of make_actor. Raises TalkheadError
+    for wrong arrays, different lengths and a wrong size.
     """
     landmarks = check_landmarks(landmarks, "landmarks")
     poses, torso_motion = check_array(poses, (4, 4), "poses"), check_array(torso_motion, (4,), "torso motion")
@@ -181,11 +181,11 @@ def render_actor(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndar
 
 
 def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed: int = 0, quiet: bool = False) -> ActorTruth:
-    """Film the person of `seed` saying the shipped text: out/actor.mp4 with sound, and out/truth.
+    """Film the person of `seed` saying the shipped text: out/actor.mp4 with sound, and the truth in the folder out/truth.
 
     truth holds landmarks.npy, poses.npy, torso.npy, neutral.npy, labels.mkv, background.png and truth.json (intrinsics,
-    size, fps, frames, seed). size in pixels, even; seconds cuts the film short. Every file appears only when complete.
-    Raises TalkheadError for a wrong size or length.
+    size, fps, frames, seed). `size` in pixels, even; `seconds` shortens the film. Each file appears only when it is
+    complete. Raises TalkheadError for a wrong size or length.
     """
     sound, landmarks = actor_landmarks("train", seed)
     if seconds is not None:
@@ -216,11 +216,11 @@ def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed
 
 def make_actor_clip(root: Path, *, size: int, seconds: float | None = None, seed: int = 0, held_out: float = 0.1,
                     extra: Mapping[str, Performance] | None = None) -> Clip:
-    """A clip folder of the person of `seed` with exact landmarks, poses, labels and plate: no tracker in between.
+    """A clip folder of the person of `seed` with exact landmarks, poses, labels and background plate, without tracking.
 
-    The shipped speech, cut after `seconds`, gives the splits train and test (its last part, `held_out` of it); each item of
-    `extra`, a name with landmarks (T, 68, 3), poses (T, 4, 4) and torso motion (T, 4), gives a split of that name, so that
-    faces that the speech never shows are there as truth. The sound is silent there. Raises TalkheadError for a wrong size.
+    The shipped speech, shortened to `seconds`, gives the splits train and test; test is its last share `held_out`. Each item
+    of `extra`, a name with landmarks (T, 68, 3), poses (T, 4, 4) and torso motion (T, 4), is appended without sound as a
+    split of that name, for expressions that the speech does not contain. Raises TalkheadError for a wrong size.
     """
     sound, landmarks = actor_landmarks("train", seed)
     spoken = len(landmarks) if seconds is None else int(seconds * FPS)

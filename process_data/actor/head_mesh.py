@@ -9,17 +9,20 @@ from process_data.actor.proportions import neutral_landmarks
 from process_data.actor.skin import CENTRE, LIDS, LIP_INNER, Skin, chart_uv, hair_field, landmark_loop, to_chart
 
 SKIN, NECK, EYE, MOUTH = 0, 1, 2, 3  # materials
-LABEL_OF_MATERIAL = np.array([3, 2, 3, 4], np.uint8)
+LABEL_OF_MATERIAL = np.array([3, 2, 3, 4], np.uint8)  # HEAD, NECK, HEAD, MOUTH of shared.clip
+# where each material's texture lies in the atlas: left, top, width, height in [0, 1], u right, v down
+TILES = {SKIN: (0.0, 0.0, 1.0, 0.8), EYE: (0.0, 0.8, 0.2, 0.2), MOUTH: (0.2, 0.8, 0.2, 0.2), NECK: (0.4, 0.8, 0.4, 0.2)}
+TILE_INSET = 0.5 / 100  # of a tile, kept free at its edges, so that interpolation does not mix tiles
 
 
 @dataclass(frozen=True)
 class HeadMesh:
-    """vertices(landmarks) = base + weights @ landmarks; V vertices, the first 68 are the landmarks.
+    """A mesh of V vertices that is linear in the 68 landmarks, which are its first vertices.
 
-    base (V, 3) metres, weights (V, 68), triangles (F, 3) int32, uv (V, 2) atlas coordinates in [0, 1], occlusion (V,)
-    how much ambient light arrives, gloss (V,), material (F,) uint8, neck (V,) 1 where a vertex follows the
-    torso instead of the head, eye (V,) 0 or the eye (1 right, 2 left) that it turns with, eye_centres (2, 3) metres,
-    neutral (68, 3) metres, skin_count: vertices of the skin proper come first.
+    vertices = base + weights @ (landmarks − neutral): base (V, 3) metres at the neutral (68, 3) metres, weights (V, 68).
+    triangles (F, 3) int32; material (F,) uint8; uv (V, 2) atlas coordinates in [0, 1]; occlusion (V,): share of the ambient
+    light that arrives; gloss (V,); neck (V,): 1 where a vertex follows the torso instead of the head; eye (V,): 0, or the
+    eye that a vertex turns with (1 right, 2 left); eye_centres (2, 3) metres; the first skin_count vertices are the skin.
     """
 
     base: np.ndarray
@@ -40,19 +43,16 @@ class HeadMesh:
         moved = self.base + self.weights @ (landmarks - self.neutral)
         moved[:68] = landmarks
         return moved
-# where each material's picture lies in the atlas: offset and extent in [0, 1] atlas coordinates (u right, v down)
-TILES = {SKIN: (0.0, 0.0, 1.0, 0.8), EYE: (0.0, 0.8, 0.2, 0.2), MOUTH: (0.2, 0.8, 0.2, 0.2), NECK: (0.4, 0.8, 0.4, 0.2)}
 
 
 def tile_uv(material: int, uv: np.ndarray) -> np.ndarray:
-    """(N, 2) in [0, 1] of one material's own picture -> (N, 2) atlas coordinates."""
+    """Coordinates (N, 2) in [0, 1] of one material's tile -> (N, 2) atlas coordinates."""
     left, top, width, height = TILES[material]
-    inset = 0.5 / 100
-    return np.clip(uv, inset, 1 - inset) * [width, height] + [left, top]
+    return np.clip(uv, TILE_INSET, 1 - TILE_INSET) * [width, height] + [left, top]
 
 
 class _Builder:
-    """Collects parts: vertices at the neutral face with their landmark weights, and triangles."""
+    """Collects the parts of a mesh: vertices (mm) at the neutral face with their landmark weights, and triangles."""
 
     def __init__(self) -> None:
         self.parts: list[dict[str, np.ndarray]] = []
@@ -135,7 +135,7 @@ def build_head(identity: Identity, skin: Skin) -> HeadMesh:
 
 
 def _add_lids(builder: _Builder, neutral: np.ndarray) -> None:
-    """The lids' margins: a narrow band from the edge back to the eyeball, and the lashes' dark line on it."""
+    """The lids' margins: a narrow band from the edge back to the eyeball."""
     for pair in LIDS:
         loop = landmark_loop(pair, 19)
         edge = loop @ neutral
@@ -206,7 +206,7 @@ def _add_teeth(builder: _Builder, follow: np.ndarray, top: float, bottom: float,
 
 
 def _add_eyes(builder: _Builder, neutral: np.ndarray) -> np.ndarray:
-    """Two eyeballs (front caps); returns their centres (2, 3) mm."""
+    """The front caps of two eyeballs; returns their centres (2, 3) mm."""
     centres = []
     polar, around = np.linspace(0.02, 1.35, 22), np.linspace(0, 2 * np.pi, 40, endpoint=False)
     p, a = np.meshgrid(polar, around, indexing="ij")
@@ -254,7 +254,7 @@ def _add_ears(builder: _Builder, person) -> None:
 
 
 def _add_neck(builder: _Builder, person) -> None:
-    """The neck, whose upper end follows the head and whose lower end the torso."""
+    """The neck; its upper end follows the head, its lower end the torso."""
     levels = np.linspace(0, 1, 26)
     around = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     t, a = np.meshgrid(levels, around, indexing="ij")

@@ -1,4 +1,4 @@
-"""Who the synthetic actor is: proportions and colours, all drawn from one seed."""
+"""The synthetic actor's identity: proportions and colours, all drawn from one seed."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ WALL = [(0.50, 0.58, 0.62), (0.64, 0.58, 0.50), (0.46, 0.54, 0.48), (0.56, 0.52,
 
 @dataclass(frozen=True)
 class Identity:
-    """Colours are sRGB in [0, 1]; the widths, lengths and fullness are factors around 1."""
+    """Colours are sRGB in [0, 1]; widths, lengths and fullness are factors around 1; brow_height and hairline are mm."""
 
     seed: int
     skin: tuple[float, float, float]
@@ -34,9 +34,9 @@ class Identity:
     hairline: float
 
     def reshape(self, points: np.ndarray) -> np.ndarray:
-        """Points (N, 3) in millimetres of the average head -> the same points of this person's head.
+        """Points (N, 3) mm of the average head -> the same points of this person's head.
 
-        Smooth in space, and the eye corners stay where the landmark convention wants them.
+        Smooth in space; the eye corners stay in place, as the definition of head space demands.
         """
         x, y, z = np.asarray(points, float).T
         below = np.clip(-y / 110, 0, 1.2)
@@ -52,7 +52,7 @@ class Identity:
 
 
 def make_identity(seed: int) -> Identity:
-    """The person of this seed: seeds 0, 1, 2, … are different people, the same seed is always the same one."""
+    """The person of this seed: seeds 0, 1, 2, … are different people, the same seed is always the same person."""
     rng = np.random.default_rng([seed, 1])
 
     def pick(colors) -> tuple[float, float, float]:

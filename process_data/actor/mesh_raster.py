@@ -1,4 +1,4 @@
-"""A z-buffer for triangle meshes: which triangle each pixel sees, and where on it."""
+"""A z-buffer for triangle meshes: the visible triangle of each pixel and the place on it."""
 
 import numba
 import numpy as np
@@ -49,12 +49,12 @@ def _fill(points, depth, triangles, ids, zbuffer):
 
 def visible_triangles(points: np.ndarray, depth: np.ndarray, triangles: np.ndarray,
                       height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which triangle is in front at every pixel centre (column + 0.5, row + 0.5).
+    """The front triangle at every pixel centre (column + 0.5, row + 0.5).
 
-    points (V, 2) float32 pixels, depth (V,) float32 metres in front of the camera, triangles (F, 3) int32, seen from
-    the side on which their corners run anticlockwise on the screen (y down); the other side is not drawn, nor is a
-    triangle with a corner behind the camera. Returns (H, W) int32 triangle numbers, −1 where there is none, and
-    (H, W) float64 inverse depth in 1/m, 0 where there is none. The inverse depth is what is linear on the screen.
+    points (V, 2) float32 pixels, depth (V,) float32 metres in front of the camera, triangles (F, 3) int32. Only triangles
+    whose corners run anticlockwise on the screen (y down) and lie in front of the camera are drawn. Returns triangle
+    numbers (H, W) int32, −1 for none, and inverse depth (H, W) float64 in 1/m, 0 for none; the depth test interpolates
+    the inverse depth, since that is linear on the screen.
     """
     ids = np.full((height, width), -1, np.int32)
     zbuffer = np.zeros((height, width))
@@ -64,7 +64,7 @@ def visible_triangles(points: np.ndarray, depth: np.ndarray, triangles: np.ndarr
 
 @cached_njit()
 def perspective_weights(points, depth, a, b, c, x, y):
-    """Perspective-correct weights of the corners a, b, c at the screen place (x, y), summing to 1."""
+    """Perspective-correct weights of the corners a, b, c at the pixel (x, y); they sum to 1."""
     ax, ay, bx, by, cx, cy = points[a, 0], points[a, 1], points[b, 0], points[b, 1], points[c, 0], points[c, 1]
     area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
     wa = ((bx - x) * (cy - y) - (by - y) * (cx - x)) / area / depth[a]

@@ -1,4 +1,4 @@
-"""Distances to polygons, for painting and for cutting holes into meshes."""
+"""Signed distances to polygons, for painting and for cutting holes into meshes."""
 
 import numba
 import numpy as np
@@ -8,7 +8,7 @@ from shared.compiled import cached_njit
 
 @cached_njit(parallel=True)
 def signed_distance(points: np.ndarray, polygon: np.ndarray) -> np.ndarray:
-    """points (N, 2), polygon (K, 2) closed of itself -> (N,) distance to its edge, positive inside (even-odd rule)."""
+    """Points (N, 2), polygon (K, 2), closed implicitly -> distance (N,) to its edge, positive inside (even-odd rule)."""
     n, k = points.shape[0], polygon.shape[0]
     out = np.empty(n)
     for i in numba.prange(n):

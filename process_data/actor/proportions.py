@@ -1,13 +1,13 @@
-"""Proportions of the synthetic actor's head: landmarks and further places of an adult face, and how the jaw turns.
+"""Proportions of the synthetic actor's head: landmarks and further points of an adult face, and the rotation of the jaw.
 
-The proportions were chosen by hand, with MediaPipe's canonical face model (Apache-2.0) as the measured reference.
+Chosen by hand after MediaPipe's canonical face model (Apache-2.0).
 """
 
 import numpy as np
 
 from process_data.actor.identity import Identity
 
-# the right half of the average adult's landmarks, millimetres, and those on the midline
+# landmarks of the average adult in millimetres: the right half, then the midline, then the pairs right - left
 _RIGHT = {
     0: (-77, -3, -52), 1: (-76.5, -20, -56), 2: (-75, -38, -56), 3: (-72, -56, -53), 4: (-66, -75, -47),
     5: (-51, -96.5, -26), 6: (-36.5, -106.5, -9), 7: (-19.5, -116, 6),
@@ -22,7 +22,7 @@ _MIDDLE = {8: (0, -121, 11), 27: (0, 5, 20.5), 28: (0, -9, 30.5), 29: (0, -22, 3
            51: (0, -62, 27.5), 57: (0, -81.8, 24.5), 62: (0, -70, 22.3), 66: (0, -70, 22.3)}
 _PAIR = {0: 16, 1: 15, 2: 14, 3: 13, 4: 12, 5: 11, 6: 10, 7: 9, 17: 26, 18: 25, 19: 24, 20: 23, 21: 22, 31: 35, 32: 34,
          36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46, 48: 54, 49: 53, 50: 52, 59: 55, 58: 56, 60: 64, 61: 63, 67: 65}
-# more places of the right half that shape the skin: x, y, z in millimetres and how far they follow the jaw (0–1)
+# more points of the right half that shape the skin: x, y, z in millimetres, and how far they follow the jaw (0–1)
 SHAPE_PLACES = np.array([
     (0, 13, 22, 0), (0, 22, 23.5, 0), (0, 39, 20.5, 0), (0, 57, 14, 0), (0, 76, 2, 0), (0, 92, -22, 0), (0, 103, -60, 0),
     (0, 98, -105, 0), (-36, 54, 7, 0), (-52, 48, -6, 0), (-64, 38, -20, 0), (-72, 26, -34, 0), (-34, 74, -6, 0),
@@ -42,17 +42,17 @@ SHAPE_PLACES = np.array([
     (-30, -104, -40, .4), (-56, -84, -52, .25), (0, -100, -45, .2), (-45, -80, -70, .1), (-68, -60, -72, .05),
     (-62, -55, -95, 0), (-40, -78, -95, 0), (0, -90, -70, 0),
 ])
-ANCHORS = np.array([  # places of the skin that no expression moves
+ANCHORS = np.array([  # points of the skin that no expression moves, millimetres
     (0, 60, 13), (-40, 60, 4), (-66, 45, -25), (0, 92, -22), (-50, 84, -45), (0, 103, -70), (-76, 20, -52), (-78, 0, -75),
     (-76, -30, -76), (-68, -60, -76), (-45, -80, -85), (0, -98, -62), (0, 0, 21.5), (-78, 20, -95), (-45, 90, -90),
     (-30, -102, -52), (0, -38, 42), (-18, -38, 20), (-72, 26, -34),
 ], float)
-JAW_WEIGHT = np.zeros(68)
+JAW_WEIGHT = np.zeros(68)  # how far each landmark follows the jaw
 JAW_WEIGHT[[3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]] = [.08, .3, .68, .9, .98, 1, .98, .9, .68, .3, .08]
 JAW_WEIGHT[[48, 54, 60, 64, 49, 53, 50, 51, 52]] = [.42, .42, .44, .44, .05, .05, .02, .02, .02]
 JAW_WEIGHT[[55, 56, 57, 58, 59, 65, 66, 67]] = [.88, 1, 1, 1, .88, .93, 1, .93]
-JAW_HINGE = np.array([0.0, -22.0, -62.0])
-REST_JAW = 0.14  # radians by which the modelled mouth is open
+JAW_HINGE = np.array([0.0, -22.0, -62.0])  # millimetres
+REST_JAW = 0.14  # radians by which the jaw is open in the modelled skin
 _MIRROR_X = np.array([-1.0, 1.0, 1.0])
 
 
@@ -83,7 +83,7 @@ def neutral_landmarks(identity: Identity) -> np.ndarray:
 
 
 def rotate_jaw(points: np.ndarray, weight: np.ndarray, angle: np.ndarray | float) -> np.ndarray:
-    """Turn points (..., N, 3) mm about the jaw's hinge by weight·angle radians; angle broadcasts over the front."""
+    """Rotate points (..., N, 3) mm about the jaw's hinge by weight (N,) times angle (...) radians."""
     turn = np.asarray(angle)[..., None] * weight
     y, z = points[..., 1] - JAW_HINGE[1], points[..., 2] - JAW_HINGE[2]
     sine, cosine = np.sin(turn), np.cos(turn)

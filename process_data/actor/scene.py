@@ -1,4 +1,4 @@
-"""What is around the synthetic head: the clothed torso as a flat layer, and the room behind."""
+"""Torso and background of the synthetic actor: the clothed torso as a flat layer, and the room behind."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -11,12 +11,12 @@ VISIBLE_HEIGHT = 0.45  # metres that fill the picture at the distance of the eye
 EYE_LINE = 0.40  # of the picture's height, from its top
 PLATE_MARGIN = 0.2  # of the picture's size that the torso layer reaches beyond each edge
 PLATE_SCALE = 2  # torso layer samples a pixel
-KEY_LIGHT = np.array([-0.42, -0.50, -0.76])
+KEY_LIGHT = np.array([-0.42, -0.50, -0.76])  # directions to the lights, x right, y down, z away from the camera
 FILL_LIGHT = np.array([0.75, -0.10, -0.65])
 
 
 def _fill(layer: np.ndarray, color, amount: np.ndarray) -> None:
-    """Paint over a premultiplied RGBA layer."""
+    """Paint a colour over a premultiplied RGBA layer (rows, columns, 4) by amount (rows, columns), in place."""
     color = np.broadcast_to(np.asarray(color, np.float32), (*amount.shape, 3))
     layer *= (1 - amount)[..., None]
     layer[..., :3] += color * amount[..., None]
@@ -24,7 +24,7 @@ def _fill(layer: np.ndarray, color, amount: np.ndarray) -> None:
 
 
 def _light(height: np.ndarray, metre: float) -> np.ndarray:
-    """Diffuse shading of a height map (rows, columns) in metres with `metre` samples a metre."""
+    """Diffuse shading (rows, columns) of a height map in metres with `metre` samples to a metre."""
     dy, dx = np.gradient(height * metre)
     normal = np.stack([dx, dy, -np.ones_like(dx)], -1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)

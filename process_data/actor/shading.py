@@ -1,4 +1,4 @@
-"""Lights the synthetic head's visible surface, averages the samples of a pixel and lays the layers over each other."""
+"""Shading of the synthetic head, averaged over the samples of a pixel, and compositing of background, neck, torso and head."""
 
 import numba
 import numpy as np
@@ -11,10 +11,10 @@ from shared.compiled import cached_njit
 
 _KEY = KEY_LIGHT / np.linalg.norm(KEY_LIGHT)
 _FILL = FILL_LIGHT / np.linalg.norm(FILL_LIGHT)
-_HALF = (_KEY + [0, 0, -1]) / np.linalg.norm(_KEY + [0, 0, -1])
+_HALF = (_KEY + [0, 0, -1]) / np.linalg.norm(_KEY + [0, 0, -1])  # half way between light and camera (Blinn)
 _TO_SRGB = np.round(255 * linear_to_srgb(np.linspace(0, 1, 4096))).astype(np.uint8)
 _TO_LINEAR = srgb_to_linear(np.arange(256) / 255).astype(np.float32)
-_WRAP = np.array([0.42, 0.26, 0.20])  # light creeps round skin, red furthest
+_WRAP = np.array([0.42, 0.26, 0.20])  # wrap lighting of skin by channel: light reaches beyond the terminator, red furthest
 _EYE, _MOUTH, _NECK = EYE, MOUTH, NECK
 
 
@@ -67,10 +67,10 @@ def _shade(a, b, c, wa, wb, wc, normals, uv, occlusion, gloss, material, atlas, 
 @cached_njit(parallel=True)
 def compose(ids, screen, depth, triangles, normals, uv, occlusion, gloss, material, label_of_material, atlas,
             plate, torso, background, samples, picture, labels):
-    """Fill picture (H, W, 3) uint8 sRGB and labels (H, W) uint8 from samples² visibility samples a pixel.
+    """Fill picture (H, W, 3) uint8 sRGB and labels (H, W) uint8 from samples² visibility samples for each pixel.
 
-    The order from the back: background, neck, torso layer, head. torso is (dx, dy, angle, scale) of the
-    layer about the picture's centre. A pixel's label is that of the layer that covers most of it.
+    Layers from the back: background, neck, torso plate, head. torso: (dx, dy, angle, scale) of the torso plate about the
+    picture's centre. A pixel gets the label of the layer that covers most of it.
     """
     height, width = picture.shape[0], picture.shape[1]
     dx, dy, angle, scale = torso[0], torso[1], torso[2], torso[3]

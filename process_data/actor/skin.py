@@ -1,9 +1,8 @@
-"""The synthetic actor's skin and how its 68 landmarks move it.
+"""The synthetic actor's skin, every vertex a linear function of the 68 landmarks.
 
-The skin is modelled with the mouth a little open. Its landmarks are vertices; the lip and lid edges are splines through
-them; every other vertex follows by radial-basis interpolation of the landmarks' displacement. Because the interpolation
-works on a chart in which the lips are apart, they move independently, open onto the mouth and close completely. Every
-vertex is a linear function of the 68 landmarks, and the landmark vertices are the landmarks themselves.
+The landmarks are vertices themselves; the edges of lips and lids are splines through them; all other vertices follow by
+radial-basis interpolation of the landmarks' displacement. The skin is modelled with the mouth a little open and the
+interpolation works on a flat chart of it, in which the lips are apart: so they move independently and close completely.
 """
 
 from collections.abc import Callable
@@ -27,6 +26,11 @@ from process_data.actor.proportions import (
 
 CENTRE = np.array([0.0, -25.0, -75.0])  # millimetres; the chart is the directions seen from here
 CHART_RADIUS = 2.3  # radians from straight ahead to the chart's edge
+# landmarks of contours, from the subject's right to left: (upper, lower) of the lips and of each eye's lids
+LIP_OUTER = ([48, 49, 50, 51, 52, 53, 54], [48, 59, 58, 57, 56, 55, 54])
+LIP_INNER = ([60, 61, 62, 63, 64], [60, 67, 66, 65, 64])
+LIDS = (([36, 37, 38, 39], [36, 41, 40, 39]), ([42, 43, 44, 45], [42, 47, 46, 45]))
+BROWS = ([17, 18, 19, 20, 21], [22, 23, 24, 25, 26])
 
 
 def to_chart(points: np.ndarray) -> np.ndarray:
@@ -45,24 +49,20 @@ def from_chart(chart: np.ndarray, radius: np.ndarray) -> np.ndarray:
 
 
 def spline_weights(knots: list[int], samples: np.ndarray) -> np.ndarray:
-    """Rows (S, 68) that put a point on the natural cubic spline through these landmarks; samples (S,) in [0, 1]."""
+    """Weights (S, 68) of the landmarks for points on the natural cubic spline through `knots`, at samples (S,) in [0, 1]."""
     at = np.linspace(0, 1, len(knots))
     rows = np.zeros((len(samples), 68))
     rows[:, knots] = CubicSpline(at, np.eye(len(knots)), bc_type="natural")(samples)
     return rows
-LIP_OUTER = ([48, 49, 50, 51, 52, 53, 54], [48, 59, 58, 57, 56, 55, 54])  # upper, lower, both right to left
-LIP_INNER = ([60, 61, 62, 63, 64], [60, 67, 66, 65, 64])
-LIDS = (([36, 37, 38, 39], [36, 41, 40, 39]), ([42, 43, 44, 45], [42, 47, 46, 45]))
-BROWS = ([17, 18, 19, 20, 21], [22, 23, 24, 25, 26])
 
 
 def _closed(upper: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """Join two runs with common ends into one loop, upper there and lower back."""
+    """Join two curves with common ends into a loop: along the upper one and back along the lower one."""
     return np.concatenate([upper, lower[-2:0:-1]])
 
 
 def landmark_loop(pair: tuple[list[int], list[int]], count: int = 65) -> np.ndarray:
-    """Rows (2·count − 2, 68) of a closed contour: along the upper landmarks, back along the lower ones."""
+    """Weights (2·count − 2, 68) of the landmarks for a closed contour: along the upper ones, back along the lower ones."""
     s = np.linspace(0, 1, count)
     return _closed(spline_weights(pair[0], s), spline_weights(pair[1], s))
 
@@ -80,15 +80,18 @@ def _chart_grid(spacing: float, centre: tuple[float, float], radii: tuple[float,
 def _interpolation(centres: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """Matrix (Q, C) that interpolates values at chart places (C, 2) to chart places (Q, 2).
 
-    Radial basis |r|: it overshoots far less than thin plates, so noise on a landmark does not shake the cheeks.
+    The radial basis is |r|, which overshoots far less than thin plates, so noise on a landmark hardly moves the cheeks.
     """
     return RBFInterpolator(centres, np.eye(len(centres)), kernel="linear", smoothing=1e-9)(queries)
 
 
 @dataclass(frozen=True)
 class Skin:
-    """The skin with the mouth open: points (V, 3) mm, landmark weights (V, 68), triangles (F, 3), chart (V, 2), the rest
-    landmarks (68, 3) mm, radius_of: chart (N, 2) -> distance from the CENTRE (N,) mm, person: average mm -> this head's mm."""
+    """The skin with the mouth a little open.
+
+    points (V, 3) mm; weights (V, 68) of the landmarks; triangles (F, 3); chart (V, 2); rest (68, 3) mm: the landmarks in this
+    state; radius_of: chart (N, 2) -> distance (N,) mm from CENTRE; person: mm of the average head -> mm of this head.
+    """
 
     points: np.ndarray
     weights: np.ndarray
@@ -152,7 +155,7 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
 
     contour_weights, contour = _contours(identity, rest)
 
-    # what the landmarks' displacement does to the rest of the skin
+    # control points of the interpolation: landmarks, every other contour vertex, and anchors that do not move
     fixed_chart = to_chart(np.concatenate([rest, contour]))
     anchors = to_chart(person(both_sides(ANCHORS)))
     fixed_weights = np.concatenate([np.eye(68), contour_weights])
@@ -160,7 +163,7 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
     control = np.concatenate([fixed_chart[sparse], anchors])
     control_weights = np.concatenate([fixed_weights[sparse], np.zeros((len(anchors), 68))])
 
-    # the shape is known where the mouth is closed: take it to the open rest by that same displacement
+    # SHAPE_PLACES are given for a closed mouth: move them to the open one by the same interpolation
     shape_neutral = person(shape[:, :3])
     shape_chart = to_chart(rotate_jaw(shape_neutral, shape[:, 3], REST_JAW))
     shape_rest = shape_neutral + _interpolation(control, shape_chart) @ control_weights @ (rest - 1000 * neutral)
@@ -197,7 +200,7 @@ def build_skin(identity: Identity, neutral: np.ndarray) -> Skin:
 
 
 def hair_field(identity: Identity, points: np.ndarray) -> np.ndarray:
-    """How far inside the hair points (N, 3) mm of the scalp lie: (N,), about millimetres, negative on bare skin."""
+    """Points (N, 3) mm of the skin -> distance (N,) inside the hair, about millimetres, negative on bare skin."""
     x, y, z = points.T
     side = np.abs(x)
     line = 68 + identity.hairline - 0.0075 * side**2 + 5 * np.exp(-(((side - 30) / 12) ** 2))
@@ -207,7 +210,7 @@ def hair_field(identity: Identity, points: np.ndarray) -> np.ndarray:
 
 
 def chart_uv(chart: np.ndarray) -> np.ndarray:
-    """Chart (N, 2) radians -> (N, 2) in [0, 1] of the skin's picture, u right, v down."""
+    """Chart (N, 2) radians -> coordinates (N, 2) in [0, 1] of the skin's texture, u right, v down."""
     return np.stack([0.5 + chart[:, 0] / (2 * CHART_RADIUS), 0.5 - chart[:, 1] / (2 * CHART_RADIUS)], 1)
 
 

@@ -1,4 +1,4 @@
-"""The synthetic actor's speech as landmark motion: phonemes with their times -> mouth shapes that run into each other."""
+"""The synthetic actor's speech as landmark motion: phonemes with their times -> blended mouth shapes."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ SHAPES: dict[str, tuple[float, float, float, float, float]] = {
     "round": (3.5, 4.5, -6.0, 4.2, 0),
     "pucker": (2, 3.0, -7.0, 5.0, 0),
 }
-# the beginnings of espeak-ng's mnemonics that have each shape
+# beginnings of espeak-ng's phoneme mnemonics that have each shape
 SINGLE = {
     "closed": "p b m", "teeth on lip": "f v", "between teeth": "T D", "teeth": "s z", "tongue tip": "t d n l",
     "back": "k g N", "rush": "S Z tS dZ", "r": "r 3", "open": "a A 0", "mid": "V E e", "wide": "I i j ;",
@@ -47,12 +47,12 @@ DIPHTHONGS = {
     "i@": ("wide", "central"), "U@": ("round", "r"), "A@": ("open", "r"),
 }
 VISEMES = {start: (shape,) for shape, starts in SINGLE.items() for start in starts.split()} | DIPHTHONGS
-# how strongly a shape insists on itself against its neighbours
+# weight of a shape against its neighbours in time; 1 for those not named
 STRENGTH = {
     "closed": 3.0, "teeth on lip": 2.6, "pucker": 1.6, "rush": 1.5, "silence": 1.5, "round": 1.3, "open": 1.2, "teeth": 1.1,
     "r": 0.9, "between teeth": 0.8, "central": 0.6, "tongue tip": 0.5, "back": 0.45,
 }
-SPREAD = 0.035  # seconds over which a shape's influence dies away beside its own time
+SPREAD = 0.035  # seconds in which a shape's influence decays by e before and after its own time
 LIP_CONTACT = 0.06  # seconds for which p, b and m keep the lips together
 CONTACT_RAMP = 0.05  # seconds in which they part
 
@@ -61,7 +61,7 @@ def visemes(phoneme: str) -> tuple[str, ...]:
     """espeak-ng phoneme mnemonic -> its mouth shapes in order (two for a diphthong). Raises TalkheadError if unknown."""
     shapes = VISEMES.get(phoneme[:2]) or VISEMES.get(phoneme[:1])
     if shapes is None:
-        raise TalkheadError(f"the phoneme {phoneme!r} has no mouth shape; add it to SINGLE in synthetic_speech.py")
+        raise TalkheadError(f"the phoneme {phoneme!r} has no mouth shape; add it to SINGLE in process_data/actor/speech.py")
     return shapes
 
 

@@ -1,4 +1,4 @@
-"""Paints the picture that is wrapped around the synthetic head: skin, lips, brows, hair, eyes, teeth."""
+"""The texture of the synthetic head: skin, lips, brows, hair, eyes, teeth. Numbers without a name are artistic."""
 
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
@@ -23,6 +23,7 @@ from process_data.actor.skin import (
 
 ATLAS = (1280, 1024)  # rows, columns; the skin takes the upper 1024 rows
 SKIN_SIZE = 1024
+SHADE = [0.72, 0.60, 0.58]  # of the skin's colour, in its shaded areas
 
 
 def srgb_to_linear(color: np.ndarray) -> np.ndarray:
@@ -55,6 +56,7 @@ def smoothstep(low: float, high: float, x: np.ndarray) -> np.ndarray:
 
 
 def _blend(picture: np.ndarray, color, amount: np.ndarray) -> None:
+    """Mix a colour into the picture (rows, columns, 3) by amount (rows, columns), 0 … 1, in place."""
     picture += amount[..., None] * (np.asarray(color, np.float32) - picture)
 
 
@@ -73,7 +75,7 @@ def _strokes(amount: np.ndarray, starts: np.ndarray, ends: np.ndarray, width: fl
 
 
 def _spot(points: np.ndarray, centre, radii) -> np.ndarray:
-    """Gaussian spot of the frontal places (rows, columns, 3) mm around centre (x, y), for both sides of the face."""
+    """Gaussian spot (rows, columns) at the points (rows, columns, 3) mm around centre (x, y), on both sides of the face."""
     x, y = np.abs(points[..., 0]) - centre[0], points[..., 1] - centre[1]
     return np.exp(-((x / radii[0]) ** 2) - (y / radii[1]) ** 2)
 
@@ -82,26 +84,46 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     """(1024, 1024, 3) float32 sRGB on the chart of the skin, occlusion included."""
     rng = np.random.default_rng([identity.seed, 3])
     n = SKIN_SIZE
-    coarse = 129
+    points = _chart_points(skin)
+    base = np.array(identity.skin, np.float32)
+    picture = np.broadcast_to(base, (n, n, 3)).copy()
+    _paint_tones(picture, points, identity, skin.rest, rng)
+    _paint_nostrils(picture, points, base, skin.rest)
+    _paint_lips(picture, points, base, skin.rest, rng)
+    _paint_lids(picture, points, identity, skin.rest)
+    _paint_brows(picture, identity, skin.rest, rng)
+    _paint_hair(picture, points, identity, rng)
+    return np.clip(picture, 0.01, 1)
+
+
+def _chart_points(skin: Skin) -> np.ndarray:
+    """Place (1024, 1024, 3) float32 mm of every texel of the skin's picture on the rest face."""
+    coarse = 129  # places computed exactly along each side; the others are interpolated
     axis = np.linspace(0, 1, coarse)
     u, v = np.meshgrid(axis, axis)
     chart = uv_chart(np.stack([u.ravel(), v.ravel()], 1))
     shrink = np.minimum(1, 2.25 / np.maximum(np.hypot(chart[:, 0], chart[:, 1]), 1e-9))
     chart *= shrink[:, None]
     places = from_chart(chart, skin.radius_of(chart)).reshape(coarse, coarse, 3)
-    at = (np.arange(n) + 0.5) / n * (coarse - 1)
+    at = (np.arange(SKIN_SIZE) + 0.5) / SKIN_SIZE * (coarse - 1)
     grid = np.meshgrid(at, at, indexing="ij")
-    points = np.stack([map_coordinates(places[..., k], grid, order=1) for k in range(3)], -1).astype(np.float32)
-    x, y = points[..., 0], points[..., 1]
-    rest = skin.rest
-    frontal = (points[..., 2] > -60) & (np.abs(x) < 85)
+    return np.stack([map_coordinates(places[..., k], grid, order=1) for k in range(3)], -1).astype(np.float32)
 
+
+def _frontal(points: np.ndarray) -> np.ndarray:
+    """Texels (rows, columns) bool on the front of the face."""
+    return (points[..., 2] > -60) & (np.abs(points[..., 0]) < 85)
+
+
+def _paint_tones(picture: np.ndarray, points: np.ndarray, identity: Identity, rest: np.ndarray, rng: np.random.Generator) -> None:
+    """Mottling, red and shaded areas, freckles; in place, as the functions below. rest (68, 3) mm: the rest landmarks."""
+    n = len(picture)
+    x, y = points[..., 0], points[..., 1]
     base = np.array(identity.skin, np.float32)
-    picture = np.broadcast_to(base, (n, n, 3)).copy()
     mottle = 0.6 * noise(rng, (n, n), 3) + 0.8 * noise(rng, (n, n), 11) + 0.8 * noise(rng, (n, n), 34)
     picture *= (1 + 0.016 * mottle)[..., None]
     picture[..., 0] *= 1 + 0.012 * noise(rng, (n, n), 22)
-    red, shade = base * [1.02, 0.80, 0.78], base * [0.72, 0.60, 0.58]
+    red, shade = base * [1.02, 0.80, 0.78], base * SHADE
     _blend(picture, red, 0.38 * _spot(points, (42, -34), (19, 15)))
     _blend(picture, red, 0.50 * _spot(points, (0, -36), (14, 9)))
     _blend(picture, red, 0.30 * _spot(points, (0, -112), (18, 12)))
@@ -115,14 +137,19 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     spots = noise(rng, (n, n), 1.7) * smoothstep(50, 15, np.hypot(np.abs(x) - 30, y + 24))
     _blend(picture, base * [0.74, 0.60, 0.50], identity.freckles * 0.4 * smoothstep(1.4, 2.2, spots))
 
-    # nostrils
+
+def _paint_nostrils(picture: np.ndarray, points: np.ndarray, base: np.ndarray, rest: np.ndarray) -> None:
+    x, y = points[..., 0], points[..., 1]
     nose = rest[[32, 34]].mean(0)
     nostril = np.exp(-(((np.abs(x) - 8.0) / 4.0) ** 2) - ((y - nose[1] - 2.2 - 0.1 * np.abs(x)) / 2.0) ** 2)
     nostril *= points[..., 2] > 10
     _blend(picture, base * 0.16, np.clip(1.25 * nostril, 0, 0.92))
 
-    # lips
-    window = frontal & (np.abs(y - rest[57, 1] + 10) < 45) & (np.abs(x) < 45)
+
+def _paint_lips(picture: np.ndarray, points: np.ndarray, base: np.ndarray, rest: np.ndarray, rng: np.random.Generator) -> None:
+    n = len(picture)
+    x, y = points[..., 0], points[..., 1]
+    window = _frontal(points) & (np.abs(y - rest[57, 1] + 10) < 45) & (np.abs(x) < 45)
     flat = points[window][:, :2].astype(np.float64)
     outer = signed_distance(flat, (landmark_loop(LIP_OUTER) @ rest)[:, :2])
     inner = signed_distance(flat, (landmark_loop(LIP_INNER) @ rest)[:, :2])
@@ -138,7 +165,13 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     dark[window] = smoothstep(-1.2, 0.0, inner) * 0.5
     _blend(picture, base * [0.38, 0.20, 0.20], dark)
 
-    # lids: crease, lash lines
+
+def _paint_lids(picture: np.ndarray, points: np.ndarray, identity: Identity, rest: np.ndarray) -> None:
+    """Lash lines and creases."""
+    n = len(picture)
+    x, y, frontal = points[..., 0], points[..., 1], _frontal(points)
+    base = np.array(identity.skin, np.float32)
+    shade = base * SHADE
     for upper, lower in LIDS:
         s = np.linspace(0, 1, 40)
         for knots, side in ((upper, 1), (lower, -1)):
@@ -156,7 +189,9 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
             fold[box] = np.exp(-((signed_distance(here, arc) / 1.3) ** 2)) * (0.42 if side > 0 else 0.16)
             _blend(picture, shade * 0.8, fold)
 
-    # brows
+
+def _paint_brows(picture: np.ndarray, identity: Identity, rest: np.ndarray, rng: np.random.Generator) -> None:
+    n = len(picture)
     hairs = np.zeros((n, n), np.float32)
     for knots, side in zip(BROWS, (-1, 1)):
         s = rng.uniform(0, 1, 300)
@@ -171,7 +206,10 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
         _strokes(hairs, chart_uv(to_chart(root)) * n, chart_uv(to_chart(tip)) * n, 1.6)
     _blend(picture, np.array(identity.hair) * 0.9, np.clip(gaussian_filter(hairs, 0.8), 0, 0.85))
 
-    # hair: strands run back over the head, away from the face
+
+def _paint_hair(picture: np.ndarray, points: np.ndarray, identity: Identity, rng: np.random.Generator) -> None:
+    """Strands that run back over the head, away from the face."""
+    n = len(picture)
     uu, vv = np.meshgrid((np.arange(n) + 0.5) / n - 0.5, 0.5 - (np.arange(n) + 0.5) / n)
     angle, away = np.arctan2(vv, uu), np.hypot(uu, vv)
     bent = angle + 0.35 * np.sin(3 * away * 6 + 1.0) * (away - 0.1)
@@ -185,11 +223,10 @@ def paint_skin(identity: Identity, skin: Skin) -> np.ndarray:
     hair = np.array(identity.hair, np.float32) * (1 + 0.28 * strands + shine)[..., None]
     cover = smoothstep(-2.0, 5.0, field)
     picture += cover[..., None] * (np.clip(hair, 0.01, 1) - picture)
-    return np.clip(picture, 0.01, 1)
 
 
 def paint_eye(identity: Identity, size: tuple[int, int]) -> np.ndarray:
-    """(rows, columns, 3) sRGB of the eyeball around its axis; the corners outside hold the colour of the lids' margins."""
+    """(rows, columns, 3) sRGB of the eyeball, its axis in the middle; the corners have the colour of the lids' margins."""
     rng = np.random.default_rng([identity.seed, 4])
     rows, columns = size
     x, y = np.meshgrid((np.arange(columns) + 0.5) / columns * 2 - 1, (np.arange(rows) + 0.5) / rows * 2 - 1)
@@ -234,7 +271,7 @@ def paint_neck(identity: Identity, size: tuple[int, int]) -> np.ndarray:
 
 
 def paint_atlas(identity: Identity, skin: Skin) -> np.ndarray:
-    """(1280, 1024, 3) float32 linear light: every picture of the head at its tile."""
+    """(1280, 1024, 3) float32 linear light: the texture of each material at its tile."""
     atlas = np.zeros((*ATLAS, 3), np.float32)
     for material, paint in ((SKIN, None), (EYE, paint_eye), (MOUTH, paint_mouth), (NECK, paint_neck)):
         left, top, width, height = TILES[material]

@@ -1,1 +1,1 @@
-"""talkhead: what finds faces, the person and hands in a frame, and the first pass that asks it."""
+"""talkhead: detectors of faces, people and hands, and the first pass over a video that runs one."""

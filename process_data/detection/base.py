@@ -1,4 +1,4 @@
-"""What finds the person in a frame: face points, person matte, faces and hands, whichever library does it."""
+"""Interface of a detector: face points, person matte, face boxes and hands of one frame."""
 
 import os
 from collections.abc import Iterator
@@ -13,46 +13,47 @@ MATTE_SIZE = 256
 
 @dataclass(frozen=True, eq=False)
 class Scheme:
-    """How a detector's points are used; all entries are numbers of points."""
+    """Which of a detector's points are used for what; points are given by their numbers."""
 
-    count: int
+    count: int  # of all points
     landmarks68: np.ndarray  # (68,) the point that stands for each iBUG landmark
     rigid: np.ndarray  # (R,) points that speech and blinking hardly move
-    rigid_weight: np.ndarray  # (R,) trust in each of them, 0 … 1
+    rigid_weight: np.ndarray  # (R,) how far each of them is trusted, 0 … 1
     irises: tuple[list[int], list[int]] | None  # points of the right and the left iris, centre first
 
 
 class Detector(Protocol):
-    """One per worker process. Frames are uint8 (H,W,3) RGB; `points` follows the face, so they come in order of time."""
+    """One per worker process. Frames are uint8 (H,W,3) RGB. `points` and `everyone` follow faces from frame to frame, so
+    frames must come in order of time; of one frame call one of the two."""
 
     scheme: Scheme
 
     def points(self, frame: np.ndarray) -> np.ndarray | None:
-        """(count,3) float32 pixels: x right, y down, z away from the camera in the same scale; of the largest face, None where
-        no face is."""
+        """(count,3) float32 pixels of the largest face: x right, y down, z away from the camera in the same scale; None without
+        a face."""
 
     def everyone(self, frame: np.ndarray) -> np.ndarray:
-        """(n,count,3) float32: the points of every face, in no order; of one frame either this is asked for or `points`."""
+        """(n,count,3) float32 pixels of every face, in no particular order."""
 
     def person(self, frame: np.ndarray) -> np.ndarray:
-        """(256,256) uint8 share of the person in each pixel of the shrunken frame."""
+        """(256,256) uint8 matte: the person's share of each pixel of the shrunken frame, 255 for all of it."""
 
     def faces(self, frame: np.ndarray) -> np.ndarray:
         """(n,4) float32 left, top, right, bottom in pixels, largest first."""
 
     def hands(self, frame: np.ndarray) -> list[np.ndarray]:
-        """Each (21,2) float32 pixels; [] where there is none or no model for hands."""
+        """The hands, each (21,2) float32 pixels; [] if there are none or the detector has no model for them."""
 
     def restart(self) -> None:
-        """Forget the frames seen so far: what follows does not depend on them."""
+        """Forget the frames seen so far, so that later results do not depend on them."""
 
     def close(self) -> None:
-        """Give the models' memory back."""
+        """Release the models."""
 
 
 @contextmanager
 def quiet_native_logs() -> Iterator[None]:
-    """Send what native code prints on stderr to nowhere while the models load."""
+    """Discard what native code prints on stderr, while models load."""
     os.environ.setdefault("GLOG_minloglevel", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     saved = os.dup(2)

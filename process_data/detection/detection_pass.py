@@ -1,4 +1,4 @@
-"""First pass over the video: what a detector sees in each frame, chunk by chunk in worker processes."""
+"""First pass over the video: runs the detector on every frame, chunk by chunk in worker processes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from process_data.workers import CHUNK, Workers, chunk_spans, report_done
 from shared.files import write_arrays
 from shared.media.video_io import GrayVideoWriter, read_gray_video, read_video
 
-WARM_UP = 6  # frames before a chunk that let the tracker settle
-SMALL = 48  # pixels of the pictures that cuts are found in
-FACES_EVERY = 10  # frames between two looks for other faces
-HANDS_EVERY = 5  # frames between two looks for hands
+WARM_UP = 6  # frames before a chunk that are shown to the detector first, since it follows faces
+SMALL = 48  # side of the pictures whose change tells cuts, pixels
+FACES_EVERY = 10  # frames between two searches for face boxes
+HANDS_EVERY = 5  # frames between two searches for hands
 
 
 @dataclass(frozen=True)
 class DetectorChoice:
-    """What open_detector takes, in a form that travels to the workers."""
+    """The arguments of `open_detector`, so that each worker can open its own."""
 
     name: str = "mediapipe"
     landmarker: Path | None = None
@@ -33,10 +33,12 @@ class DetectorChoice:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was seen: points (T,P,3) float32 pixels of the scheme's 68, rigid and iris points, NaN where the person is not;
-    others (T,) bool: someone else is seen there instead; change
-    (T,) mean change of the picture from the frame before, of full scale; faces and hands as rows of
-    (frame, left, top, right, bottom) in pixels, looked for every 10 and 5 frames. The scheme's numbers are those of `points`.
+    """Detections of a video.
+
+    points (T,P,3) float32 pixels: the chosen person's landmark, rigid and iris points, numbered as in `scheme`; NaN in
+    frames without the person. others (T,) bool: somebody else is seen instead. change (T,): mean change of the picture from
+    the frame before, of full scale. faces and hands (n,5): rows of frame, left, top, right, bottom in pixels, of every 10th
+    and every 5th frame.
     """
 
     points: np.ndarray
@@ -53,7 +55,7 @@ def _detector(choice: DetectorChoice) -> Detector:
 
 
 def kept_points(scheme: Scheme) -> tuple[np.ndarray, Scheme]:
-    """The detector's points that are used later, and the scheme in terms of them."""
+    """Numbers (P,) of the detector's points that are used later, and the scheme renumbered to these."""
     irises = scheme.irises or ([], [])
     kept = np.unique(np.concatenate([scheme.landmarks68, scheme.rigid, irises[0], irises[1]]).astype(int))
     place = {int(point): k for k, point in enumerate(kept)}
@@ -66,7 +68,7 @@ def kept_points(scheme: Scheme) -> tuple[np.ndarray, Scheme]:
 
 
 def detect_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, work: Path) -> None:
-    """Write what is seen in frames start ≤ t < stop to work/seen_NNNNNN.npz and their mattes to work/matte_NNNNNN.mkv."""
+    """Write the detections of frames start ≤ t < stop to work/seen_NNNNNNN.npz and their mattes to work/matte_NNNNNNN.mkv."""
     detector = _detector(choice)
     detector.restart()
     kept, _ = kept_points(detector.scheme)
@@ -76,9 +78,9 @@ def detect_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, wor
     faces, hands = [], []
     before: np.ndarray | None = None
     first = max(0, start - WARM_UP)
-    with GrayVideoWriter(_matte(work, start), MATTE_SIZE, MATTE_SIZE) as writer:
+    with GrayVideoWriter(_matte_file(work, start), MATTE_SIZE, MATTE_SIZE) as writer:
         for t, frame in enumerate(read_video(video, start=first, stop=stop), start=first):
-            # nothing comes before the first frame, so the tracker settles on the picture itself
+            # there is nothing before the first frame: the detector is warmed up with that frame itself
             for _ in range(WARM_UP if t == 0 else 0):
                 detector.everyone(frame)
             found = detector.everyone(frame)
@@ -96,7 +98,7 @@ def detect_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, wor
                 writer.write(detector.person(frame))
                 report_done()
             before = small
-    write_arrays(_seen(work, start), change=change, seen_in=np.array(seen_in, int),
+    write_arrays(_detection_file(work, start), change=change, seen_in=np.array(seen_in, int),
                  points=np.array(points, np.float32).reshape(-1, len(kept), 3),
                  looks=np.array(appearances, np.float16).reshape(-1, *people.APPEARANCE_SHAPE),
                  faces=np.array(faces, np.float32).reshape(-1, 5), hands=np.array(hands, np.float32).reshape(-1, 5))
@@ -104,18 +106,19 @@ def detect_chunk(video: Path, start: int, stop: int, choice: DetectorChoice, wor
 
 def detect_video(video: Path, frames: int, work: Path, choice: DetectorChoice, workers: Workers, quiet: bool = False, *,
             person: str = "", near: tuple[float, float] | None = None) -> Detections:
-    """Look at all `frames`; chunks that an interrupted run finished are kept. `person` and `near` as in people.choose.
+    """Detections of all `frames` of a video; chunks that an interrupted run has left in `work` are not computed again.
 
-    Raises TalkheadError as the detector does, and if there are fewer people than `person` says.
+    `person` and `near` name the person as in `people.choose`. Raises TalkheadError as the detector does, and if there are
+    fewer people than `person` says.
     """
     parts = chunk_spans(frames)
-    jobs = [(video, a, b, choice, work) for a, b in parts if not _seen(work, a).is_file()]
+    jobs = [(video, a, b, choice, work) for a, b in parts if not _detection_file(work, a).is_file()]
     left = sum(b - a for _, a, b, *_ in jobs)
     if jobs:
         workers.run(detect_chunk, jobs, frames, frames - left, "tracking face", quiet=quiet)
     pieces: dict[str, list[np.ndarray]] = {"points": [], "looks": [], "seen_in": [], "change": [], "faces": [], "hands": []}
     for start, _ in parts:
-        with np.load(_seen(work, start)) as stored:
+        with np.load(_detection_file(work, start)) as stored:
             for name, found in pieces.items():
                 found.append(stored[name])
     detector = open_detector(choice.name, landmarker=choice.landmarker, models=choice.models)
@@ -128,8 +131,11 @@ def detect_video(video: Path, frames: int, work: Path, choice: DetectorChoice, w
 
 def one_person(points: np.ndarray, appearances: np.ndarray, seen_in: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]],
                person: str, near: tuple[float, float] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Points (n,P,3) and looks of all faces, in frames seen_in (n,), of shots `spans` -> points (T,P,3) of the chosen person,
-    NaN where they are not seen, and others (T,) bool, where somebody else is seen instead."""
+    """Pick the chosen person's face in each frame.
+
+    points (n,P,3) and appearances (n,11,8,3) of all faces, in frames seen_in (n,); spans: the shots. Returns points (T,P,3),
+    NaN where the person is not seen, and others (T,) bool, where somebody else is seen instead.
+    """
     count = spans[-1][1]
     chosen, others = np.full((count, *points.shape[1:]), np.nan, np.float32), np.zeros(count, bool)
     if len(points) == 0:
@@ -137,19 +143,19 @@ def one_person(points: np.ndarray, appearances: np.ndarray, seen_in: np.ndarray,
     face = points[:, scheme.landmarks68, :2]
     sizes = np.sqrt(np.maximum(np.ptp(face, axis=1).prod(axis=1), 1.0))
     faces = people.Faces(seen_in, face.mean(1), sizes, appearances)
-    of = people.find_people(faces, spans)
-    own = of == people.choose(faces, of, person, near)
+    person_of = people.find_people(faces, spans)
+    own = person_of == people.choose(faces, person_of, person, near)
     others[seen_in] = True
     others[seen_in[own]] = False
     chosen[seen_in[own]] = points[own]
     return chosen, others
 
 
-def _seen(work: Path, start: int) -> Path:
+def _detection_file(work: Path, start: int) -> Path:
     return work / f"seen_{start:07d}.npz"
 
 
-def _matte(work: Path, start: int) -> Path:
+def _matte_file(work: Path, start: int) -> Path:
     return work / f"matte_{start:07d}.mkv"
 
 

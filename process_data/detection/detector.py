@@ -12,8 +12,8 @@ DETECTORS = ("mediapipe", "fan")
 def open_detector(name: str = "mediapipe", *, landmarker: Path | None = None, models: Path | None = None) -> Detector:
     """Open "mediapipe" or "fan"; models load at their first use.
 
-    `landmarker` is a face_landmarker.task, `models` a folder of model files that take the place of those that ship. Raises
-    TalkheadError: unknown name, missing files, missing extra.
+    `landmarker` is a face_landmarker.task, `models` a folder of model files that replace the shipped ones. Raises
+    TalkheadError: unknown name, missing files, face-alignment not installed.
     """
     if name not in DETECTORS:
         raise TalkheadError(f"no detector is called {name!r}; there are {', '.join(DETECTORS)}")

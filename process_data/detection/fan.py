@@ -1,7 +1,7 @@
-"""Face-alignment's 3-D FAN as a second detector: 68 points; person, faces and hands are MediaPipe's.
+"""Face-alignment's 3-D FAN as a second detector: its 68 points, with MediaPipe's matte, face boxes and hands.
 
-FAN sees the face in the frame that it was trained with, the bounding box of the 68 points; it is made from MediaPipe's
-face box, so face-alignment's own face detector and its weights are not needed.
+FAN expects the bounding box of the 68 points. It is estimated from MediaPipe's face box, so face-alignment's own face
+detector and its weights are not needed.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from shared.errors import TalkheadError
 WEIGHTS = ("3DFAN4-7835d9f11d.pth.tar", "depth-2a464da4ea.pth.tar")
 # without its dependencies: its opencv-python would overwrite opencv-contrib-python
 INSTALL = "pip install -e '.[fan]' && pip install --no-deps 'face-alignment>=1.5,<2'"
-# bridge and wings of the nose, corners of the eyes; less sure: the brows and the ends of the jaw at the ears
+# rigid points: bridge and wings of the nose and corners of the eyes; less trusted: brows and the ends of the jaw
 _STEADY, _UNSURE = [27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 39, 42, 45], [*range(17, 27), 0, 1, 15, 16]
 FAN_SCHEME = Scheme(68, np.arange(68), np.array(_STEADY + _UNSURE),
                     np.array([1.0] * len(_STEADY) + [0.3] * len(_UNSURE)), None)
-# box of the 68 points in MediaPipe's face box, in widths of that; mean of 200 frames of 21 people, deviation .05 at most
+# box of the 68 points relative to MediaPipe's face box, in widths of that; mean of 200 frames of 21 people, deviation < .05
 CENTRE_BELOW, WIDTH, HEIGHT = 0.07, 0.85, 0.88
 
 
@@ -40,7 +40,7 @@ class FanDetector:
         self._mediapipe: Detector = MediaPipeDetector(landmarker)
 
     def points(self, frame: np.ndarray) -> np.ndarray | None:
-        """(68,3) float32 pixels of the largest face, or None where no face is found; no frame depends on another."""
+        """(68,3) float32 pixels of the largest face, None without one; frames do not depend on each other."""
         faces = self._points(frame, self.faces(frame)[:1])
         return faces[0] if len(faces) else None
 

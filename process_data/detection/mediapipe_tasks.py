@@ -1,4 +1,4 @@
-"""MediaPipe's tasks with the model files that ship in process_data/data: 478 mesh points, matte, faces, hands."""
+"""The detector of MediaPipe's tasks, with the model files in process_data/data: 478 mesh points, matte, faces, hands."""
 
 import os
 import sys
@@ -17,23 +17,23 @@ FACE_DETECTOR = "face_detector.tflite"
 SEGMENTER = "selfie_segmenter.tflite"
 HAND_LANDMARKER = "hand_landmarker.task"
 MODELS = {"mesh": LANDMARKER, "faces": FACE_DETECTOR, "person": SEGMENTER, "hands": HAND_LANDMARKER}
-CONFIDENCE = 0.4
-MAX_FACES = 4  # followed at a time; of one alone mediapipe smooths the points, which then come half a frame late
-FRAME_MS = 40
-PROCESSORS = Path("/sys/devices/system/cpu/possible")
-FACES_SIZE = 960  # pixels: a larger picture is shrunk before faces are looked for, at 192 pixels
-# mediapipe reports its use to its maker when a task closes; through this proxy, which does not exist, nothing is sent
+CONFIDENCE = 0.4  # least confidence of a detection
+MAX_FACES = 4  # faces followed at a time; with 1, mediapipe smooths the points, which delays them by half a frame
+FRAME_MS = 40  # time stamp step, 25 frames a second
+PROCESSORS = Path("/sys/devices/system/cpu/possible")  # mediapipe ends the process if it is missing
+FACES_SIZE = 960  # longer side to which pictures are shrunk first; the face model itself works at 192 pixels
+# mediapipe sends usage statistics when a task closes; with a proxy that does not exist nothing is sent
 NO_REPORTS = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
 MESH_SCHEME = Scheme(478, MESH68, RIGID, RIGID_WEIGHT, ([468, 469, 470, 471, 472], [473, 474, 475, 476, 477]))
 
 
 class MediaPipeDetector:
-    """The `Detector` of mediapipe's tasks; each model loads when it is first asked for, files are looked for at once."""
+    """The `Detector` of mediapipe's tasks. Missing files are reported at once; each model loads at its first use."""
 
     scheme = MESH_SCHEME
 
     def __init__(self, landmarker: Path | None = None, models: Path | None = None) -> None:
-        """`landmarker`: another file for the face landmarker; `models`: a folder whose files take the place of the shipped ones.
+        """`landmarker`: another file for the face landmarker; `models`: a folder whose files replace the shipped ones.
 
         Raises TalkheadError: mediapipe cannot be imported, a file is missing.
         """
@@ -48,16 +48,16 @@ class MediaPipeDetector:
         return largest(self.everyone(frame))
 
     def everyone(self, frame: np.ndarray) -> np.ndarray:
-        """(n,478,3) float32 pixels of up to four faces, in no order."""
+        """(n,478,3) float32 pixels of up to four faces, in no particular order."""
         found = self._run("mesh", frame, self._time).face_landmarks
         self._time += FRAME_MS
         return np.array([mesh_pixels(face, frame) for face in found], np.float32).reshape(-1, self.scheme.count, 3)
 
     def person(self, frame: np.ndarray) -> np.ndarray:
-        """(256,256) uint8 matte; the model works at that size, whatever it is given."""
+        """(256,256) uint8 matte; the model works at this size for every input."""
         small = cv2.resize(frame, (MATTE_SIZE, MATTE_SIZE), interpolation=cv2.INTER_AREA)
         masks = [mask.numpy_view() for mask in self._run("person", small).confidence_masks]
-        # a model of one class shows the person, a model of several starts with the background
+        # a model with one class gives the person, one with several gives the background first
         person = masks[0] if len(masks) == 1 else 1 - masks[0]
         return matte_bytes(person.reshape(person.shape[:2]))
 
@@ -73,14 +73,14 @@ class MediaPipeDetector:
         return [hand_pixels(hand, frame) for hand in self._run("hands", frame).hand_landmarks]
 
     def restart(self) -> None:
-        """Forget the face followed so far; only the mesh remembers anything."""
+        """Forget the faces followed so far; only the mesh model keeps a state."""
         if "mesh" in self._models:
             with quiet_native_logs():
                 self._models.pop("mesh").close()
         self._time = 0
 
     def close(self) -> None:
-        """Close every model that was loaded; a later call loads it anew."""
+        """Close every loaded model; a later call loads it again."""
         if not self._models:
             return
         with quiet_native_logs():
@@ -107,9 +107,10 @@ class MediaPipeDetector:
 
 
 def find_models(landmarker: Path | None, models: Path | None) -> dict[str, Path]:
-    """The file of each model: that of the folder `models` where it has one, else the shipped one; `landmarker` goes before.
+    """The file of each model by name: from the folder `models` if it is there, else the shipped one; `landmarker`, if given,
+    for the mesh.
 
-    Raises TalkheadError naming what is missing.
+    Raises TalkheadError that names a missing file.
     """
     if landmarker is not None and not landmarker.is_file():
         raise TalkheadError(f"{landmarker} does not exist; leave --landmarker out for the one that ships, or name a file")
@@ -150,15 +151,14 @@ def largest_first(boxes: np.ndarray) -> np.ndarray:
 
 
 def largest(faces: np.ndarray) -> np.ndarray | None:
-    """Points (n,P,3) of n faces -> (P,3) of the one that covers the largest box, None of none."""
+    """Points (n,P,3) of n faces -> (P,3) of the one with the largest bounding box; None if n = 0."""
     if len(faces) == 0:
         return None
     return faces[int(np.ptp(faces[:, :, :2], axis=1).prod(axis=1).argmax())]
 
 
 def squared(frame: np.ndarray, most: int) -> tuple[np.ndarray, float, int, int]:
-    """Picture (H,W,3) -> the same, at most `most` pixels long, with black beside it so that it is square; its scale, and the
-    left and the upper margin in pixels."""
+    """Picture (H,W,3) -> square picture of at most `most` pixels, padded with black; its scale, left and top margin in pixels."""
     scale = min(1.0, most / max(frame.shape[:2]))
     if scale < 1:
         frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -171,7 +171,7 @@ def squared(frame: np.ndarray, most: int) -> tuple[np.ndarray, float, int, int]:
 
 
 def _import_mediapipe() -> None:
-    if sys.platform == "linux" and not PROCESSORS.exists():  # it would end the process
+    if sys.platform == "linux" and not PROCESSORS.exists():
         raise TalkheadError(f"mediapipe needs {PROCESSORS}, which is not there; mount /sys")
     try:
         with quiet_native_logs():
@@ -189,7 +189,7 @@ def _image(frame: np.ndarray):
 def _base(path: Path):
     from mediapipe.tasks.python import BaseOptions
 
-    # by content: native code opens no path that is not UTF-8
+    # as bytes, because native code cannot open paths that are not UTF-8
     return BaseOptions(model_asset_buffer=path.read_bytes())
 
 

@@ -1,7 +1,7 @@
-"""Who is who where several faces are seen: faces -> tracks within a shot -> people -> the one person of the clip.
+"""Which of several faces belongs to the person of the clip: faces -> tracks within a shot -> people -> one person.
 
-Everything is decided once, over the whole video, from where faces are and what they look like, so that neither chunks nor
-workers matter. Where one face is seen at a time, it is that of the person unless it looks quite different.
+Decided once for the whole video, by position and appearance, so that the result does not depend on chunks or workers. A
+face that is seen alone belongs to the person unless it looks quite different.
 """
 
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ import numpy as np
 
 from shared.errors import TalkheadError
 
-APPEARANCE_SHAPE = (11, 8, 3)  # rows, columns, colours of the small upright picture that tells faces apart
-EYES, MOUTH = (0.5, 0.45), (0.5, 0.72)  # where it shows the middle of the eyes and of the mouth, in its width and height
-FINE = 8  # times as many pixels before they are averaged
-SAME_APPEARANCE = 0.25  # distance of looks from frame to frame below which a face may be the same
-# distance of mean looks from which two faces never seen together are those of two people: measured up to .30 of one person
-# in other light and framing; of 176 pairs of two people 87 % are beyond
+APPEARANCE_SHAPE = (11, 8, 3)  # an appearance is a small upright picture of the face: rows, columns, colours
+EYES, MOUTH = (0.5, 0.45), (0.5, 0.72)  # place of the middle of the eyes and of the mouth in it, of its width and height
+FINE = 8  # times as large it is cut out, then averaged
+SAME_APPEARANCE = 0.25  # rms difference of appearances, frame to frame, up to which a face may be the same
+# rms difference of mean appearances from which two faces never seen together belong to two people. Measured: up to .30 for
+# one person in other light and framing; above .35 for 87 % of 176 pairs of people
 OTHER_APPEARANCE = 0.35
-NEAR = 0.6  # face sizes that a face may move, and its size may change by in natural logarithms, from frame to frame
-GAP = 12  # frames that a face may be away for within a track
-TOGETHER = 3  # frames from which faces seen together are those of two people
-SEEN = 0.1  # of the frames of the one seen most: people seen less do not count from the left
-MOST = 150  # tracks that people are told from; the rest, the smallest ones, go to the people found
+NEAR = 0.6  # most that a face moves, in face sizes, and that the logarithm of its size changes, from frame to frame
+GAP = 12  # frames that a face may be missing within a track
+TOGETHER = 3  # frames in which two tracks must be seen together to be two people
+SEEN = 0.1  # people seen in fewer frames than this share of the one seen most are not counted from the left
+MOST = 150  # tracks, the largest, that are clustered into people; the others are assigned to the people found
 
 
 @dataclass(frozen=True)
 class Faces:
-    """All n faces seen: their frames (n,), ascending; centres (n,2) and sizes (n,) in pixels; looks (n, 11, 8, 3)."""
+    """All n faces seen: frames (n,), ascending; centres (n,2) and sizes (n,) in pixels; appearances (n,11,8,3)."""
 
     frames: np.ndarray
     centres: np.ndarray
@@ -42,7 +42,7 @@ def check_person(person: str) -> None:
 
 
 def appearance(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Picture (H,W,3) uint8 and the 68 landmarks (68,2+) of a face -> its look (11,8,3) float16, of mean 1."""
+    """Frame (H,W,3) uint8 and landmarks (68, 2 or 3) pixels of a face -> its appearance (11,8,3) float16, scaled to mean 1."""
     height, width = APPEARANCE_SHAPE[0] * FINE, APPEARANCE_SHAPE[1] * FINE
     eyes, mouth = points[[36, 39, 42, 45], :2].mean(0), points[[48, 54], :2].mean(0)
     down = mouth - eyes
@@ -56,14 +56,14 @@ def appearance(frame: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def find_people(faces: Faces, spans: list[tuple[int, int]]) -> np.ndarray:
-    """The person (n,) that each face is of, numbered from 0; `spans` are the shots."""
+    """Number of the person, from 0, that each face (n,) belongs to; `spans`: the shots."""
     tracks = _tracks(faces, spans)
     return _joined(faces, tracks)[tracks] if len(tracks) else tracks
 
 
 def choose(faces: Faces, people: np.ndarray, person: str, near: tuple[float, float] | None = None) -> int:
-    """The number of the person to keep to: the one nearest to `near` (x, y), where that is given, else the one that `person`
-    names ("left", "right", a number from the left), else the one with the largest face all in all.
+    """Number of the person of the clip, of people (n,) as of `find_people`: the one nearest to `near` (x, y) pixels, if given;
+    else the one that `person` names ("left", "right", a number from the left); else the one with the largest face overall.
 
     Raises TalkheadError if there are fewer people than `person` says.
     """
@@ -79,7 +79,7 @@ def choose(faces: Faces, people: np.ndarray, person: str, near: tuple[float, flo
 
 
 def rank(person: str, count: int) -> int:
-    """The place from the left, from 0, that `person` names among `count` people. Raises TalkheadError if they are fewer."""
+    """Place from the left, from 0, that `person` names among `count` people. Raises TalkheadError if there are fewer."""
     place = {"left": 0, "right": count - 1}.get(person)
     if place is None:
         place = int(person) - 1
@@ -88,10 +88,13 @@ def rank(person: str, count: int) -> int:
     return place
 
 
-def boxes_of(appearances: list[np.ndarray], person: str) -> list[np.ndarray]:
-    """Face boxes (n,4) of each of some frames, largest first -> one box (4,) of each frame that shows the person, by its place
-    from the left among the faces at least half as large as the largest; by default the place with the largest faces."""
-    kept = [boxes[_heights(boxes) >= _heights(boxes)[0] / 2] for boxes in appearances if len(boxes)]
+def boxes_of(frames: list[np.ndarray], person: str) -> list[np.ndarray]:
+    """Face boxes (n,4) of sampled frames, largest first -> the person's box (4,) in each frame that shows the person.
+
+    The person is told by place from the left among the faces at least half as high as the largest: that of `person`, by
+    default the place with the largest faces.
+    """
+    kept = [boxes[_heights(boxes) >= _heights(boxes)[0] / 2] for boxes in frames if len(boxes)]
     if not kept:
         return []
     count = int(np.median([len(boxes) for boxes in kept]))
@@ -113,7 +116,7 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _tracks(faces: Faces, spans: list[tuple[int, int]]) -> np.ndarray:
-    """The track (n,) of each face: faces of one shot that follow each other near by and look alike."""
+    """Number of the track of each face (n,): faces of one shot that follow each other, are near and look alike."""
     tracks = np.zeros(len(faces.frames), int)
     starts = {start for start, _ in spans}
     last: dict[int, int] = {}  # track -> its latest face
@@ -145,7 +148,7 @@ def _tracks(faces: Faces, spans: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _joined(faces: Faces, tracks: np.ndarray) -> np.ndarray:
-    """The person of each track: those that look most alike are joined first, unless they were seen together."""
+    """Number of the person of each track: the most similar tracks are joined first, except those seen together."""
     count = int(tracks.max()) + 1
     when = [set(faces.frames[tracks == k].tolist()) for k in range(count)]
     appearances = [faces.appearances[tracks == k].astype(np.float32).mean(0) for k in range(count)]

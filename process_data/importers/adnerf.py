@@ -1,13 +1,13 @@
-"""Data folder of AD-NeRF, ER-NeRF, GaussianTalker and their like -> clip folder.
+"""Data folder of AD-NeRF, ER-NeRF, GaussianTalker and similar projects -> clip folder.
 
-    ori_imgs/N.jpg          pictures at 25 a second                                   needed
-    aud.wav                 the sound                                                 needed
-    parsing/N.png           labels as colours: replace ours, but for the mouth's interior
-    bc.jpg                  the background: replaces our plate
-    transforms_train.json, transforms_val.json    frames[].img_id: the split
+    ori_imgs/N.jpg          pictures, 25 a second                                     required
+    aud.wav                 the sound                                                 required
+    parsing/N.png           labels as colours; they replace ours except for the mouth's interior
+    bc.jpg                  the background; it replaces our background plates
+    transforms_train.json, transforms_val.json    frames[].img_id: the splits
     track_params.pt         focal length, read without unpickling
 
-Landmarks, poses and torso motion come from our own tracker, so N.lms and the fitted face model are not read.
+Landmarks, poses and torso motion come from our own tracker; N.lms and the fitted face model are not read.
 """
 
 import dataclasses
@@ -37,16 +37,17 @@ from shared.publish import remove_work, work_folder
 from shared.training import progress
 
 Split = dict[str, list[tuple[int, int]]]
-IMPORT = "import"  # in the work folder
+IMPORT = "import"  # folder in the work folder
 SUFFIXES = (".jpg", ".jpeg", ".png")
-MOST_MISSING = 0.5  # share of pictures whose lack is too much
-SOUND_TOLERANCE = 0.5  # seconds by which sound and pictures may differ without a word
+MOST_MISSING = 0.5  # share of missing pictures above which the folder is refused
+SOUND_TOLERANCE = 0.5  # seconds; a larger difference between sound and pictures is warned of
 FOCAL_RANGE = (0.5, 10.0)  # picture sizes; anything else is no focal length in pixels
-HEAD_SAMPLES = 20  # frames from which it is told which colour the head has
-REASON = "the picture is missing"
-# BiSeNet's classes as AD-NeRF's script paints them. It hands RGB colours to OpenCV, which writes blue first: what its
-# source calls red, the head, is blue in the file. Forks that write it the other way round are told by our own labels.
-# TalkingGaussian adds grey for the mouth's interior and black for hair.
+HEAD_SAMPLES = 20  # frames from which the colour of the head is determined
+HEAD_COVER = 0.2  # least share of red and blue in our own head; otherwise the labels do not fit
+REASON = "the picture is missing"  # of excluded frames
+# BiSeNet's classes as AD-NeRF's script paints them. The script passes RGB colours to OpenCV, which writes BGR: the head, red in
+# its source, is blue in the file. Some forks write it the other way round, so our own labels decide which of the two the
+# head is. TalkingGaussian adds grey for the mouth's interior and black for hair.
 WHITE, GREEN, GREY, BLACK, RED, BLUE = range(6)
 PALETTE = np.array([(255, 255, 255), (0, 255, 0), (100, 100, 100), (0, 0, 0), (255, 0, 0), (0, 0, 255)])
 
@@ -62,9 +63,10 @@ class Pictures:
 
 def import_adnerf(source: Path, clip_dir: Path, *, config: ProcessConfig, workers: int | None = None,
                   overwrite: bool = False, quiet: bool = False) -> Clip:
-    """Make a clip folder of a data folder; returns it. Killed, the same call continues where it was.
+    """Make a clip folder of a data folder and return it. An interrupted run continues where it stopped.
 
-    Raises TalkheadError: no pictures or no sound, pictures of several sizes, no face, something at `clip_dir` already.
+    Raises TalkheadError: no pictures, no sound, pictures of several sizes, no face, a finished clip at `clip_dir` without
+    `overwrite`.
     """
     clip = Clip(clip_dir)
     if clip.exists() and not overwrite:
@@ -83,9 +85,8 @@ def import_adnerf(source: Path, clip_dir: Path, *, config: ProcessConfig, worker
             try:
                 _import(source, pictures, work, clip_dir.resolve().name, config, workers, quiet)
             except MachineError:
-                raise  # a full disk or too little memory: the work is kept to go on with
-            except TalkheadError:
-                # a folder that cannot be used leaves nothing behind; a killed run leaves its work to go on with
+                raise  # a full disk or too little memory: the work is kept for the next run
+            except TalkheadError:  # the folder cannot be used: nothing is left behind
                 remove_work(clip_dir, IMPORT)
                 raise
             finish_clip(clip, f"{IMPORT}/{clip_dir.resolve().name}")
@@ -122,7 +123,7 @@ def _import(source: Path, pictures: Pictures, work: Path, name: str, config: Pro
     notes += replace_labels(source, pictures, clip, size, quiet) + replace_plates(source, clip, size)
     info = clip.info
     missing = [ExcludedSpan(start, stop, REASON) for start, stop in runs([t for t in written["missing"] if t < info.frames])]
-    # the run before may have been killed after this
+    # an earlier run may have written these already and been killed later, so duplicates are removed
     save_with_content(clip, dataclasses.replace(
         info, source_name=source.resolve().name, warnings=list(dict.fromkeys([*info.warnings, *notes])),
         excluded=sorted(dict.fromkeys([*info.excluded, *missing]), key=lambda span: span.start)))
@@ -170,14 +171,14 @@ def _read(path: Path | None) -> np.ndarray | None:
 
 
 def _digest(source: Path, pictures: Pictures) -> str:
-    """Changes when a file that the video is made of does."""
+    """Digest of names, sizes and times of the files that the video is made of."""
     files = [source / "aud.wav", *pictures.paths.values()]
     listing = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def read_focal(source: Path, size: tuple[int, int]) -> tuple[float | None, list[str]]:
-    """Focal length in picture sizes from track_params.pt, else from transforms_train.json; and what to say of it."""
+    """Focal length in picture sizes, from track_params.pt, else from transforms_train.json, None without it; and warnings."""
     if not (source / "track_params.pt").is_file() and not (source / "transforms_train.json").is_file():
         return None, []
     if size[0] != size[1]:
@@ -211,10 +212,10 @@ def _tracked_focal(path: Path) -> float | None:
 
 
 def read_split(source: Path, pictures: Pictures) -> tuple[Split | None, list[str]]:
-    """Frames of `train` and `test` from the transforms files, None without them; and what to say of it.
+    """Splits `train` and `test` from the transforms files as ranges start ≤ t < stop, None without them; and warnings.
 
-    transforms_val.json, and transforms_test.json if there, are the test split, without them all that is not trained; a
-    frame in both is tested, not trained.
+    The test split is transforms_val.json and, if present, transforms_test.json; without them all frames that are not in
+    train. A frame in both is tested, not trained.
     """
     train, outside = _frames_of(source / "transforms_train.json", pictures)
     if train is None:
@@ -247,12 +248,12 @@ def _frames_of(path: Path, pictures: Pictures) -> tuple[set[int] | None, int]:
 
 def _write_video(source: Path, pictures: Pictures, size: tuple[int, int], video: Path,
                  quiet: bool) -> tuple[list[int], list[str]]:
-    """Pictures and sound as a 25 fps video; the frames that have no readable picture repeat the one before.
+    """Write pictures and sound as a 25 fps video; a frame without a readable picture repeats the one before.
 
-    Returns those frames, and what to say of pictures and sound.
+    Returns the numbers of those frames, and warnings.
     """
     sound = load_audio(source / "aud.wav")
-    # pictures are numbered from 0, by some from 1; a later start is an excerpt whose sound starts later too
+    # pictures are numbered from 0 or 1; a higher first number means an excerpt, whose sound starts later too
     sound = sound[(pictures.first if pictures.first > 1 else 0) * SAMPLES_PER_FRAME :]
     if not len(sound):
         raise TalkheadError(f"{source / 'aud.wav'} ends before picture {pictures.first}, the first")
@@ -273,16 +274,17 @@ def _write_video(source: Path, pictures: Pictures, size: tuple[int, int], video:
             writer.write(held[:height, :width])
             bar.update()
     notes = [f"{len(missing)} picture(s) are missing or unreadable; these frames are skipped"] if missing else []
-    seen, heard = pictures.count / FPS, len(sound) / FPS / SAMPLES_PER_FRAME
-    if abs(seen - heard) > SOUND_TOLERANCE:
-        notes.append(f"the pictures last {seen:.1f} s and the sound {heard:.1f} s; it is cut or filled up with silence")
+    picture_seconds, sound_seconds = pictures.count / FPS, len(sound) / FPS / SAMPLES_PER_FRAME
+    if abs(picture_seconds - sound_seconds) > SOUND_TOLERANCE:
+        notes.append(f"the pictures last {picture_seconds:.1f} s and the sound {sound_seconds:.1f} s; it is cut or filled up "
+                     "with silence")
     return missing, notes
 
 
 def _like_frames(picture: np.ndarray, size: tuple[int, int], clip: Clip, interpolation: int) -> np.ndarray | None:
-    """A picture that belongs to the source's pictures of `size`, cropped and scaled as the clip's frames were.
+    """A picture of the data folder, cropped and scaled like the clip's frames, which were made of pictures of `size`.
 
-    It may be of another size, but not of another shape: then None.
+    It may have another size, but not another aspect ratio: then None.
     """
     height, width = picture.shape[:2]
     if abs(width * size[1] - height * size[0]) > 0.01 * height * size[0]:
@@ -307,7 +309,7 @@ def _nearest_colors() -> np.ndarray:
 
 
 def labels_of(codes: np.ndarray, ours: np.ndarray, head: int) -> np.ndarray:
-    """Palette codes (H,W) -> labels (H,W) uint8; `head` is RED or BLUE, the mouth's interior that of `ours` (H,W)."""
+    """Palette codes (H,W) -> labels (H,W) uint8. `head`: RED or BLUE; the mouth's interior is taken from `ours` (H,W)."""
     table = np.zeros(len(PALETTE), np.uint8)
     table[[WHITE, GREEN, GREY, BLACK]] = BACKGROUND, NECK, HEAD, HEAD
     table[[RED, BLUE]] = (HEAD, TORSO) if head == RED else (TORSO, HEAD)
@@ -317,10 +319,9 @@ def labels_of(codes: np.ndarray, ours: np.ndarray, head: int) -> np.ndarray:
 
 
 def replace_labels(source: Path, pictures: Pictures, clip: Clip, size: tuple[int, int], quiet: bool = False) -> list[str]:
-    """Put the labels of `parsing` in the place of the clip's own, frame by frame, where there are any.
+    """Replace the clip's labels by those of parsing/, in the frames that have a picture there; returns warnings.
 
-    The clip's alpha follows: it keeps its soft edge near the new outline of the person, and is 0 or 255 elsewhere.
-    Returns what to say of it.
+    The clip's alpha is adapted: it keeps its soft edge near the new outline of the person, and is 0 or 255 elsewhere.
     """
     folder = source / "parsing"
     if not folder.is_dir():
@@ -354,7 +355,7 @@ def replace_labels(source: Path, pictures: Pictures, clip: Clip, size: tuple[int
 
 
 class _AlphaWriter:
-    """Writes the clip's alpha anew if it has one."""
+    """Rewrites the clip's alpha; does nothing if the clip has none."""
 
     def __init__(self, clip: Clip, soft: bool) -> None:
         self.writer = GrayVideoWriter(clip.alpha, clip.info.width, clip.info.height) if soft else None
@@ -374,18 +375,18 @@ class _AlphaWriter:
 
 
 def _head_color(clip: Clip, codes: dict[int, np.ndarray]) -> int | None:
-    """RED or BLUE, whichever our own head is covered with in the looked-at frames; None if neither."""
+    """The colour that covers most of our own head: RED or BLUE, None if neither. codes: palette codes (H,W) by frame."""
     votes = np.zeros(len(PALETTE), int)
     for t, found in codes.items():
         ours = next(clip.label_frames(t, t + 1))
         votes += np.bincount(found[np.isin(ours, (HEAD, MOUTH))], minlength=len(PALETTE))
-    if votes[RED] + votes[BLUE] < 0.2 * max(1, votes.sum()):
+    if votes[RED] + votes[BLUE] < HEAD_COVER * max(1, votes.sum()):
         return None
     return RED if votes[RED] > votes[BLUE] else BLUE
 
 
 def fit_alpha(alpha: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """Alpha (H,W) uint8 made to agree with the outline of `person` (H,W) bool, whose soft edge it keeps."""
+    """Alpha (H,W) uint8 adapted to `person` (H,W) bool: kept near the person's outline, 255 inside it and 0 outside."""
     reach = 2 * max(1, alpha.shape[0] // 128) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
     mask = person.astype(np.uint8)
@@ -394,7 +395,7 @@ def fit_alpha(alpha: np.ndarray, person: np.ndarray) -> np.ndarray:
 
 
 def replace_plates(source: Path, clip: Clip, size: tuple[int, int]) -> list[str]:
-    """Put bc.jpg, if there, in the place of the plate of every shot; returns what to say of it."""
+    """Replace the background plate of every shot by bc.jpg, if it is there; returns warnings."""
     path = source / "bc.jpg"
     if not path.is_file():
         return []

@@ -1,11 +1,10 @@
-"""Meshes of FLAME's topology (5023 vertices): reading them, and the 68 iBUG points on them.
+"""Meshes of FLAME's topology (5023 vertices): reading them, and the 68 iBUG landmarks on them.
 
-FLAME's own landmark embedding may not be passed on, so every landmark is one vertex. The numbers come from lists that
-public projects document: most from SAiD (yunik1004/SAiD, data/FLAME_landmarks.txt, Apache-2.0), the brows and the ends
-of the jaw, where those of SAiD lie low, from the list that NPHM and MonoNPHM measure with. In the middle of the lips both
-are changed: the inner points 61–63 and 65–67 lie where closed lips touch, so that a closed mouth has no opening; SAiD's
-lie 3 mm apart then, and two of NPHM's lower ones on the upper lip. All but the brows' outer ends were looked up in the
-published mean face and lie where they should; check_face tests the numbers on each person's own mesh again.
+FLAME's own landmark embedding may not be redistributed, so every landmark is one vertex. Most vertex numbers are those of
+SAiD (yunik1004/SAiD, data/FLAME_landmarks.txt, Apache-2.0); the brows and the ends of the jaw, which lie too low there, are
+those that NPHM and MonoNPHM document. The inner lip points 61–63 and 65–67 are our own: they lie where closed lips touch,
+so that a closed mouth has no opening (with SAiD's it is 3 mm open, and two of NPHM's lower points lie on the upper lip).
+All but the brows' outer ends were checked on the published mean face; check_face tests them on each mesh.
 """
 
 import json
@@ -26,24 +25,24 @@ FLAME68 = np.array(
     + [2820, 2864, 2774, 3543, 1657, 1749, 1703, 1774, 1802, 3503, 2905, 2881]
     + [2845, 2784, 3533, 1667, 1730, 1826, 3509, 2928]
 )
-# landmarks that speech hardly moves: what the heads of two meshes are laid over each other by
+# landmarks that speech hardly moves, by which two meshes are aligned
 STILL = [0, 16, 27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45]
-# radians by which the line from the chin to the bridge of the nose leans forward: 9.5 mm on 126 mm in MediaPipe's
-# canonical face, whose axes the tracker's head space follows, and 8.3 mm on 112 mm in FLAME's mean face
+# angle in radians by which the bridge of the nose lies before the chin: 9.5 mm on 126 mm in MediaPipe's canonical face, whose
+# axes the tracker's head space follows; 8.3 mm on 112 mm in FLAME's mean face
 FACE_LEAN = float(np.arctan2(9.5, 126.0))
 
 _PLY_TYPES = {"char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
               "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4", "float": "f4", "float32": "f4",
               "double": "f8", "float64": "f8"}
 _PLY_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-Element = tuple[str, str, int, list[str], list[str]]
+Element = tuple[str, str, int, list[str], list[str]]  # name, byte order or "", count, property names, property types
 _FACE_NAMES = ("face", "faces_idx", "full_lmk_faces_idx", "static_lmk_faces_idx", "lmk_face_idx")
 _WEIGHT_NAMES = ("barycentric", "bary_coords", "full_lmk_bary_coords", "static_lmk_bary_coords", "lmk_b_coords")
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Where the landmarks lie on the mesh: vertices (68,3) numbers and weights (68,3) that sum to 1."""
+    """The landmarks on the mesh: numbers of three vertices each (68,3), and their weights (68,3), which sum to 1."""
 
     vertices: np.ndarray
     weights: np.ndarray
@@ -54,7 +53,7 @@ class Embedding:
 
 
 def default_embedding() -> Embedding:
-    """One vertex a landmark, FLAME68."""
+    """The embedding FLAME68, one vertex for each landmark."""
     return _of_vertices(FLAME68)
 
 
@@ -89,7 +88,7 @@ def read_ply(path: Path | str) -> np.ndarray:
 
 
 def _ply_header(path: Path) -> tuple[bytes, list[Element], int]:
-    """The file's bytes, its elements (name, byte order or "", count, property names, property types), where data begin."""
+    """The file's bytes, its elements and the place where the data begin. Raises TalkheadError for any other file."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -122,7 +121,7 @@ def _ply_header(path: Path) -> tuple[bytes, list[Element], int]:
 
 
 def read_triangles(path: Path) -> np.ndarray:
-    """Triangles (F,3) of a PLY whose second element is 'face' with nothing but triangles. Raises TalkheadError."""
+    """Triangles (F,3) of a PLY file. Raises TalkheadError unless its second element is 'face' and holds only triangles."""
     data, elements, body = _ply_header(path)
     wrong = TalkheadError(f"{path}: an embedding of triangles needs a mesh with triangles, and this file holds none")
     if len(elements) < 2 or elements[1][0] != "face" or len(elements[1][4]) != 1 or "list" not in elements[1][4][0]:
@@ -146,11 +145,11 @@ def read_triangles(path: Path) -> np.ndarray:
 
 
 def load_embedding(path: Path, mesh: Path | None) -> Embedding:
-    """Landmarks of a user's own file: 68 of them, or 51 (points 17–67) whose jaw is then FLAME68's.
+    """The embedding in a user's file: 68 landmarks, or 51 (points 17–67), to which the jaw of FLAME68 is added.
 
-    JSON: a list of vertex numbers. .npy: (n,) vertex numbers, or (n,4) triangle number and three weights. .npz: the
-    arrays `face` (n,) and `barycentric` (n,3), or under the names that FLAME's files give them. Triangles are those of
-    the PLY file `mesh`. Pickles, FLAME's original .pkl among them, are never loaded. Raises TalkheadError.
+    JSON: a list of vertex numbers. .npy: (n,) vertex numbers, or (n,4) triangle number and three weights. .npz: the arrays
+    `face` (n,) and `barycentric` (n,3), or with the names in FLAME's own files. Triangles are those of the PLY file `mesh`.
+    Pickles, such as FLAME's original .pkl, are never loaded. Raises TalkheadError.
     """
     numbers, weights = _read_embedding(path)
     count = len(numbers)
@@ -208,9 +207,8 @@ def _whole(numbers: np.ndarray, path: Path) -> np.ndarray:
 def head_frame(neutral: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """Neutral landmarks (68,3) in any space -> scale, axes (3,3), origin: head space = scale·(point − origin)·axesᵀ.
 
-    Taken from the face alone: x from the right to the left outer eye corner, y up from the chin to the bridge of the
-    nose, which stands FACE_LEAN before it as in the tracker's head space, z across both. So nothing is assumed about
-    the mesh's axes or unit.
+    Defined by the face alone, whatever axes and unit the mesh has: x from the right to the left outer eye corner; y up, so
+    that the line from the chin to the bridge of the nose leans forward by FACE_LEAN; z perpendicular to both.
     """
     right, left = neutral[36], neutral[45]
     x = (left - right) / np.linalg.norm(left - right)
@@ -222,9 +220,9 @@ def head_frame(neutral: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
 
 
 def check_face(neutral: np.ndarray, name: str) -> None:
-    """Raise TalkheadError unless the neutral landmarks (68,3) metres in head space look like a face.
+    """Raise TalkheadError unless the neutral landmarks (68,3), metres in head space, look like a face; `name` is the source.
 
-    Guards against meshes whose vertices are in another order than FLAME's, mirrored meshes and wrong embeddings.
+    Finds meshes whose vertices are in another order than FLAME's, mirrored meshes and wrong embeddings.
     """
     x, y, z = neutral.T
     height = [y[BROW_RIGHT + BROW_LEFT].mean(), y[EYE_RIGHT + EYE_LEFT].mean(), y[30], y[51], y[57], y[8]]

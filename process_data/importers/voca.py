@@ -1,7 +1,7 @@
-"""VOCASET -> one landmark clip a sentence, for `talkhead stage1 pretrain`: meshes and sound, no video.
+"""VOCASET -> one landmark clip for each sentence, for `talkhead stage1 pretrain`: landmarks and sound, no video.
 
-Two public layouts are read: the meshes `unposedcleaneddata/SUBJECT/sentenceNN/sentenceNN.000001.ply` with
-`audio/SUBJECT/sentenceNN.wav` (and `templates/SUBJECT.ply`, if there, as the neutral), or arrays of their vertices
+Two public layouts are read: meshes `unposedcleaneddata/SUBJECT/sentenceNN/sentenceNN.000001.ply` with
+`audio/SUBJECT/sentenceNN.wav` (and `templates/SUBJECT.ply`, if present, as the neutral), or arrays of their vertices
 `vertices_npy/SUBJECT_sentenceNN.npy` (N, 15069) with `wav/SUBJECT_sentenceNN.wav`. Pickles are never loaded.
 """
 
@@ -35,15 +35,15 @@ from shared.media.audio_io import load_audio, save_wav
 from shared.publish import remove_work, work_folder
 from shared.training import progress
 
-VOCA_FPS = 60.0
-LEAST_FRAMES = 2
+VOCA_FPS = 60.0  # meshes a second
+LEAST_FRAMES = 2  # of a sentence
 NO_VIDEO = "made of meshes: landmarks and sound, no video; for stage 1 only"
-SIZE = 512  # pixels of the picture that a clip without pictures pretends to
-FOCAL_SIZES = 2.2
+SIZE = 512  # side in pixels that clip.json states, though there is no picture
+FOCAL_SIZES = 2.2  # focal length in picture sizes, as in ProcessConfig
 DISTANCE = 1.0  # metres from the camera to the face
-REST_SHARE = 0.25  # of a sentence's frames, those with the least open lips, that its neutral is the median of
-LENGTH_TOLERANCE = 0.2  # of the length of the meshes, by which the sound may differ before the frame rate is doubted
-_UPRIGHT = np.diag([1.0, -1.0, -1.0])
+REST_SHARE = 0.25  # share of a sentence's frames, those with the least open lips, whose median is its neutral
+LENGTH_TOLERANCE = 0.2  # largest difference in length of sound and meshes, of the meshes' length
+_UPRIGHT = np.diag([1.0, -1.0, -1.0])  # rotation of a head that faces the camera
 _NUMBER = re.compile(r"(\d+)\.ply$")
 
 
@@ -64,7 +64,7 @@ class Sentence:
 
 @dataclass
 class VocaImport:
-    """What import_voca did: names of the clips made, of those that were there before, of the sentences left out; and why."""
+    """Result of import_voca: names of the clips made, of those that existed before, of sentences left out; and warnings."""
 
     made: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -76,8 +76,8 @@ def import_voca(root: Path, out: Path, *, embedding: Path | None = None, fps: fl
                 quiet: bool = False) -> VocaImport:
     """Make a landmark clip `out`/SUBJECT_sentenceNN of every sentence under `root` that has sound.
 
-    Finished clips are kept, so a stopped import goes on where it was; with `overwrite` they are made again. Raises
-    TalkheadError: no such folder, no meshes, a mesh of another topology, a sound whose length cannot be right.
+    Finished clips are kept, so that an interrupted import continues; with `overwrite` they are made again. Raises
+    TalkheadError: no such folder, no meshes, a mesh of another topology, no usable sentence.
     """
     sentences = find_sentences(root)
     done = VocaImport()
@@ -107,7 +107,7 @@ def _embedding(path: Path | None, sentence: Sentence) -> Embedding:
 
 
 def find_sentences(root: Path) -> list[Sentence]:
-    """The recordings under a folder of either layout, in order of name. Raises TalkheadError if there are none."""
+    """The sentences under a folder of either layout, in order of name. Raises TalkheadError if there are none."""
     if not root.is_dir():
         raise TalkheadError(f"{root} is no folder")
     found = list(_mesh_folders(root)) or list(_vertex_files(root))
@@ -138,15 +138,16 @@ def _vertex_files(root: Path) -> Iterator[Sentence]:
 
 
 def _import_sentence(sentence: Sentence, clip: Clip, points: Embedding, fps: float) -> tuple[bool, list[str]]:
-    """Write the clip, unless the sentence has no fitting sound; returns whether it has none, and warnings."""
+    """Write the clip, unless the sound is missing or does not fit; returns whether it was left out, and warnings."""
     if not sentence.sound.is_file():
         return True, [f"left out, since {sentence.sound} does not exist"]
     recorded, missing = _read_landmarks(sentence, points)
     samples = load_audio(sentence.sound)
-    heard, seen = len(samples) / SAMPLE_RATE, len(recorded) / fps
-    if abs(heard - seen) > LENGTH_TOLERANCE * seen:
-        return True, [f"left out, since the sound lasts {heard:.2f} s and the {len(recorded)} meshes {seen:.2f} s at {fps:g} "
-                      "frames a second; if this is so everywhere, give the right rate with --fps"]
+    sound_seconds, mesh_seconds = len(samples) / SAMPLE_RATE, len(recorded) / fps
+    if abs(sound_seconds - mesh_seconds) > LENGTH_TOLERANCE * mesh_seconds:
+        return True, [f"left out, since the sound lasts {sound_seconds:.2f} s and the {len(recorded)} meshes "
+                      f"{mesh_seconds:.2f} s at {fps:g} frames a second; if this is so everywhere, give the right rate "
+                      "with --fps"]
     landmarks, neutral = to_head_space(resample(recorded, fps), _template(sentence, points))
     check_face(neutral[0], str(sentence.meshes))
     warnings = [f"{missing} of {len(recorded)} meshes are missing; filled in from their neighbours"] if missing else []
@@ -156,7 +157,7 @@ def _import_sentence(sentence: Sentence, clip: Clip, points: Embedding, fps: flo
 
 def _write_clip(sentence: Sentence, clip: Clip, landmarks: np.ndarray, neutral: np.ndarray, samples: np.ndarray,
                 warnings: list[str], digest: str) -> None:
-    """Everything that stage 1 reads, moved to its place at once; poses and torso motion, which meshes lack, stand still."""
+    """Write all files that stage 1 reads and move them to their place at once; poses and torso motion are constant."""
     with clip_lock(clip):
         remove_work(clip.root, BUILT)
         try:
@@ -195,7 +196,7 @@ def _template(sentence: Sentence, points: Embedding) -> np.ndarray | None:
 
 
 def _read_landmarks(sentence: Sentence, points: Embedding) -> tuple[np.ndarray, int]:
-    """Landmarks (N,68,3) of every frame in the mesh's own space, and how many of them had no mesh."""
+    """Landmarks (N,68,3) of every frame in the mesh's own space, missing meshes interpolated, and how many were missing."""
     if sentence.meshes.is_dir():
         files = {int(match.group(1)): path for path in sentence.meshes.glob("*.ply") if (match := _NUMBER.search(path.name))}
         if not files:
@@ -205,7 +206,7 @@ def _read_landmarks(sentence: Sentence, points: Embedding) -> tuple[np.ndarray, 
     else:
         present = points.points(_read_vertices(sentence.meshes))
         numbers = np.arange(1, len(present) + 1)
-    # frames are numbered from 1; some recordings lack a few, at the start too
+    # frames are numbered from 1; in some recordings a few are missing, also at the start
     whole = np.arange(min(1, numbers[0]), numbers[-1] + 1)
     if len(whole) < LEAST_FRAMES:
         raise TalkheadError(f"{sentence.meshes}: expected {LEAST_FRAMES} meshes or more, found {len(whole)}")
@@ -231,10 +232,10 @@ def _read_vertices(path: Path) -> np.ndarray:
 
 
 def resample(rows: np.ndarray, fps: float) -> np.ndarray:
-    """(N, ...) at `fps` frames a second -> (T, ...) at 25, row t for the time t/25 s, as long as the recording lasts.
+    """Rows (N, ...) at `fps` a second -> (T, ...) at 25 a second; row t is the one at t/25 s, up to the end of the recording.
 
-    Polyphase FIR interpolation with zero phase (Kaiser window, β = 5, cut off at 12.5 Hz): what would alias is taken
-    out and nothing is delayed. Past the ends the first and the last row are repeated.
+    Polyphase FIR resampling with zero phase (Kaiser window, β = 5, cut off at 12.5 Hz), so without aliasing and delay.
+    Beyond the ends the first and the last row are repeated.
     """
     ratio = Fraction(FPS / fps).limit_denominator(1000)
     if ratio == 1:
@@ -242,7 +243,7 @@ def resample(rows: np.ndarray, fps: float) -> np.ndarray:
     flat = rows.reshape(len(rows), -1)
     last = int((len(rows) - 1) * ratio + Fraction(1, 1000))
     padding = 20 * max(1, round(1 / ratio))
-    # whole output frames are put in front, so that row 0 stays at time zero
+    # the padding in front is a whole number of output frames, so that row 0 stays at time 0
     front = -(-padding // ratio.denominator) * ratio.denominator
     long = np.concatenate([np.repeat(flat[:1], front, 0), flat, np.repeat(flat[-1:], padding, 0)])
     start = front * ratio.numerator // ratio.denominator
@@ -253,8 +254,8 @@ def resample(rows: np.ndarray, fps: float) -> np.ndarray:
 def to_head_space(rows: np.ndarray, template: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Landmarks (T,68,3) in any space and unit -> (T,68,3) float32 metres in head space, and the neutral (1,68,3).
 
-    The neutral is the template, laid over the recording by the points that hardly move, or else the median of the
-    frames whose lips are least open. One similarity serves all frames: VOCASET's head motion is already taken out.
+    The neutral is the `template` (68,3), aligned to the recording by the points that hardly move, or else the median of the
+    frames whose lips are least open. One similarity is used for all frames, since VOCASET has no head motion.
     """
     rest = _rest(rows)
     if template is not None:

@@ -1,6 +1,6 @@
 """Charts of report.html as HTML and SVG: curves over time, histogram, bars; and the style and script of the page.
 
-Lines stretch with the page while text does not: a chart is an SVG of the lines alone between HTML labels.
+A chart is an SVG of the lines alone, which stretches with the page, between HTML labels, which do not.
 """
 
 import json
@@ -16,11 +16,11 @@ from shared.clip import ClipInfo
 from shared.landmarks import FPS
 
 POINTS = 1500  # most points of a curve
-DENSE = 4  # a curve of this many times as many frames is a band; it is drawn finer
-MANY_SHOTS = 30  # their cuts are drawn fainter
+DENSE = 4  # a curve over more than DENSE * POINTS frames looks like a band and is drawn finer
+MANY_SHOTS = 30  # cuts of more shots are drawn fainter
 WIDTH, HEIGHT = 1000, 120  # units of a chart's SVG
-BINS = 28
-SPLIT_COLORS = 3  # colours --split0 … --split2
+BINS = 28  # of the histogram
+SPLIT_COLORS = 3  # colours --split0 … --split2 of the style
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #ffffff; --ink: #1c2230; --soft: #5d6678; --line: #e1e5ec;
@@ -85,7 +85,7 @@ tr:last-child td { border-bottom: 0 } th { font-size: 13px; font-weight: 600; co
 .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px } .tile b { font-size: 18px } h1 { font-size: 22px } }
 """
 
-# one crosshair through all curves, with the values there beside their names
+# one crosshair through all charts; the values under it stand beside the names of the curves
 SCRIPT = """
 const data = JSON.parse(document.getElementById("curves").textContent);
 const areas = [...document.querySelectorAll(".area[data-time]")];
@@ -118,7 +118,7 @@ for (const area of areas) {
 
 @dataclass(frozen=True)
 class Curve:
-    """One value a frame (T,), NaN where unknown; `digits` after the point are kept."""
+    """One value for each frame (T,), NaN where unknown; `digits`: decimals to show."""
 
     name: str
     values: np.ndarray
@@ -126,9 +126,9 @@ class Curve:
 
 
 def thin(values: np.ndarray, limit: int = POINTS) -> np.ndarray:
-    """Curve (T,) -> at most `limit` frame numbers, rising: the lowest and highest of each of limit/2 equal stretches.
+    """Curve (T,) -> at most `limit` frame numbers, ascending: the lowest and highest value of each of limit/2 equal parts.
 
-    So a peak of one frame is still there in an hour. Of a stretch without any number its first frame stays, as a gap.
+    So a peak of one frame remains visible in an hour. Of a part that is all NaN the first frame is kept, as a gap.
     """
     count = len(values)
     if count <= limit:
@@ -141,7 +141,7 @@ def thin(values: np.ndarray, limit: int = POINTS) -> np.ndarray:
 
 
 def ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Round numbers 1, 2 or 5 · 10ⁿ apart within [low, high], about `count` of them."""
+    """About `count` multiples of 1, 2 or 5 · 10ⁿ within [low, high]."""
     raw = max(high - low, 1e-9) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * k for k in (1, 2, 5, 10) if power * k >= raw * 0.999)
@@ -153,7 +153,7 @@ def _label(value: float) -> str:
 
 
 def curves_json(frames: int, curves: dict[str, list[Curve]], units: dict[str, str]) -> str:
-    """All curves by name as JSON for a <script>: fps, frames, and for each its unit, frame numbers and values (null = unknown).
+    """The curves as JSON for a <script>: fps, frames and, by name, unit, digits, frame numbers and values (null = unknown).
 
     Curves of more than POINTS frames are thinned.
     """
@@ -168,7 +168,7 @@ def curves_json(frames: int, curves: dict[str, list[Curve]], units: dict[str, st
 
 
 def time_axis(frames: int) -> str:
-    """Seconds under a chart that spans all frames."""
+    """The axis in seconds below a chart over all frames."""
     seconds = max(frames - 1, 1) / FPS
     places = ticks(0, seconds, 8)
     spans = []
@@ -184,10 +184,10 @@ def _across(frame: float, frames: int) -> float:
 
 
 def _marks(info: ClipInfo, height: float) -> str:
-    """Bad stretches as shaded boxes and cuts as dashed lines."""
+    """Excluded spans as shaded boxes and cuts as dashed lines."""
     out = []
-    for bad in info.excluded:
-        left, right = _across(bad.start, info.frames), _across(bad.stop, info.frames)
+    for span in info.excluded:
+        left, right = _across(span.start, info.frames), _across(span.stop, info.frames)
         out.append(f'<rect class="skip" x="{left:.1f}" width="{max(right - left, 1.5):.1f}" y="0" height="{height}"/>')
     kind = "cut dense" if len(info.shots) > MANY_SHOTS else "cut"
     for shot in info.shots[1:]:
@@ -197,7 +197,7 @@ def _marks(info: ClipInfo, height: float) -> str:
 
 
 def _path(values: np.ndarray, low: float, high: float) -> str:
-    """SVG path of a curve; a gap where it is unknown."""
+    """SVG path of a curve (T,) drawn between the values low and high, with gaps at NaN."""
     pieces, pen = [], "M"
     for t in thin(values):
         if np.isfinite(values[t]):
@@ -210,7 +210,7 @@ def _path(values: np.ndarray, low: float, high: float) -> str:
 
 
 def line_chart(title: str, unit: str, group: Sequence[Curve], info: ClipInfo, least: tuple[float, float] | None = None) -> str:
-    """Curves over the whole clip, cuts and bad stretches marked; the value axis reaches over `least` at least."""
+    """Curves over the whole clip with cuts and excluded spans; the value axis includes the range `least`."""
     known = np.concatenate([curve.values[np.isfinite(curve.values)] for curve in group])
     reach = np.concatenate([known, np.array(least or (), float)])
     low, high = (float(reach.min()), float(reach.max())) if len(reach) else (0.0, 1.0)
@@ -234,10 +234,7 @@ def line_chart(title: str, unit: str, group: Sequence[Curve], info: ClipInfo, le
 
 
 def split_chart(info: ClipInfo, good: dict[str, int]) -> str:
-    """One strip over the whole clip: which frames train and which test, cuts and bad stretches on it.
-
-    `good` says how many frames of each split can be used.
-    """
+    """A strip over the whole clip that shows splits, cuts and excluded spans; `good`: number of good frames of each split."""
     color = {name: f"var(--split{k % SPLIT_COLORS})" for k, name in enumerate(info.split)}
     boxes = []
     for name, ranges in info.split.items():
@@ -258,7 +255,7 @@ def split_chart(info: ClipInfo, good: dict[str, int]) -> str:
 
 
 def histogram(values: np.ndarray, unit: str, name: str) -> str:
-    """How often each value occurs, in per cent of the frames."""
+    """Histogram of values (T,), in per cent of the frames; `name` is its label for screen readers."""
     low, high = float(values.min()), max(float(np.quantile(values, 0.999)), float(values.min()) + 1e-3)
     counts, edges = np.histogram(np.clip(values, low, high), BINS, (low, high))
     share = 100 * counts / len(values)
@@ -278,7 +275,7 @@ def histogram(values: np.ndarray, unit: str, name: str) -> str:
 
 
 def coverage_bars(found: Sequence[SpeechCoverage]) -> str:
-    """A bar for each class, and what to record again under those that are scarce."""
+    """A bar for each class of speech, with advice under those that are scarce."""
     longest = max(max(c.seconds for c in found), 1e-6)
     rows = []
     for c in found:

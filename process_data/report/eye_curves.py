@@ -1,18 +1,18 @@
-"""Curves of the eyes: how far the lids are closed, and where the person looks."""
+"""Curves of the eyes for the report: closing of the lids, and gaze."""
 
 import numpy as np
 
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, eye_opening
 
-OPEN_QUANTILE = 0.75  # blinks are short and looking down is rarer than looking ahead, so this opening is the usual one
+OPEN_QUANTILE = 0.75  # of the lid openings: the usual one, since blinks are short and looking down is rarer than ahead
 SHUT_SHARE = 0.15  # of the usual opening: lids that touch still leave the tracked lid lines a little apart
-SHORTEST_EYE = 1e-6  # pixels; nothing can be said of an eye that is narrower
+SHORTEST_EYE = 1e-6  # pixels; of a narrower eye the gaze is NaN
 
 
 def blink(landmarks: np.ndarray) -> np.ndarray:
-    """landmarks (T,68,3) -> (T,2) closing of the right and the left lid: 0 open as usual for this person … 1 closed.
+    """Landmarks (T,68,3) -> closing (T,2) of the right and the left lid: 0 open as usual for this person … 1 closed.
 
-    Each eye is measured against its own usual opening, so narrow eyes are not half closed; an eye that never opens is 0.
+    Each eye is measured against its own usual opening; an eye that never opens is 0.
     """
     opening = eye_opening(landmarks)
     usual = np.quantile(opening, OPEN_QUANTILE, axis=0)
@@ -22,11 +22,10 @@ def blink(landmarks: np.ndarray) -> np.ndarray:
 
 
 def gaze(irises: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Iris centres (T,2,2) pixels, right and left, and landmarks (T,68,2) pixels -> (T,2) gaze: across and down.
+    """Iris centres (T,2,2) pixels, right and left, and landmarks (T,68,2) pixels -> gaze (T,2), across and down.
 
-    In eye widths from the middle between the corners of the eye, along and square to the line between them, so a tilted
-    head does not count; the mean of both eyes, of one where the other's iris is NaN, NaN where both are. Positive is to
-    the right and down in the picture.
+    Distance of the iris from the middle between the eye's corners, in eye widths, along and perpendicular to the line
+    between them; positive is right and down in the picture. The mean of both eyes; of one where the other's iris is NaN.
     """
     both = []
     for iris, eye in zip(np.moveaxis(np.asarray(irises, float), 1, 0), (EYE_RIGHT, EYE_LEFT)):

@@ -1,4 +1,4 @@
-"""report.html: what a person looks at before training. One self-contained file, readable without a network."""
+"""report.html, to look at before training: one self-contained file that needs no network."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -25,16 +25,16 @@ from shared.files import write_text
 from shared.landmarks import FPS, NOSE, SAMPLES_PER_FRAME, lip_opening
 from shared.media.video_io import read_png
 
-SHEET_FRAMES = 8
-THUMBNAIL = 300
+SHEET_FRAMES = 8  # of a contact sheet
+THUMBNAIL = 300  # side of its pictures, pixels
 FACE_MARGIN = 1.35  # the contact sheet shows this many times the landmarks' extent
-PLATES = 8  # shown; a film of many shots has more
-STRETCHES = 40  # rows of the table of bad stretches
+PLATES = 8  # most background plates shown
+ROWS = 40  # most rows of the table of excluded spans
 NAMES = {TORSO: "torso", NECK: "neck", HEAD: "head", MOUTH: "mouth"}
 LABEL_COLORS = {TORSO: (66, 135, 245), NECK: (245, 191, 66), HEAD: (66, 200, 120), MOUTH: (220, 60, 90)}
-BACKDROP = (255, 60, 190)  # shows through wherever the cut-out has holes, and as a rim where it is too wide
-HATCH = (255, 60, 190)
-IN_SYNC_MS = 40  # a frame
+BACKDROP = (255, 60, 190)  # pink behind the cut-out: shows its holes
+HATCH = (255, 60, 190)  # pink stripes on unseen background
+IN_SYNC_MS = 40  # one frame: a smaller lag counts as in sync
 UNITS = {"Lips": "mm apart", "Lids": "0 open, 1 closed", "Gaze": "eye widths", "Head": "degrees", "Torso": "pixels"}
 
 
@@ -52,13 +52,13 @@ def _figure(image: np.ndarray, caption: str) -> str:
 
 
 def draw_landmarks(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """The face in frame (H,W,3), as a square of THUMBNAIL pixels with dots at the landmarks, pixels (68,2)."""
+    """The face of a frame (H,W,3) as a square of THUMBNAIL pixels, with dots at the landmarks (68,2) pixels."""
     low, high = pixels.min(axis=0), pixels.max(axis=0)
     side = FACE_MARGIN * float((high - low).max())
     scale = THUMBNAIL / max(side, 1.0)
     corner = (low + high) / 2 - side / 2
     turn = np.array([[scale, 0, -scale * corner[0]], [0, scale, -scale * corner[1]]])
-    # a picture much larger than the thumbnail is smoothed first, or it would glitter
+    # a picture much larger than the thumbnail is blurred first, against aliasing
     soft = cv2.GaussianBlur(frame, (0, 0), 0.5 / scale) if scale < 0.6 else frame
     out = cv2.warpAffine(soft, turn, (THUMBNAIL, THUMBNAIL), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     for u, v in (pixels - corner) * scale:
@@ -75,13 +75,13 @@ def draw_labels(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def draw_cut_out(frame: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Frame (H,W,3) over a colour that no person has, by alpha (H,W) 0–255."""
+    """Frame (H,W,3) over the BACKDROP by alpha (H,W) 0–255."""
     share = alpha[..., None].astype(np.float32) / 255
     return (frame * share + np.array(BACKDROP, np.float32) * (1 - share)).round().astype(np.uint8)
 
 
 def draw_unseen(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Plate (H,W,3) with stripes where `seen` (H,W) is false: background that the person always covered."""
+    """Background plate (H,W,3) with stripes where `seen` (H,W) bool is false."""
     rows, columns = np.indices(seen.shape)
     stripe = max(4, seen.shape[0] // 48)
     hatched = ~seen & ((rows + columns) // stripe % 2 == 0)
@@ -91,10 +91,10 @@ def draw_unseen(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def jitter(pixels: np.ndarray) -> float:
-    """Landmarks (T,68,2) pixels -> standard deviation of the nose's noise in pixels.
+    """Landmarks (T,68,2) pixels -> standard deviation of the noise of the nose, pixels.
 
-    From second differences, whose variance is six times that of white noise; the median over frames leaves fast
-    movements of the head out.
+    From second differences, whose variance is six times that of white noise; by the median over frames, fast movements of
+    the head do not count.
     """
     if len(pixels) < 3:
         return 0.0
@@ -107,7 +107,7 @@ def _one(stream: Callable[[int, int], Iterator[np.ndarray]], t: int) -> np.ndarr
 
 
 def _chosen_frames(info: ClipInfo) -> list[int]:
-    """Evenly spread frames, each the middle of its share of the good ones (of all where none is good)."""
+    """SHEET_FRAMES frames, evenly spread over the good ones (over all, if none is good)."""
     good = good_frames(info.excluded, info.frames)
     numbers = np.flatnonzero(good) if good.any() else np.arange(info.frames)
     places = (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * len(numbers)
@@ -119,7 +119,7 @@ def _time(t: int) -> str:
 
 
 def _sheets(clip: Clip, pixels: np.ndarray) -> str:
-    """Contact sheets: landmarks, labels and, if the clip has one, the cut-out."""
+    """Contact sheets of landmarks and labels and, if the clip has alpha, of the cut-out. pixels (T,68,2): landmarks."""
     tracked, labelled, cut_out = [], [], []
     for t in _chosen_frames(clip.info):
         frame = _one(clip.frames, t)
@@ -138,7 +138,7 @@ def _sheets(clip: Clip, pixels: np.ndarray) -> str:
 
 
 def _plates(clip: Clip) -> str:
-    """Background plates of the longest shots, hatched where no frame shows the background."""
+    """Background plates of the longest shots, hatched where the background was never seen."""
     shots = clip.info.shots
     longest = sorted(sorted(range(len(shots)), key=lambda k: shots[k].start - shots[k].stop)[:PLATES])
     figures = []
@@ -194,7 +194,7 @@ def _tiles(clip: Clip, pixels: np.ndarray) -> str:
 
 
 def _notes(info: ClipInfo, found: list[SpeechCoverage]) -> str:
-    """Warnings in plain words, and one line that says what kinds of speech are scarce."""
+    """The warnings of the clip, and one line that names the classes of speech that are scarce."""
     notes = [text[:1].upper() + text[1:] + ("" if text.endswith((".", "!")) else ".") for text in info.warnings]
     scarce = [c.name for c in found if not c.enough]
     if scarce:
@@ -204,23 +204,24 @@ def _notes(info: ClipInfo, found: list[SpeechCoverage]) -> str:
     return f'<ul class="notes">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>'
 
 
-def _bad_table(info: ClipInfo) -> str:
+def _excluded_table(info: ClipInfo) -> str:
     if not info.excluded:
         return '<p class="soft">None: every frame can be used.</p>'
-    rows = "".join(f'<tr><td class="n">{b.start / FPS:.2f}–{b.stop / FPS:.2f}</td><td class="n">{b.stop - b.start}</td>'
-                   f'<td>{escape(b.reason)}</td></tr>' for b in info.excluded[:STRETCHES])
-    rest = info.excluded[STRETCHES:]
-    left_out = sum(b.stop - b.start for b in rest)
+    rows = "".join(f'<tr><td class="n">{span.start / FPS:.2f}–{span.stop / FPS:.2f}</td>'
+                   f'<td class="n">{span.stop - span.start}</td><td>{escape(span.reason)}</td></tr>'
+                   for span in info.excluded[:ROWS])
+    rest = info.excluded[ROWS:]
+    left_out = sum(span.stop - span.start for span in rest)
     more = f'<p class="soft small">And {len(rest)} more, {left_out} frames; see clip.json.</p>' if rest else ""
     return ('<p class="soft">Training skips these frames.</p><div class="card scroll"><table><tr><th class="n">Seconds</th>'
             f'<th class="n">Frames</th><th>Why</th></tr>{rows}</table></div>{more}')
 
 
 def write_report(clip: Clip, irises: np.ndarray | None = None) -> None:
-    """Write report.html of a finished clip; irises (T,2,2) pixels, NaN where lost, add the gaze.
+    """Write report.html of a finished clip; with irises (T,2,2) pixels, NaN where lost, it shows the gaze too.
 
-    Pictures, charts and numbers are all inside the file; the values of the charts can be read back from the JSON in its
-    element `curves`. Decodes a few frames only. Raises TalkheadError if a file of the clip is missing or wrong.
+    The file holds all pictures and charts; the values of the charts are JSON in its element `curves`. Only a few frames are
+    decoded. Raises TalkheadError if a file of the clip is missing or wrong.
     """
     info = clip.info
     landmarks, poses = clip.load_landmarks(), clip.load_poses()
@@ -243,7 +244,7 @@ take the seconds as a guide. An avatar speaks badly what it has hardly seen.</p>
 <div class="head"><h3>Mouth opening <span class="soft small">mm, % of the frames</span></h3></div>
 {histogram(1000 * lip_opening(landmarks), "mm", "Histogram of the mouth opening")}</div>
 <div class="card"><div class="head"><h3>Sounds and shapes</h3></div>{coverage_bars(found)}</div></div>
-<h2>Bad stretches</h2>{_bad_table(info)}
+<h2>Bad stretches</h2>{_excluded_table(info)}
 </main><script type="application/json" id="curves">{curves_json(info.frames, curves, UNITS)}</script>
 <script>{SCRIPT}</script></body></html>
 """

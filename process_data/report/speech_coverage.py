@@ -1,7 +1,7 @@
-"""What a recording shows of speech, so that a person knows what to record again.
+"""Seconds of each class of speech sounds and mouth shapes in a recording, to tell what should be recorded in addition.
 
-There is no speech recogniser here: frames are sorted by what loudness, spectrum and lips alone can tell, into classes
-that an avatar must have seen to speak well. The seconds are a guide, not a transcript; a frame may count for two classes.
+Frames are classified by loudness, spectrum and lip shape alone, without speech recognition, so the seconds are a guide. A
+frame may count for two classes. An avatar speaks badly what its recording hardly contains.
 """
 
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from scipy.ndimage import binary_opening, maximum_filter1d
 from process_data.lip_lag import HOPS_PER_FRAME, band_power
 from shared.landmarks import FPS, eye_opening, lip_opening
 
-BLOCK = 2500  # frames whose spectra are held at once
-HISS_BAND = 11  # mel bands from here on lie above 3 kHz
-HISS_SHARE = 0.4  # of a frame's power
-SPEECH_DB = 22  # below the loudest twentieth of the frames
-PAUSE_DB = 32
-QUIETEST = 1e-3  # band power of a recording that is silence throughout (its loudest twentieth)
-WITHIN_SPEECH = 3  # frames; lips that close for p, b or m have sound this near on both sides
-PAUSE = 8  # frames; a shorter quiet stretch belongs to the speech (p t k are silent)
-CLOSED, PARTED, WIDE = 1.2, 2.0, 6.5  # mm of lip opening, eye corners 90 mm apart
-SPREAD, ROUNDED = 1.035, 0.93  # mouth width over that of closed lips
-SHUT_LIDS = 0.3  # of the usual lid opening
+BLOCK = 2500  # frames whose spectra are in memory at once
+HISS_BAND = 11  # first mel band above 3 kHz
+HISS_SHARE = 0.4  # least share of a hissing frame's power in these bands
+SPEECH_DB = 22  # speech is at most so much quieter than the loudest twentieth of the frames
+PAUSE_DB = 32  # a pause is at least so much quieter
+QUIETEST = 1e-3  # band power; if the loudest twentieth of the frames is below, the recording is silent
+WITHIN_SPEECH = 3  # frames; when lips close for p, b or m, there is sound so near before and after
+PAUSE = 8  # frames; a shorter quiet stretch belongs to the speech, since p, t and k are silent
+CLOSED, PARTED, WIDE = 1.2, 2.0, 6.5  # lip opening in mm, at eye corners 90 mm apart
+SPREAD, ROUNDED = 1.035, 0.93  # mouth width relative to closed lips
+SHUT_LIDS = 0.3  # lid opening relative to the median
 
 
 @dataclass(frozen=True)
 class SpeechCoverage:
-    """A class of sound or shape: seconds found in the clip, whether that is enough, and what to read or do if not."""
+    """A class of speech: its name, seconds in the clip, whether that is enough, and what to read or do if not."""
 
     name: str
     seconds: float
@@ -49,7 +49,7 @@ CLASSES = {
 
 
 def _sound(samples: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples (n,) -> level (T,) dB and the share (T,) of a frame's power that lies in the hissing bands."""
+    """Samples (n,) 16 kHz -> level (T,) dB of each of `frames` and the share (T,) of its power in the hissing bands."""
     level, hiss = np.empty(frames), np.empty(frames)
     for start in range(0, frames, BLOCK):
         stop = min(start + BLOCK, frames)
@@ -63,7 +63,7 @@ def _sound(samples: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _between_speech(speech: np.ndarray, reach: int) -> np.ndarray:
-    """Frames (T,) bool with speech within `reach` frames both before and after (or in) them."""
+    """Speech flags (T,) -> (T,) bool: speech within `reach` frames before and after, or in the frame itself."""
     size = reach + 1
     marks = speech.astype(np.uint8)
     before = maximum_filter1d(marks, size, origin=(size - 1) // 2, mode="constant")
@@ -72,7 +72,7 @@ def _between_speech(speech: np.ndarray, reach: int) -> np.ndarray:
 
 
 def classify(samples: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray]:
-    """Which frames of samples (640·T,) with landmarks (T,68,3) show each of CLASSES: (T,) bool, in the same order."""
+    """Samples (640·T,) and landmarks (T,68,3) metres -> for each name in CLASSES the frames (T,) bool that belong to it."""
     level, hiss = _sound(samples, len(landmarks))
     loud = np.quantile(level, 0.95)
     audible = loud > 10 * np.log10(QUIETEST)
@@ -101,7 +101,7 @@ def classify(samples: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray
 
 
 def speech_coverage(samples: np.ndarray, landmarks: np.ndarray) -> list[SpeechCoverage]:
-    """Seconds of each class of sound and lip shape in samples (640·T,) with landmarks (T,68,3), in a fixed order."""
+    """Samples (640·T,) 16 kHz and landmarks (T,68,3) metres -> seconds of each class, in the order of CLASSES."""
     found = classify(samples, landmarks)
     return [SpeechCoverage(name, float(found[name].sum()) / FPS, bool(found[name].sum() >= least * FPS), advice)
             for name, (least, advice) in CLASSES.items()]

@@ -1,16 +1,19 @@
-"""The plate behind the person: a masked median over time, and a smooth filling of what was never seen."""
+"""The background plate: a masked median over time, filled smoothly where the background was never seen."""
 
 import cv2
 import numpy as np
 
-BAND = 64  # rows of the median done at once, to bound memory
-COVERED = 256  # sorts behind every grey level
-SEEN_SHARE = 0.05  # of the frames in which a pixel must be free to count as seen
+BAND = 64  # rows whose median is computed at once, to bound memory
+COVERED = 256  # value of covered pixels, larger than every grey level
+SEEN_SHARE = 0.05  # of the frames: a pixel must be free of the person in so many to count as seen
 
 
 def masked_median(frames: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """frames (n,H,W,3) uint8, person (n,H,W) bool -> median (H,W,3) float32 of the uncovered pixels, 0 where there is
-    none, and in how many frames each is uncovered, (H,W) int."""
+    """Median over time of the pixels that the person does not cover.
+
+    frames (n,H,W,3) uint8, person (n,H,W) bool -> median (H,W,3) float32, 0 where a pixel is always covered, and the number
+    of frames in which it is not, (H,W) int.
+    """
     median = np.zeros(frames.shape[1:], np.float32)
     free = (~person).sum(axis=0)
     for top in range(0, frames.shape[1], BAND):
@@ -24,7 +27,7 @@ def masked_median(frames: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, n
 
 
 def fill_smoothly(image: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Fill the unknown part of an image (H,W,C) float32 from the known one, coarse to fine; known pixels stay."""
+    """Fill an image (H,W,C) float32 where known (H,W) bool is false, coarse to fine (push-pull); known pixels stay."""
     if known.all() or not known.any():
         return image.copy()
     weight = known.astype(np.float32)[..., None]
@@ -45,9 +48,9 @@ def fill_smoothly(image: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def background_plate(frames: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """frames (n,H,W,3) uint8 of one shot and person masks (n,H,W) bool -> plate (H,W,3) uint8, seen (H,W) bool.
+    """Frames (n,H,W,3) uint8 of one shot and person masks (n,H,W) bool -> background plate (H,W,3) uint8, seen (H,W) bool.
 
-    Pixels that are free of the person in one frame of twenty, or in one at least, are seen; the others are filled in.
+    A pixel counts as seen if it is free of the person in one frame of twenty, at least in one; the others are filled in.
     """
     median, free = masked_median(frames, person)
     seen = free >= max(1, int(np.ceil(SEEN_SHARE * len(frames))))

@@ -1,4 +1,4 @@
-"""How skin, hair and clothes are coloured, learned once from samples of the whole clip."""
+"""Colour distributions of skin, hair and clothes, learned once from sample frames of the whole clip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,30 +10,30 @@ from scipy.ndimage import gaussian_filter
 from shared.landmarks import LIPS_OUTER
 
 FACE_OUTLINE = list(range(17)) + list(range(26, 16, -1))
-JAW_CURVE = list(range(3, 14))  # jaw points that part the head from the neck
+JAW_CURVE = list(range(3, 14))  # jaw points between head and neck
 HEAD_WIDTHS = 1.6  # face widths to either side of the face's middle that hair may reach
-CHEST = (0.3, 0.65)  # face widths beside and below the chin: nearer than the first, lower than the second
-CHEST_SHARE = 0.85  # of what is visible below the chin, if that is less
-SHOULDERS = (1.25, 0.3)  # as CHEST, but farther than the first
+CHEST = (0.3, 0.65)  # the chest is less than this beside and more than this below the chin, in face widths
+CHEST_SHARE = 0.85  # of the height visible below the chin, if that is less than CHEST[1]
+SHOULDERS = (1.25, 0.3)  # the outer shoulders are more than this beside and more than this below the chin
 BINS = (32, 64, 64)  # of lightness and the two colour axes of CIELAB as OpenCV scales it to bytes
-SHIFTS = (3, 2, 2)  # from bytes to bins
-BLUR = (1.5, 1.2, 1.2)  # bins
-RARE = 0.02  # share of the hair whose colours are too rare to be looked for elsewhere
-APART = 0.75  # share of the hair that must be told from the clothes for hair to be looked for among them
-TOLD = 1.2  # log likelihood ratio from which a colour is told safely
-SKIN_DEVIATION = (14.0, 5.0, 5.0)  # grey levels by which skin varies at least
+SHIFTS = (3, 2, 2)  # bits dropped from a byte to give its bin
+BLUR = (1.5, 1.2, 1.2)  # standard deviation of the histograms' smoothing, bins
+RARE = 0.02  # share of the hair with the rarest colours, which are not recognised as hair elsewhere
+APART = 0.75  # share of the hair that must differ from the clothes for falling hair to be segmented at all
+TOLD = 1.2  # log likelihood ratio from which a colour is recognised for sure
+SKIN_DEVIATION = (14.0, 5.0, 5.0)  # least standard deviation of skin in CIELAB bytes
 LIGHT = 0.3  # weight of lightness in the distance from the skin's mean, so that shadows are skin too
 SKIN_DISTANCE = 4.5  # standard deviations within which a colour is skin
-DOUBT = 4.0  # how many times likelier a colour must be in one kind than in the other to be shared equally
-FLOOR = 1e-7  # likelihood of a colour never seen
-INSIDE = 230  # of the matte's 255 that is surely the person
+DOUBT = 4.0  # likelihood ratio to the other kind at which half of a colour's pixels are kept
+FLOOR = 1e-7  # likelihood of a colour that was never seen
+INSIDE = 230  # of 255: a larger matte is surely the person
 PER_FRAME = 2000  # pixels of each kind and frame that are counted
 
 
 @dataclass(frozen=True)
 class PersonColors:
-    """Log likelihoods (bins,3) float32 of skin, hair and clothes over CIELAB bins; the log likelihoods from which a
-    colour is skin or hair at all; whether hair and clothes differ."""
+    """Log likelihoods (bins,3) float32 of skin, hair and clothes for each CIELAB bin; the least log likelihoods of skin and of
+    hair; whether hair and clothes differ enough."""
 
     table: np.ndarray
     skin_level: float
@@ -83,7 +83,7 @@ def _pick(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def above_jaw(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H,W) bool: above the jaw of points (68,2), whose curve is prolonged sideways along the line of the eyes, and within
+    """(H,W) bool: above the jaw of landmarks (68,2) pixels, continued sideways parallel to the line of the eyes, and within
     HEAD_WIDTHS of the face's middle."""
     across = points[45] - points[36]
     across = across / np.linalg.norm(across)
@@ -98,10 +98,10 @@ def above_jaw(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def sample_masks(matte: np.ndarray, points: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where skin, hair and clothes are expected, three (H,W) bool: the cheeks; the person above the jaw and outside the face;
-    the chest below the neck, and the outer shoulders, beside which long hair may fall.
+    """Where samples of skin, hair and clothes are taken, three (H,W) bool, from a matte (h,w) uint8 and landmarks (68,2) pixels.
 
-    matte (h,w) uint8, points (68,2) pixels.
+    Skin: the cheeks. Hair: the person above the jaw and outside the face. Clothes: the chest, and the outer shoulders, since
+    long hair may lie between.
     """
     inside = cv2.erode(cv2.resize(matte, (width, height)), np.ones((9, 9), np.uint8)) > INSIDE
     across = points[16] - points[0]
@@ -119,10 +119,10 @@ def sample_masks(matte: np.ndarray, points: np.ndarray, height: int, width: int)
 
 
 def learn_colors(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pixels: np.ndarray) -> PersonColors:
-    """Sample frames (H,W,3), their coarse mattes (h,w) and landmarks (n,68,2) -> the clip's colours.
+    """Sample frames (H,W,3) uint8, their coarse mattes (h,w) uint8 and landmarks (n,68,2) pixels -> the person's colours.
 
-    The order of the samples does not matter. Skin is taken out of the clothes, and by the share that the other explains, skin
-    out of the hair and hair out of the clothes.
+    The order of the samples does not matter. Colours of skin are removed from the clothes; the hair is weighted down where
+    skin explains it, the clothes where hair explains them.
     """
     skin, hair, clothes = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
     for frame, matte, points in zip(frames, mattes, pixels):
@@ -146,7 +146,7 @@ def learn_colors(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pix
 
 
 def _skin_model(counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """Counts over the bins -> log likelihoods of a Gaussian in CIELAB, wide in lightness, and that at SKIN_DISTANCE."""
+    """Counts (BINS) -> log likelihoods (BINS) of a Gaussian in CIELAB, wide in lightness, and its value at SKIN_DISTANCE."""
     axes = [(np.arange(n) + 0.5) * 2**shift for n, shift in zip(BINS, SHIFTS)]
     total = max(counts.sum(), 1.0)
     distance, volume = np.zeros(BINS), 1.0
@@ -160,6 +160,6 @@ def _skin_model(counts: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _share(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of the pixels in each bin, the share that is not the other kind."""
+    """Share of the pixels in each bin that the likelihood of the other kind does not explain."""
     own = _likelihood(counts)
     return own / (own + DOUBT * other)

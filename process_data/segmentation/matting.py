@@ -1,33 +1,33 @@
-"""A full-resolution alpha from coarse person mattes: what the static plate can tell, and a guided filter elsewhere."""
+"""Full-resolution alpha from coarse person mattes: by difference from the background plate, else by a guided filter."""
 
 import cv2
 import numpy as np
 
 from shared.compiled import cached_njit
 
-INNER, OUTER = 3, 5  # reach, in pixels of the coarse matte, inside and outside its outline where it may be wrong
-CERTAIN = 12  # grey levels from 0 or 255 at which the coarse matte is believed
+INNER, OUTER = 3, 5  # pixels of the coarse matte inside and outside its outline that are computed anew
+CERTAIN = 12  # grey levels from 0 or 255 within which the coarse matte is taken as it is
 GUIDE_RADIUS = 1 / 64  # of the picture's size
 GUIDE_EPSILON = 6.5  # grey levels squared
 GUIDE_SCALE = 0.25  # resolution at which the guided filter finds its coefficients
-CELLS = 32  # local colours are means over this many cells across the picture
+CELLS = 32  # cells across the picture over which local colours are averaged
 REACH = 2.0  # cells around a pixel whose foreground colours are tried
 ENOUGH = 32  # pixels of a cell from which its colour counts in full
-FIT = 150.0  # squared grey levels of error at which a candidate colour counts a quarter of one that fits
-LIGHT_CHANGE = 16.0  # grey levels by which the background may differ from its plate as a whole
-NOISE = 1600.0  # squared contrast at which the colours are trusted as much as the coarse matte
+FIT = 150.0  # squared error, in grey levels, at which a candidate colour has a quarter of the weight of a perfect one
+LIGHT_CHANGE = 16.0  # most grey levels by which changing light may shift the background from its plate
+NOISE = 1600.0  # squared contrast of foreground and plate at which colours are trusted as much as the coarse matte
 FILLED = 6400.0  # the same where the plate was filled in
-TEXTURE = 1 / 32  # of the picture's size: reach over which the seen plate's variance says how well its filling can be
-FILLED_NOISE = 4.0  # squared contrast that makes up for each squared grey level of that variance
+TEXTURE = 1 / 32  # of the picture's size: reach over which the variance of the seen plate is measured
+FILLED_NOISE = 4.0  # added to FILLED for each unit of that variance, since filling in cannot restore texture
 BARE = 10.0  # grey levels from the plate within which a pixel shows the plate
-FOREIGN = (18.0, 40.0)  # grey levels off the line from plate to foreground: not yet, and surely, a colour of the person
-INSIDE_DOUBT = 0.4  # part of the colours' trust that is lost where the coarse matte says person
-OUTSIDE_DOUBT = 3.0  # times the squared contrast that is needed in addition where it says background
-STRETCH = 0.04  # of alpha's range cut off at both ends
+FOREIGN = (18.0, 40.0)  # distance from the line plate - foreground, grey levels: still a mixture, surely another foreground
+INSIDE_DOUBT = 0.4  # share of the colours' trust that is lost where the coarse matte says person
+OUTSIDE_DOUBT = 3.0  # where it says background, so many times the squared contrast is needed in addition
+STRETCH = 0.04  # of alpha's range that is cut off at both ends
 
 
 def steady_matte(mattes: np.ndarray) -> np.ndarray:
-    """Coarse mattes (k,h,w) uint8 of neighbouring frames -> their median (h,w) uint8, which neither flickers nor lags."""
+    """Coarse mattes (k,h,w) uint8 of neighbouring frames -> their median (h,w) uint8, which flickers less without a lag."""
     if len(mattes) == 3:
         first, second, third = mattes
         return np.maximum(np.minimum(first, second), np.minimum(np.maximum(first, second), third))
@@ -44,8 +44,11 @@ def guided(frame: np.ndarray, coarse: np.ndarray) -> np.ndarray:
 
 
 def plate_noise(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """Plate (H,W,3) uint8 and what of it was seen (H,W) bool -> (H,W) float32, the squared contrast that a foreground
-    colour needs to be told from it: more where the plate was filled in and what was seen nearby is not smooth."""
+    """Squared contrast (H,W) float32 that a foreground colour needs to be told from the plate.
+
+    plate (H,W,3) uint8, seen (H,W) bool. Larger where the plate was filled in, and more so if the seen plate nearby is not
+    smooth.
+    """
     weight = seen.astype(np.float32)
     size = 2 * max(1, round(TEXTURE * len(plate))) + 1
 
@@ -62,7 +65,8 @@ def plate_noise(plate: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 @cached_njit()
 def _cell_colors(frame, plate, seen, low, high, certain, cells):
-    """Sums per cell: (colour, count) of the foreground, and (change, count) of the background against its plate."""
+    """Sums (2,cells,cells,4) over each cell: colour and count of the sure foreground, and difference from the plate and count
+    of the sure background."""
     height, width = low.shape
     sums = np.zeros((2, cells, cells, 4), np.float32)
     for y in range(height):
@@ -85,7 +89,7 @@ def _cell_colors(frame, plate, seen, low, high, certain, cells):
 
 @cached_njit()
 def _light_changes(sums, reach, limit):
-    """Mean change (cells,cells,3) around each cell; none where something else than the light has changed."""
+    """Mean difference from the plate (cells,cells,3) around each cell; 0 where it exceeds `limit`, so is not just light."""
     cells = sums.shape[0]
     change = np.zeros((cells, cells, 3), np.float32)
     for row in range(cells):
@@ -103,9 +107,11 @@ def _light_changes(sums, reach, limit):
 
 @cached_njit(fastmath=True, error_model="numpy")
 def _mix(colors, row, column, reach, fit, r, g, b, dr, dg, db):
-    """The share of the nearby foreground colours, the better they explain the pixel the more they count, in a pixel that
-    differs by (dr,dg,db) from its background (r,g,b): share, squared contrast, squared error; a negative contrast where
-    there is no foreground nearby. row and column are the pixel's place in cells."""
+    """The foreground's share of one pixel, by the foreground colours nearby, weighted by nearness and fit.
+
+    The pixel differs by (dr,dg,db) from its background (r,g,b); row and column are its place in cells. Returns share,
+    squared contrast and squared error; the contrast is -1 without foreground nearby.
+    """
     cells = colors.shape[0]
     closeness = np.float32(1) / (reach * reach)
     total, mixed, contrast, off = np.float32(1e-12), np.float32(0), np.float32(0), np.float32(0)
@@ -134,9 +140,8 @@ def _mix(colors, row, column, reach, fit, r, g, b, dr, dg, db):
 
 @cached_njit(fastmath=True, error_model="numpy")
 def _solve(frame, plate, seen, noise, coarse, soft, low, high, colors, changes, certain, reach, fit, bare, foreign,
-           foreign_sure, inside_doubt,
-           outside_doubt, stretch):
-    """Alpha (H,W) uint8: 255 and 0 where the coarse matte is certain, in between from colours and the filtered matte."""
+           foreign_sure, inside_doubt, outside_doubt, stretch):
+    """Alpha (H,W) uint8: 255 or 0 where the coarse matte is certain, else from colours and the filtered matte."""
     height, width = low.shape
     cells = colors.shape[0]
     alpha = np.empty((height, width), np.uint8)
@@ -176,12 +181,12 @@ def _solve(frame, plate, seen, noise, coarse, soft, low, high, colors, changes, 
 
 
 def refine(frame: np.ndarray, mattes: np.ndarray, plate: np.ndarray, seen: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Share of the person in each pixel, (H,W) uint8, from frame (H,W,3), mattes (k,h,w) of its neighbours and itself,
-    the background plate (H,W,3) with what of it was ever seen (H,W) bool, and `plate_noise` of the two.
+    """Alpha, the person's share of each pixel, (H,W) uint8.
 
-    Where the coarse matte leaves a pixel I open, I is taken as a mix of the plate B and the nearby foreground colour F
-    that explains it best: alpha = (I - B)·(F - B) / |F - B|². It is trusted by the contrast |F - B|²; the rest of the
-    trust goes to the coarse matte, sharpened by a guided filter.
+    frame (H,W,3) uint8; mattes (k,h,w) uint8 of the frame and its neighbours; plate (H,W,3) uint8 with seen (H,W) bool;
+    noise (H,W): `plate_noise` of these two. Where the coarse matte is uncertain, a pixel I is taken as a mixture of the
+    plate B and the nearby foreground colour F that fits best: alpha = (I - B)·(F - B) / |F - B|². The larger the contrast
+    |F - B|², the more this is trusted; the rest is the coarse matte, sharpened by a guided filter.
     """
     height, width = frame.shape[:2]
     matte = np.ascontiguousarray(steady_matte(mattes))

@@ -17,25 +17,29 @@ from shared.clip import Clip, Shot, seen_file
 from shared.files import write_arrays, write_rows
 from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
 
-PERSON_MATTE = 13  # of 255: what the coarse matte gives more is no background
+PERSON_MATTE = 13  # of 255: pixels with a larger coarse matte are not used for the background plate
 COLOR_SAMPLES = 48  # frames that the person's colours are learned from
-SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all
+SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
 
 
 @dataclass(frozen=True)
 class Face:
-    """Where the face is in some frames: projected landmarks (n,68,2) pixels and pixels a metre (n,) at its depth."""
+    """The face in n frames: projected landmarks (n,68,2) in pixels, and pixels to a metre (n,) at its depth."""
 
     pixels: np.ndarray
     metre: np.ndarray
 
-    def of(self, start: int, stop: int) -> "Face":
+    def part(self, start: int, stop: int) -> "Face":
+        """The frames start ≤ t < stop of it."""
         return Face(self.pixels[start:stop], self.metre[start:stop])
 
 
 def write_plates(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, samples: int, work: Path, workers: Workers,
                  quiet: bool = False) -> PersonColors:
-    """Write every shot's background plate and what of it was seen; returns the person's colours. good (T,) bool."""
+    """Write the background plate of every shot and which of its pixels were seen; returns the person's colours.
+
+    good (T,) bool: frames with a face; samples: frames of each shot that the plate is estimated from.
+    """
     jobs = []
     for shot in shots:
         frames = shot.start + np.flatnonzero(good[shot.start : shot.stop])
@@ -45,7 +49,7 @@ def write_plates(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, sa
         if not _sample_file(work, shot.start).is_file():
             jobs.append((clip.video, clip.root / shot.background, wanted, face.pixels[wanted], learn, work, shot.start))
     if jobs:
-        workers.run(plate_job, jobs, sum(len(job[2]) for job in jobs), 0, "background", quiet=quiet)
+        workers.run(write_plate, jobs, sum(len(job[2]) for job in jobs), 0, "background", quiet=quiet)
     samples_of: dict[str, list[np.ndarray]] = {"frames": [], "mattes": [], "numbers": []}
     for shot in shots:
         with np.load(_sample_file(work, shot.start)) as stored:
@@ -54,13 +58,16 @@ def write_plates(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, sa
     return learn_colors(samples_of["frames"], samples_of["mattes"], face.pixels[samples_of["numbers"]])
 
 
-def plate_job(video: Path, plate_file: Path, wanted: np.ndarray, pixels: np.ndarray, learn: int, work: Path, key: int) -> None:
-    """Background plate of one shot from its frames `wanted` (n,) with landmarks (n,68,2) pixels; keeps `learn` of them."""
+def write_plate(video: Path, plate_file: Path, wanted: np.ndarray, pixels: np.ndarray, learn: int, work: Path, key: int) -> None:
+    """Write the background plate of one shot, from its frames `wanted` (n,) with landmarks (n,68,2) pixels.
+
+    `learn` of these frames are kept in work/samples_NNNNNNN.npz, `key` being the number, for the person's colours.
+    """
     frames, people, mattes = [], [], []
     for frame, matte, points in zip(_frames_at(video, wanted), _mattes_at(work, wanted), pixels):
         height, width = frame.shape[:2]
         covered = (cv2.resize(matte, (width, height)) > PERSON_MATTE) | filled(points[FACE_OUTLINE], height, width)
-        reach = max(3, height // 56)
+        reach = max(3, height // 56)  # the person is widened by this many pixels
         frames.append(frame)
         mattes.append(matte)
         people.append(cv2.dilate(covered.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0)
@@ -95,7 +102,10 @@ def _sample_file(work: Path, start: int) -> Path:
 
 def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray, good: np.ndarray, colors: PersonColors,
                  work: Path, workers: Workers, quiet: bool = False) -> tuple[np.ndarray, list[int]]:
-    """Write labels.mkv and alpha.mkv; returns the torso's motion (T,4) and the shots whose torso could not be tied."""
+    """Write labels.mkv and alpha.mkv; returns the torso motion (T,4) and the numbers of shots whose torso does not match.
+
+    poses (T,4,4); good (T,) bool: frames with a face. An interrupted run continues from the chunks in `work`.
+    """
     count = len(good)
     spans = [(shot.start, shot.stop) for shot in shots]
     numbers = choose_references(spans, poses, good)
@@ -106,23 +116,23 @@ def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray,
         references.append((frame, labels))
     tracker = TorsoTracker(references, face.pixels[numbers], spans)
     parts = chunk_spans(count)
-    jobs = [(clip, shots, face.of(a, b), colors, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
+    jobs = [(clip, shots, face.part(a, b), colors, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
     if jobs:
         left = sum(job[-1] - job[-2] for job in jobs)
         workers.run(segment_chunk, jobs, count, count - left, "labels and torso", quiet=quiet)
-    join_gray_videos([_piece(work, "labels", a) for a, _ in parts], clip.labels)
-    join_gray_videos([_piece(work, "alpha", a) for a, _ in parts], clip.alpha)
+    join_gray_videos([_chunk_file(work, "labels", a) for a, _ in parts], clip.labels)
+    join_gray_videos([_chunk_file(work, "alpha", a) for a, _ in parts], clip.alpha)
     return fill_and_smooth(np.concatenate([np.load(_torso_file(work, a)) for a, _ in parts]), spans), tracker.unmatched
 
 
 def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColors, tracker: TorsoTracker, work: Path, start: int,
                 stop: int) -> None:
-    """Labels, alpha and torso motion of frames start ≤ t < stop; `face` holds these frames."""
+    """Write labels, alpha and torso motion of frames start ≤ t < stop to `work`; `face` holds only these frames."""
     height, width = tracker.size
     motion = np.full((stop - start, 4), np.nan)
     segmenter, current = None, None
-    with (GrayVideoWriter(_piece(work, "labels", start), width, height) as labels_video,
-          GrayVideoWriter(_piece(work, "alpha", start), width, height) as alpha_video):
+    with (GrayVideoWriter(_chunk_file(work, "labels", start), width, height) as labels_video,
+          GrayVideoWriter(_chunk_file(work, "alpha", start), width, height) as alpha_video):
         first = max(0, start - 1)
         mattes = dict(enumerate(read_mattes(work, first, stop + 1), start=first))
         for t, frame in enumerate(read_video(clip.video, start=start, stop=stop), start=start):
@@ -147,7 +157,7 @@ def _segmenter(clip: Clip, shot: Shot, colors: PersonColors) -> Segmenter:
     return Segmenter(colors, read_png(plate), read_png(seen_file(plate))[..., 0] > 0)
 
 
-def _piece(work: Path, name: str, start: int) -> Path:
+def _chunk_file(work: Path, name: str, start: int) -> Path:
     return work / f"{name}_{start:07d}.mkv"
 
 

@@ -1,4 +1,4 @@
-"""Alpha and five labels a pixel from the person mattes, the landmarks, the background plate and the person's colours."""
+"""Alpha and one of five labels for each pixel, from person mattes, landmarks, background plate and the person's colours."""
 
 import cv2
 import numpy as np
@@ -9,29 +9,34 @@ from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO
 from shared.landmarks import LIPS_INNER, N_LANDMARKS
 
 PERSON = 127  # alpha above which a pixel is the person
-SPECK = 0.004  # of the picture: people parts smaller than this that hang in the air are none
-HOLE = 0.001  # of the picture: holes in the person smaller than this are none
+SPECK = 0.004  # of the picture: smaller parts that are not connected to the person are removed
+HOLE = 0.001  # of the picture: smaller holes in the person are filled
 HAIR_FALL = 1.5  # face widths below the chin that hair may fall
-EVIDENCE = 4.0  # natural log units at which one pixel's colour evidence is cut off
+EVIDENCE = 4.0  # largest log likelihood ratio that one pixel's colour contributes
 SMOOTHING = 1 / 64  # of the picture's size, over which colour evidence is averaged
-BESIDE_NECK = 4.0  # log likelihood that skin loses beside the neck
+BESIDE_NECK = 4.0  # subtracted from the log likelihood of skin beside the neck
 CLOTHES_MARGIN = 2.0  # log likelihood by which clothes must beat skin below the chin
-HAIR_PIXELS = 100  # at 512 pixels: hair above the jaw that falling hair must hang on; four times as much must fall
-CLOSING, OPENING = 1 / 40, 1 / 100  # of the picture's size: gaps and specks of the neck smaller than this are none
+# falling hair is a region of hair below the jaw. In a picture of 512 pixels it must overlap the head by HAIR_PIXELS pixels and
+# the torso by four times as many; torso that it encloses is hair up to eight times as many
+HAIR_PIXELS = 100
+CLOSING, OPENING = 1 / 40, 1 / 100  # of the picture's size: smaller gaps in the neck are closed, smaller specks removed
 NECK_REACH = 0.055  # metres below the chin that may still be neck
 
 
 class Segmenter:
-    """Cuts the frames of one shot; nothing is carried over from frame to frame."""
+    """Segments the frames of one shot, each by itself."""
 
     def __init__(self, colors: PersonColors, plate: np.ndarray, seen: np.ndarray) -> None:
-        """colours of the clip's person; plate (H,W,3) uint8 of the shot and what of it was seen (H,W) bool."""
+        """The person's colours; the shot's background plate (H,W,3) uint8 and which of its pixels were seen (H,W) bool."""
         self.colors, self.plate, self.seen = colors, np.ascontiguousarray(plate), np.ascontiguousarray(seen, bool)
         self.noise = matting.plate_noise(self.plate, self.seen)
 
     def __call__(self, frame: np.ndarray, mattes: np.ndarray, pixels: np.ndarray, metre: float) -> tuple[np.ndarray, np.ndarray]:
-        """Frame (H,W,3) uint8, coarse mattes (k,h,w) uint8 of the frames around it, projected landmarks (68,2) and pixels
-        a metre at the head's depth -> labels (H,W) uint8 and alpha (H,W) uint8, 255 where all is person."""
+        """Labels (H,W) uint8 and alpha (H,W) uint8, 255 for all person, of a frame (H,W,3) uint8.
+
+        mattes (k,h,w) uint8: coarse mattes of the frame and its neighbours; pixels (68,2): projected landmarks; metre: pixels
+        to a metre at the head's depth.
+        """
         height, width = frame.shape[:2]
         face = filled(pixels[FACE_OUTLINE], height, width)
         alpha = matting.refine(np.ascontiguousarray(frame), mattes, self.plate, self.seen, self.noise)
@@ -45,7 +50,7 @@ class Segmenter:
         return labels, alpha
 
     def _below_jaw(self, labels: np.ndarray, frame: np.ndarray, pixels: np.ndarray, face: np.ndarray, metre: float) -> None:
-        """Mark falling hair as head and the neck's skin as neck, in place."""
+        """Label falling hair as head and the skin of the neck as neck, in place; `face` (H,W) bool is inside the outline."""
         height, width = labels.shape
         middle, breadth = pixels[[0, 16]].mean(0), float(np.linalg.norm(pixels[16] - pixels[0]))
         top = min(pixels[[2, 14], 1])
@@ -56,7 +61,7 @@ class Segmenter:
         window = (slice(y0, y1), slice(x0, x1))
         part = labels[window]
         left, right = np.clip(pixels[[3, 13], 0], x0, x1).astype(int) - x0
-        skin, hair = self._told(frame[window], left, right, width)
+        skin, hair = self._by_color(frame[window], left, right, width)
         if self.colors.apart:
             hair &= (part != BACKGROUND) & ~face[window]
             enough = HAIR_PIXELS * (width / 512) ** 2
@@ -69,15 +74,15 @@ class Segmenter:
         below[:, :left] = below[:, right:] = False
         below[max(0, int(pixels[8, 1] + NECK_REACH * metre) - y0) :] = False
         neck = _opened(_closed(skin & below, CLOSING, width), OPENING, width)
-        # a beard or a shadow may part the neck's skin from the jaw
+        # a beard or a shadow may separate the neck's skin from the jaw
         jaw = cv2.dilate(face[window].astype(np.uint8), _square(2 * CLOSING * width)) > 0
         part[_joined(neck | jaw, jaw, 1) & neck & below] = NECK
 
-    def _told(self, picture: np.ndarray, left: int, right: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where the colours of a part (h,w,3) of a picture of `width` are skin, and where safely hair, (h,w) bool each.
+    def _by_color(self, picture: np.ndarray, left: int, right: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where a part (h,w,3) of a picture of `width` pixels has colours of skin, and where surely those of hair, (h,w) bool.
 
-        Beside the columns left and right, between which the neck is, skin is less likely. Evidence is gathered at half the
-        resolution and averaged, so that noise does not flicker.
+        The neck lies between the columns `left` and `right`; beside them skin is less likely. Likelihoods are computed at half
+        the resolution and averaged, against flicker by noise.
         """
         height, breadth = picture.shape[:2]
         small = cv2.resize(picture, (breadth // 2, height // 2), interpolation=cv2.INTER_AREA)
@@ -96,7 +101,8 @@ class Segmenter:
 
 
 def tidy(alpha: np.ndarray, inside: np.ndarray) -> None:
-    """Take specks away that do not hang on the person around the pixel `inside` (2,), and fill its small holes, in place."""
+    """Remove small parts of alpha (H,W) that are not connected to the person at pixel `inside` (2,), and fill small holes, in
+    place."""
     person = (alpha > PERSON).astype(np.uint8)
     _, parts, stats, _ = cv2.connectedComponentsWithStats(person, connectivity=8)
     x, y = np.clip(inside, 0, [alpha.shape[1] - 1, alpha.shape[0] - 1]).astype(int)
@@ -117,7 +123,7 @@ def _joined(mask: np.ndarray, anchor: np.ndarray, seeds: float) -> np.ndarray:
 
 
 def _enclosed(mask: np.ndarray, most: float) -> np.ndarray:
-    """The connected parts of `mask` (H,W) bool of fewer than `most` pixels that do not reach its border."""
+    """The connected parts of `mask` (H,W) bool of fewer than `most` pixels that do not touch its border."""
     _, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     left, top, breadth, height, area = stats.T[:5]
     small = (area < most) & (left > 0) & (top > 0) & (left + breadth < mask.shape[1]) & (top + height < mask.shape[0])
@@ -139,6 +145,6 @@ def _square(side: float) -> np.ndarray:
 
 
 def face_is_inside(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Projected landmarks (T,68,2) -> (T,) bool: at least nine in ten lie in the picture."""
+    """Projected landmarks (T,68,2) pixels -> (T,) bool: at least nine in ten lie in the picture."""
     inside = (pixels[..., 0] >= 0) & (pixels[..., 0] < width) & (pixels[..., 1] >= 0) & (pixels[..., 1] < height)
     return inside.sum(1) >= 0.9 * N_LANDMARKS

@@ -1,1 +1,1 @@
-"""talkhead: head poses, landmarks and torso motion from what the detector saw and from the pixels."""
+"""talkhead: head poses, landmarks and torso motion from the detector's points and the pixels."""

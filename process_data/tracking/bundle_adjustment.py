@@ -1,9 +1,9 @@
-"""Self-calibrating head pose: one rigid shape for the person, one pose a frame, a fixed focal length.
+"""Bundle adjustment of the head: one rigid shape for the person and one pose for each frame, at a fixed focal length.
 
-Bundle adjustment in two steps. The shape is fitted jointly with the poses of a sample of frames, the poses eliminated by
-the Schur complement; then the poses of all frames are fitted to that shape, coupled by their second differences within
-each shot, in one banded system. Both are robust Gauss–Newton (Triggs et al., "Bundle adjustment — a modern synthesis",
-2000), so memory and time grow with the number of frames only.
+Two steps, both robust Gauss–Newton (Triggs et al., "Bundle adjustment — a modern synthesis", 2000). First the shape is
+fitted jointly with the poses of a sample of frames, the poses eliminated by the Schur complement. Then the poses of all
+frames are fitted to that shape in one banded system, coupled by their second differences within each shot. Memory and time
+are linear in the number of frames.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,26 @@ from shared.arrays import evenly
 from shared.camera import pose_matrix, rotation_from_rotvec, rotvec_from_rotation, umeyama
 from shared.landmarks import EYE_CORNER_DISTANCE
 
-FRONTAL = np.diag([1.0, -1.0, -1.0])
+FRONTAL = np.diag([1.0, -1.0, -1.0])  # rotation of a head that faces the camera: its y up, its z towards the camera
 BLOCK = 400  # frames whose Jacobians are in memory at once
-SHAPE_PRIOR = 0.002  # pull to the first shape, of the weight of the observations
+SHAPE_PRIOR = 0.002  # weight of the first shape, of the mean weight of the observations
 SAMPLE_FRAMES = 240  # frames that the shape is fitted to
-CAUCHY = 2.0  # expected errors at which a residual counts half
-MOST_TOGETHER = 12  # references whose points are fitted in one system
-CONVERGED = 2e-6  # metres and radians: steps smaller than this end the iterations
-# how strongly translation is held against rotation by the smoothness term, metres to radians
-TRANSLATION_UNIT = 0.1
+CAUCHY = 2.0  # residual, in expected errors, that counts half
+MOST_TOGETHER = 12  # references whose points are fitted in one dense system
+CONVERGED = 2e-6  # metres and radians: smaller steps end the iterations
+TRANSLATION_UNIT = 0.1  # metres that the smoothness term weighs like a radian
+SMOOTHNESS_SCALE = 0.1  # unit of the setting pose_smoothness
+DAMPING = 1e-6  # added to the diagonal of pose systems, against frames without points
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """Points of the rigid head seen in pictures: first those that every frame may show, then the ones of its references.
+    """Observations of P points of the rigid head.
 
-    pixels (T,M,2), NaN where a point is not seen; reference (T,K) which sets of the other points a frame shows, -1 for none;
-    sigma (P,) the error to expect of each point, pixels: residuals far beyond it hardly count (Cauchy's weights); start (P,3)
-    metres in head space, where each is thought to lie. The `common` first of the P points belong to all frames, the rest are sets
-    of equal size, one a reference.
+    The first `common` points may be seen in every frame; the others form sets of equal size, one for each reference frame.
+    pixels (T,M,2): the common points, then those of the frame's K sets, NaN where a point is not seen; reference (T,K): the
+    numbers of these sets, -1 for none; sigma (P,): expected error of each point in pixels, residuals far beyond it hardly
+    count (Cauchy weights); start (P,3): first guess of each point, metres in head space.
     """
 
     pixels: np.ndarray
@@ -43,7 +44,7 @@ class Tracks:
     common: int
 
     def index(self, part: slice | np.ndarray) -> np.ndarray:
-        """(n,M) the number of the point in each column of `pixels`."""
+        """Numbers (n,M) of the points in the columns of `pixels`, for some frames."""
         sets = np.maximum(self.reference[part], 0)
         size = (self.pixels.shape[1] - self.common) // sets.shape[1]
         shared = np.broadcast_to(np.arange(self.common), (len(sets), self.common))
@@ -53,7 +54,7 @@ class Tracks:
 
 @dataclass(frozen=True)
 class PoseFit:
-    """points (P,3) metres in head space, poses (T,4,4), rms pixel error of the common points and of the references'."""
+    """points (P,3) metres in head space, poses (T,4,4), rms pixel errors of the common points and of the references' points."""
 
     points: np.ndarray
     poses: np.ndarray
@@ -61,10 +62,10 @@ class PoseFit:
 
 
 def mean_shape(points: np.ndarray, rigid: np.ndarray, weight: np.ndarray, landmarks68: np.ndarray) -> np.ndarray:
-    """Generalised Procrustes mean of weak-perspective points (n,P,3) pixels -> (P,3) metres, eye corners 0.09 m apart.
+    """Generalised Procrustes mean of points (n,P,3) pixels in weak perspective -> (P,3) metres, eye corners 0.09 m apart.
 
-    `rigid` (with `weight`) are the points to align by, `landmarks68` those that stand for the 68. +x to the subject's left,
-    +y up, +z out of the face, origin midway between the outer eye corners.
+    Aligned by the points `rigid` (R,) with `weight` (R,); `landmarks68` (68,): the points that stand for the 68 landmarks.
+    Axes: +x to the subject's left, +y up, +z out of the face, origin midway between the outer eye corners.
     """
     right, left, chin, nasion = (landmarks68[k] for k in (36, 45, 8, 27))
     shapes = points.astype(float) * [1, -1, -1]
@@ -88,7 +89,7 @@ def mean_shape(points: np.ndarray, rigid: np.ndarray, weight: np.ndarray, landma
 
 
 def initial_poses(points: np.ndarray, shape: np.ndarray, weight: np.ndarray, intrinsics: tuple[float, ...]) -> np.ndarray:
-    """Weak-perspective poses (T,4,4) of points (T,N,3) pixels, given their places `shape` (N,3) metres."""
+    """Weak-perspective poses (T,4,4) of points (T,N,3) pixels whose rigid shape is (N,3) metres in head space."""
     fx, fy, cx, cy = intrinsics
     rotations, translations = np.empty((len(points), 3, 3)), np.empty((len(points), 3))
     for t, seen in enumerate(points):
@@ -101,10 +102,10 @@ def initial_poses(points: np.ndarray, shape: np.ndarray, weight: np.ndarray, int
 
 def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrinsics: tuple[float, ...], *, iterations: int,
         smoothness: float, needed: tuple[int, ...] = ()) -> PoseFit:
-    """Fit shape and poses to tracks, from first poses (T,4,4).
+    """Fit shape and poses to the tracks, from first poses (T,4,4).
 
-    `smoothness` weighs the poses' second differences; `needed` are frames that the shape must be fitted to, beside those
-    spread over the clip.
+    `smoothness` weighs the poses' second differences within `shots` (start ≤ t < stop). The shape is fitted to frames spread
+    over the clip and to the `needed` ones.
     """
     points = tracks.start.copy()
     groups = [np.arange(-1, -1)] if tracks.reference.max(initial=-1) < 0 else _groups(tracks.reference)
@@ -130,7 +131,7 @@ def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrins
 
 
 def _groups(reference: np.ndarray) -> list[np.ndarray]:
-    """Sets of references that are fitted together: few enough for one dense system."""
+    """References split into groups that are fitted together, each small enough for one dense system."""
     count = int(reference.max()) + 1
     return np.array_split(np.arange(count), -(-count // MOST_TOGETHER))
 
@@ -141,8 +142,10 @@ def _blocks(count: int) -> list[slice]:
 
 def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...],
               iterations: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers (N,) of the points that `frames` (n,) may show and their places (N,3) in head space, fitted jointly with the
-    poses (n,4,4) of these frames."""
+    """Fit points jointly with the poses (n,4,4) of `frames` (n,).
+
+    Returns the numbers (N,) of the points that these frames may show, and their places (N,3) metres in head space.
+    """
     used, columns = np.unique(tracks.index(frames), return_inverse=True)
     columns = columns.reshape(len(frames), -1)
     points, start = tracks.start[used], tracks.start[used]
@@ -155,7 +158,7 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
         hess_point, grad_point = np.zeros((number, 3, 3)), np.zeros((number, 3))
         np.add.at(hess_point, columns, by_point.swapaxes(2, 3) @ by_point)
         np.add.at(grad_point, columns, np.einsum("tnki,tnk->tni", by_point, residual))
-        # the prior fixes the gauge and the depth that small turns cannot tell
+        # the prior fixes the free similarity, and the depth where the head turns too little to show it
         seen = np.trace(hess_point, axis1=1, axis2=2) > 0
         prior = SHAPE_PRIOR * np.trace(hess_point[seen], axis1=1, axis2=2).mean() / 3
         hess_point = hess_point + prior * np.eye(3)
@@ -163,7 +166,7 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
         mixed = np.zeros((len(frames), number, 6, 3))
         mixed[rows, columns[shown]] = (by_pose.swapaxes(2, 3) @ by_point)[shown]
         cross = mixed.swapaxes(1, 2).reshape(len(frames), 6, number * 3)
-        solved = np.linalg.solve(hess_pose + 1e-6 * np.eye(6), np.concatenate([grad_pose[..., None], cross], axis=2))
+        solved = np.linalg.solve(hess_pose + DAMPING * np.eye(6), np.concatenate([grad_pose[..., None], cross], axis=2))
         schur = -(cross.reshape(-1, number * 3).T @ solved[..., 1:].reshape(-1, number * 3))
         for n in range(number):
             schur[3 * n : 3 * n + 3, 3 * n : 3 * n + 3] += hess_point[n]
@@ -178,7 +181,7 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
 
 def fit_poses(tracks: Tracks, points: np.ndarray, poses: np.ndarray, shots: list[tuple[int, int]],
               intrinsics: tuple[float, ...], iterations: int, smoothness: float) -> np.ndarray:
-    """Poses (T,4,4) of all frames given the points (P,3): Gauss–Newton on a banded system, smooth within each shot."""
+    """Poses (T,4,4) of all frames for fixed points (P,3): Gauss–Newton on a banded system, smooth within each shot."""
     hess, grad = np.empty((len(poses), 6, 6)), np.empty((len(poses), 6))
     for _ in range(iterations):
         for part in _blocks(len(poses)):
@@ -197,7 +200,7 @@ def _banded_step(hess: np.ndarray, grad: np.ndarray, poses: np.ndarray, shots: l
                  weight: float) -> np.ndarray:
     """Solve (blockdiag(hess) + λ DᵀD) step = -(grad + λ DᵀD state) with D the second differences within the shots."""
     count = len(poses)
-    scale = 0.1 * weight * np.array([1, 1, 1, *[1 / TRANSLATION_UNIT] * 3])
+    scale = SMOOTHNESS_SCALE * weight * np.array([1, 1, 1, *[1 / TRANSLATION_UNIT] * 3])
     rotations = poses[:, :3, :3]
     # rotation vectors are local, so second differences of the whole pose are taken about one middle rotation
     state = np.concatenate([rotvec_from_rotation(rotations @ rotations[count // 2].T), poses[:, :3, 3]], -1)
@@ -216,14 +219,14 @@ def _banded_step(hess: np.ndarray, grad: np.ndarray, poses: np.ndarray, shots: l
     for i in range(6):
         for j in range(i, 6):
             band[12 + i - j, j::6] = hess[:, i, j]
-        band[12, i::6] += diagonals[0] * scale[i] ** 2 + 1e-6
+        band[12, i::6] += diagonals[0] * scale[i] ** 2 + DAMPING
         for k in (1, 2):
             band[12 - 6 * k, 6 * k + i :: 6] += diagonals[k, : count - k] * scale[i] ** 2
     return solveh_banded(band, -(grad + pull * scale**2).reshape(-1)).reshape(count, 6)
 
 
 def _camera(points: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points (n,M,3) of each frame -> pixels (n,M,2), camera-space points and rotated points (n,M,3)."""
+    """Points (n,M,3) in head space -> pixels (n,M,2), points in camera space (n,M,3), and these before the translation."""
     fx, fy, cx, cy = intrinsics
     turned = points @ poses[:, :3, :3].swapaxes(1, 2)
     camera = turned + poses[:, None, :3, 3]
@@ -232,8 +235,11 @@ def _camera(points: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]
 
 def _normal_equations(points: np.ndarray, observed: np.ndarray, sigma: np.ndarray, poses: np.ndarray,
                       intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Hessian (n,6,6) and gradient (n,6) by camera-space pose steps; weighted Jacobians by pose (n,M,2,6) and by point
-    (n,M,2,3) and weighted residuals (n,M,2)."""
+    """Gauss–Newton terms of points (n,M,3) observed at pixels (n,M,2), NaN if not seen.
+
+    Returns the Hessian (n,6,6) and gradient (n,6) of camera-space pose steps (rotation vector, translation), the weighted
+    Jacobians by pose (n,M,2,6) and by point (n,M,2,3), and the weighted residuals (n,M,2).
+    """
     fx, fy, _, _ = intrinsics
     pixels, camera, turned = _camera(points, poses, intrinsics)
     residual = pixels - observed
@@ -267,7 +273,7 @@ def _moved(poses: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 def unproject(pixels: np.ndarray, depth: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> np.ndarray:
-    """Pixels (T,N,2) -> points (T,N,3) float32 metres in head space: each on its pixel's ray, where head z is `depth` (N,)."""
+    """Pixels (T,N,2) -> points (T,N,3) float32 metres in head space, on each pixel's ray where head-space z is `depth` (N,)."""
     fx, fy, cx, cy = intrinsics
     points = np.empty((*pixels.shape[:2], 3), np.float32)
     for part in _blocks(len(pixels)):

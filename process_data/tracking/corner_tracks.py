@@ -1,8 +1,8 @@
-"""Sub-pixel motion of the rigid head: corners of the skin, tracked straight from a few reference frames to every other.
+"""Sub-pixel motion of the rigid head: corners of the skin, tracked from a few reference frames to every other frame.
 
-A face mesh network places its points with an error of about a pixel that changes with pose and expression. Patches of the
-picture itself (Lucas and Kanade 1981, pyramidal after Bouguet 2001) are repeatable to about a tenth of one, and since
-every frame is matched to its reference directly, nothing drifts.
+The points of a face mesh network have an error of about a pixel that changes with pose and expression. Tracked corners
+(Lucas and Kanade 1981, pyramidal after Bouguet 2001) repeat to about a tenth of a pixel. Each frame is matched directly to
+its references, so errors do not add up.
 """
 
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ from process_data.tracking.bundle_adjustment import unproject
 from shared.camera import project, rotvec_from_rotation
 from shared.landmarks import eye_opening, lip_opening
 
-CORNERS = 90  # tracked a reference
+CORNERS = 90  # most corners of a reference
 SPACING = 1 / 80  # between corners, of the picture's size
-APART_DEGREES = 9.0  # a further reference is taken where the head is turned this much away from all others
-MOST_REFERENCES = 4  # a shot
-REACH_DEGREES = 16.0  # corners are looked for in frames turned up to this much away, and always from the nearest reference
-CALM = 0.4  # quantile: references have lips less and eyes more open than this
-ROUND_TRIP_PIXELS = 0.35  # forward and back again, at 512²
-JUMP_PIXELS = 8.0  # between prediction and match, at 512²
+APART_DEGREES = 9.0  # another reference is added while the head is turned by more than this from all others
+MOST_REFERENCES = 4  # of a shot
+REACH_DEGREES = 16.0  # most turn between a frame and its second reference; the nearest one is always used
+CALM = 0.4  # quantile: in references the lips are less open than 1 - CALM and the eyes more open than CALM of the frames
+ROUND_TRIP_PIXELS = 0.35  # largest error of tracking forward and back, at 512²
+JUMP_PIXELS = 8.0  # largest distance of a match from its prediction, at 512²
 LUCAS_KANADE: dict[str, Any] = dict(winSize=(15, 15), maxLevel=2, flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
                                     criteria=(cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 25, 0.005))
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A frame that others are matched to: grey picture (H,W) uint8, corners (n,2) pixels and their places (n,3) metres in
-    head space."""
+    """A frame that others are matched to: grey picture (H,W) uint8, corners (n,2) pixels, their points (n,3) metres in head
+    space."""
 
     gray: np.ndarray
     corners: np.ndarray
@@ -39,11 +39,11 @@ class Reference:
 
 def choose_references(landmarks: np.ndarray, poses: np.ndarray, spans: list[tuple[int, int]],
                       good: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Calm frames that span the poses of each shot, and for every frame (T,2) which two of its shot are nearest; -1: none.
+    """Choose calm frames (lips closed, eyes open) that span the head poses of each shot.
 
-    Two, because frames that show the corners of both tie the references to each other.
-
-    landmarks (T,68,3), poses (T,4,4), good (T,) bool.
+    landmarks (T,68,3), poses (T,4,4), good (T,) bool: frames with a face. Returns the frame numbers of the references, and
+    for each frame (T,2) the indices of the two nearest of its shot, -1 for none. Two, so that frames which show the corners
+    of both connect the references.
     """
     lips, eyes = lip_opening(landmarks), eye_opening(landmarks).mean(1)
     rotations = poses[:, :3, :3].astype(float)
@@ -74,16 +74,15 @@ def choose_references(landmarks: np.ndarray, poses: np.ndarray, spans: list[tupl
 
 def make_reference(frame: np.ndarray, pixels: np.ndarray, rigid: np.ndarray, depths: np.ndarray, pose: np.ndarray,
                    intrinsics: tuple[float, ...]) -> Reference:
-    """Pick corners on the rigid part of the face of frame (H,W,3) uint8.
+    """Pick corners on the rigid part of the face in a frame (H,W,3) uint8 with the given pose (4,4).
 
-    pixels (68,2) projected landmarks, rigid (N,2) pixels of the rigid points and their `depths` (N,) metres along head z,
-    pose (4,4).
+    pixels (68,2): projected landmarks; rigid (N,2): pixels of the rigid points; depths (N,): their z in head space, metres.
     """
     gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     size = gray.shape[0]
     mask = rigid_mask(pixels, rigid, gray.shape)
     found = cv2.goodFeaturesToTrack(gray, CORNERS, 0.002, max(3, SPACING * size), mask=mask, blockSize=5)
-    # OpenCV counts from the middle of the first pixel, which lies at 0.5
+    # OpenCV puts the first pixel's centre at 0, here it is at 0.5
     corners = np.zeros((0, 2)) if found is None else found[:, 0].astype(float) + 0.5
     return Reference(gray, corners, on_surface(corners, rigid, depths, pose, intrinsics))
 
@@ -117,14 +116,14 @@ def on_surface(corners: np.ndarray, rigid: np.ndarray, depths: np.ndarray, pose:
 
 def match(frame: np.ndarray, references: list[Reference], nearest: int, pose: np.ndarray, reference_poses: np.ndarray,
           intrinsics: tuple[float, ...]) -> np.ndarray:
-    """Pixels (n,2) in a frame (H,W,3) of the corners of reference number `nearest` (-1: none), NaN where they are not found.
+    """Find the corners of one reference in a frame (H,W,3) uint8: (n,2) pixels, NaN where they are not found.
 
-    pose (4,4) is a first guess of the frame's, reference_poses (R,4,4) those of the references.
+    nearest: index of the reference, -1 for none; pose (4,4): approximate pose of the frame; reference_poses (R,4,4).
     """
     if nearest < 0 or len(references[nearest].corners) == 0:
         return np.zeros((0, 2))
     reference = references[nearest]
-    # what the prediction misses in the reference itself, it misses here too
+    # the prediction's error in the reference itself is added here too, since it is much the same
     offset = reference.corners - project(reference.points, reference_poses[nearest].astype(float), intrinsics)
     guess = project(reference.points, pose.astype(float), intrinsics) + offset
     return _track(reference, cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), guess)

@@ -1,9 +1,9 @@
-"""Inner lip points put on the edge that the picture shows between lip and mouth.
+"""Corrects the inner lip points: they are moved to the edge between lip and mouth in the picture.
 
-A mesh network opens a wide-open mouth too far and a narrow one too little. Along short profiles across the lip the place
-where its colour ends is found in every frame (a change point by cumulative log-likelihood, after Page 1954). Single
-frames err, so the correction of a point is mostly a smooth robust function of how far the mouth is open, fitted to the
-whole clip, and only what neighbouring frames agree on is added to it.
+A mesh network opens a wide-open mouth too far and a narrow one too little. In every frame, the place where the lip's
+colour ends is found along short profiles across the lip (change point by cumulative log-likelihood, Page 1954). Single
+frames are unreliable, so the correction of a point is a smooth robust function of the mouth opening, fitted to the whole
+clip, plus a small part on which neighbouring frames agree.
 """
 
 import cv2
@@ -13,39 +13,42 @@ from scipy.ndimage import gaussian_filter1d
 POINTS = np.array([61, 62, 63, 67, 66, 65])  # upper lip, then the points that face them
 FACING = POINTS[[3, 4, 5, 0, 1, 2]]
 OUTER = np.array([50, 51, 52, 58, 57, 56])
-UPPER = 3  # so many of the points are the upper lip's
+UPPER = 3  # number of POINTS on the upper lip, which come first
 
-# the profile; it, and all lengths below, in pixels of a 512² picture, positive into the mouth
-STEP = 0.5
-ALONG = np.arange(-9.0, 7.0 + STEP / 2, STEP)
-ACROSS = np.array([-1.5, 0.0, 1.5])
-LIP = (0.75, 0.3)  # shares of the lip's thickness from the inner contour between which it certainly is lip
-REACH = 3.5  # no edge further from the detector's point is believed
-BEFORE, AFTER_UPPER, AFTER_LOWER = 2, 5, 4  # samples round the change point among which the steepest step is taken
-NARROWEST = 1.5  # opening, pixels: less shows no mouth between the lips
+# all lengths are in pixels of a 512² picture, positive into the mouth
+STEP = 0.5  # between the samples of a profile
+ALONG = np.arange(-9.0, 7.0 + STEP / 2, STEP)  # samples of a profile, from the detector's point
+ACROSS = np.array([-1.5, 0.0, 1.5])  # parallel lines whose mean is the profile
+LIP = (0.75, 0.3)  # distances from the inner contour, of the lip's thickness, between which a sample certainly is lip
+REACH = 3.5  # largest distance of an edge from the detector's point
+BEFORE, AFTER_UPPER, AFTER_LOWER = 2, 5, 4  # samples around the change point among which the steepest step is taken
+NARROWEST = 1.5  # least opening with a visible mouth between the lips
+DARK = 12, 8  # grey levels added to luminance and to colours before the logarithm, against noise in the dark
+LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601
 
-# spread of a lip's log luminance and of its two log colour ratios; the upper lip's underside is shaded
+# standard deviation of a lip's log luminance and of its two log colour ratios; the underside of the upper lip is shaded
 SPREAD = np.array([[0.3, 0.1, 0.15]] * UPPER + [[0.18, 0.1, 0.15]] * UPPER)
-MOST = 4.0  # log-likelihood that one sample can give against lip, so that none decides alone
-PRIOR = 1.5  # and what it needs at least
+MOST = 4.0  # largest log-likelihood ratio of one sample against lip, so that no sample decides alone
+PRIOR = 1.5  # subtracted from it: what a sample must exceed to count against lip
 
-KNOT = 1.0  # pixels of opening between the knots of the curve
-STIFFNESS = 5.0
-SHRINKAGE = 2.0  # frames of evidence that halve the distance to no correction
-DOUBT = 0.6  # pixels; a residual counts linearly beyond
-AGREEING = 1.0  # standard deviation, frames, over which neighbours are averaged
-MOST_OWN = 1.5  # pixels that a frame may differ from the curve
-OWN_SHRINKAGE = 0.3  # trusted frames among the neighbours that halve it
-TOGETHER = 0.5  # of the way to the mean of its lip that each point goes
-SEEN = (0.45, 0.75)  # shares of the frames that show an edge, between which it comes to be believed
-FADE = (1.5, 5.0)  # opening, pixels, between which corrections grow from nothing to full
+KNOT = 1.0  # opening between the knots of the curve
+STIFFNESS = 5.0  # weight of the curve's second differences, in frames
+SHRINKAGE = 2.0  # weight of a correction of zero, in frames
+DOUBT = 0.6  # residuals beyond this count linearly (Huber)
+NEIGHBOURS = 1.0  # standard deviation of the average over neighbouring frames
+MOST_OWN = 1.5  # largest difference of a frame from the curve
+OWN_SHRINKAGE = 0.3  # weight of no such difference, in frames
+TOGETHER = 0.5  # share of the way that each point moves to the mean correction of its lip
+SEEN = (0.45, 0.75)  # shares of frames with an edge between which the correction of that opening grows from none to full
+FADE = (1.5, 5.0)  # openings between which corrections grow from none to full
+ROUNDS = 8  # of the reweighting of the robust fit
 
 
 def lip_evidence(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """Where the lips of one frame (H,W,3) uint8 end, given its landmarks (68,2) pixels.
+    """Lip edges in one frame (H,W,3) uint8 with landmarks (68,2) pixels.
 
-    (6,2) float32: for each of POINTS how far into the mouth the edge lies, in pixels of a 512² picture, and how far this is
-    to be trusted, 0 (nothing seen) to 1.
+    Returns (6,2) float32, for each of POINTS: the distance of the edge into the mouth in pixels of a 512² picture, and its
+    trust from 0 (no edge seen) to 1.
     """
     right, up = _axes(pixels[None].astype(float))
     unit = frame.shape[0] / 512
@@ -64,14 +67,14 @@ def lip_evidence(frame: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 
 def _axes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The face's right-to-left and up directions (T,2) in the picture, of landmarks (T,68,2)."""
+    """Unit vectors (T,2) in the picture, to the subject's left and up, of landmarks (T,68,2) pixels."""
     right = pixels[:, 45] - pixels[:, 36]
     right = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-9)
     return right, np.stack([right[:, 1], -right[:, 0]], axis=1)
 
 
 def _profiles(frame: np.ndarray, inner: np.ndarray, inward: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
-    """Colours (6,S,3) along ALONG from the points `inner` (6,2), the mean of neighbouring lines."""
+    """Colours (6,S,3) at ALONG from the points `inner` (6,2) in the directions `inward` (6,2), the mean over ACROSS."""
     along = ALONG[:, None, None] * inward[:, None, None]
     grid = inner[:, None, None] + unit * (along + ACROSS[:, None] * right) - 0.5
     flat = grid.astype(np.float32).reshape(-1, len(ACROSS), 2)
@@ -80,15 +83,18 @@ def _profiles(frame: np.ndarray, inner: np.ndarray, inward: np.ndarray, right: n
 
 
 def _features(colors: np.ndarray) -> np.ndarray:
-    """Log luminance and log ratios of red to green and green to blue, steadied against noise in the dark."""
-    luminance = np.log(colors @ [0.299, 0.587, 0.114] + 12)
-    red, green, blue = np.moveaxis(np.log(colors + 8), -1, 0)
+    """Colours (...,3) -> log luminance and log ratios of red to green and of green to blue (...,3)."""
+    luminance = np.log(colors @ LUMA + DARK[0])
+    red, green, blue = np.moveaxis(np.log(colors + DARK[1]), -1, 0)
     return np.stack([luminance, red - green, green - blue], axis=-1)
 
 
 def _edge(colors: np.ndarray, features: np.ndarray, spread: np.ndarray, room: float, thickness: float,
           upper: bool) -> tuple[float, float]:
-    """Place along one profile (S,3) where the lip ends and the trust in it; (0, 0) if no edge is seen."""
+    """Place along one profile, colours and features (S,3), where the lip ends, and its trust; (0, 0) if no edge is seen.
+
+    spread (3,): deviation of the features within the lip; room: distance to the other lip; thickness of the lip.
+    """
     lip = (ALONG >= -LIP[0] * thickness) & (ALONG <= -LIP[1] * thickness)
     if lip.sum() < 3:
         return 0.0, 0.0
@@ -101,7 +107,7 @@ def _edge(colors: np.ndarray, features: np.ndarray, spread: np.ndarray, room: fl
     trust = min(inside.mean(), -2 * outside.mean() / PRIOR - 1, 0.5 - outside[-2:].mean() / PRIOR, 1.0)
     if trust <= 0:
         return 0.0, 0.0
-    # the steepest step near by: blur leaves it in place, shading has no step
+    # the steepest step nearby: blur does not move it, and shading has none
     slope = np.linalg.norm(colors[2:] - colors[:-2], axis=1)
     first = max(at - 1 - BEFORE, 1)
     i = first + int(slope[first:at + (AFTER_UPPER if upper else AFTER_LOWER)].argmax())
@@ -112,10 +118,9 @@ def _edge(colors: np.ndarray, features: np.ndarray, spread: np.ndarray, room: fl
 
 
 def correct_lips(pixels: np.ndarray, evidence: np.ndarray, good: np.ndarray, unit: float) -> np.ndarray:
-    """Landmarks (T,68,2) with the inner lips corrected by the evidence (T,6,2) of a whole clip.
+    """Landmarks (T,68,2) pixels with the inner lips corrected by the `lip_evidence` (T,6,2) of the whole clip.
 
-    good (T,) bool: frames whose landmarks were found, the only ones that are used and changed; unit: pixels of the picture
-    to a pixel of a 512² one.
+    good (T,) bool: frames with a face; only these are used and changed. unit: pixels of the picture to one of a 512² picture.
     """
     corrected = np.array(pixels, dtype=float)
     up = _axes(corrected)[1]
@@ -136,16 +141,16 @@ def correct_lips(pixels: np.ndarray, evidence: np.ndarray, good: np.ndarray, uni
 
 
 def _correction(opening: np.ndarray, offset: np.ndarray, trust: np.ndarray) -> np.ndarray:
-    """How far (T,) one point is to move into the mouth, from what single frames (T,) say."""
+    """Correction (T,) of one point into the mouth, from the offsets and trust (T,) of single frames."""
     curve = _curve(opening, offset, trust)
     own = trust * np.clip(offset - curve, -MOST_OWN, MOST_OWN)
-    weight = gaussian_filter1d(trust, AGREEING, mode="constant")
-    own = gaussian_filter1d(own, AGREEING, mode="constant") / (weight + OWN_SHRINKAGE)
+    weight = gaussian_filter1d(trust, NEIGHBOURS, mode="constant")
+    own = gaussian_filter1d(own, NEIGHBOURS, mode="constant") / (weight + OWN_SHRINKAGE)
     return np.clip(curve + own, -REACH, REACH)
 
 
 def _belief(opening: np.ndarray, trust: np.ndarray) -> np.ndarray:
-    """0 … 1 (T,) for a lip's trust (T,3): an edge that few frames of about this opening show is a chance find."""
+    """Factor 0 … 1 (T,) for a lip with trust (T,3): low where few frames of about the same opening show an edge."""
     knot = np.round(np.clip(opening, 0, None) / KNOT).astype(int)
     wide = opening >= NARROWEST
     frames, shown = (gaussian_filter1d(np.bincount(knot, wide * each, knot.max() + 1), 1.5, mode="constant")
@@ -155,7 +160,8 @@ def _belief(opening: np.ndarray, trust: np.ndarray) -> np.ndarray:
 
 
 def _curve(opening: np.ndarray, offset: np.ndarray, trust: np.ndarray) -> np.ndarray:
-    """Robust smooth function (T,) of the opening: linear between knots, second differences held down (Eilers and Marx 1996)."""
+    """Robust smooth fit (T,) of the offset by the opening: linear between knots, penalised second differences (P-splines,
+    Eilers and Marx 1996)."""
     place = np.clip(opening / KNOT, 0, None)
     knots = int(np.ceil(place.max())) + 2
     left = np.minimum(place.astype(int), knots - 2)
@@ -164,7 +170,7 @@ def _curve(opening: np.ndarray, offset: np.ndarray, trust: np.ndarray) -> np.nda
     hold = STIFFNESS * bend.T @ bend + SHRINKAGE / knots * np.eye(knots)
     hats = ((left, 1 - right), (left + 1, right))
     fitted = np.zeros_like(offset)
-    for _ in range(8):
+    for _ in range(ROUNDS):
         weight = trust / np.maximum(np.abs(offset - fitted) / DOUBT, 1)
         side = sum(np.bincount(i, weight * a * offset, knots) for i, a in hats)
         normal = sum(np.bincount(i * knots + j, weight * a * b, knots * knots) for i, a in hats for j, b in hats)

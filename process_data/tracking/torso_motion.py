@@ -1,9 +1,9 @@
-"""The torso's own motion: one similarity a frame, from all its edges at once, its outline against the room included.
+"""Torso motion: one similarity for each frame, from all edges of the torso and its outline.
 
-Every frame is matched directly to one reference frame of its shot, so nothing drifts; the shots' references are tied to
-the clip's common reference, that of the longest shot. Matching is Gauss–Newton on grey levels, coarse to fine, in the
-inverse compositional form (Baker and Matthews, Lucas–Kanade 20 years on, IJCV 2004), with weights that let hands, the
-head and folds of the clothes fall out.
+Every frame is matched directly to the reference frame of its shot, so errors do not add up; the references of the shots are
+matched to that of the longest shot, the common reference. Matching is inverse compositional Gauss–Newton on grey levels,
+coarse to fine (Baker and Matthews, Lucas–Kanade 20 years on, IJCV 2004), with robust weights against hands, the head and
+folds of the clothes.
 
 Points are continuous image coordinates: the centre of pixel (row i, column j) is (j + 0.5, i + 0.5).
 """
@@ -19,24 +19,26 @@ from shared.camera import rotvec_from_rotation, umeyama
 from shared.clip import BACKGROUND, TORSO
 from shared.compiled import cached_njit
 
-IDENTITY = np.array([0.0, 0.0, 0.0, 1.0])
+IDENTITY = np.array([0.0, 0.0, 0.0, 1.0])  # dx, dy, angle, scale of no motion
 STEADY = [27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45]  # landmarks that speech hardly moves: nose and corners of the eyes
 SMALLEST = 48  # pixels: side of the coarsest level
 MOST_LEVELS = 4
-BLUR = 0.8  # pixels of each level
+BLUR = 0.8  # standard deviation, pixels of each level
 POINTS = (10000, 8000, 4000, 3000)  # most points of a level, finest first
-NOISE = 10.0  # grey levels: compression, light, folds
-SLACK = 0.5  # pixels of a level by which clothes move without the torso
-ROBUST = 2.5  # Cauchy's scale, in standard deviations
+NOISE = 10.0  # grey levels: standard deviation by compression, light and folds
+SLACK = 0.5  # pixels of a level by which clothes move against the torso
+ROBUST = 2.5  # scale of the Cauchy weights, in standard deviations
 OUTLINE = 3.0  # pixels of the finest level on either side of the outline that are matched too
-LEAST_GRADIENT = 2.5  # grey levels a pixel
-LEAST_POINTS = 150
-LEAST_SEEN = 0.35  # of the points must be in the picture and unhidden
-ITERATIONS = 30
-CONVERGED = 0.003  # pixels
-WORST = 0.6  # share of strange points above which a match is none
-LOOP = 0.08  # of the torso's radius by which matching there and back may miss
+LEAST_GRADIENT = 2.5  # grey levels a pixel; flatter points are not matched
+LEAST_POINTS = 150  # of a reference that can be matched
+LEAST_SEEN = 0.35  # share of the points that must be in the picture and not hidden
+ITERATIONS = 30  # most, on each level
+CONVERGED = 0.003  # pixels; smaller steps end the iterations
+WORST = 0.6  # a match with a larger share of outliers is rejected
+LOOP = 0.08  # largest error of matching there and back, of the torso's radius
 WINDOW = 5  # Savitzky–Golay, frames
+SCALES = (0.4, 2.5)  # a similarity with another scale is a failed match
+MIDDLE_GREY = 128.0  # gain acts about this grey level
 
 
 def decompose(matrix: np.ndarray, center: np.ndarray) -> np.ndarray:
@@ -66,7 +68,7 @@ def inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def choose_references(spans: Sequence[tuple[int, int]], poses: np.ndarray, good: np.ndarray) -> list[int]:
-    """One reference frame a shot: the good frame (T,) bool whose head pose (T,4,4) is nearest to the shot's median pose."""
+    """One reference frame for each shot: the good frame (T,) bool whose head pose (T,4,4) is nearest to the shot's median."""
     chosen = []
     rotations = rotvec_from_rotation(poses[:, :3, :3] @ np.diag([1.0, -1.0, -1.0]))
     places = poses[:, :3, 3] / poses[:, 2:3, 3]
@@ -91,7 +93,7 @@ class _Level:
 
 
 def pyramid(frame: np.ndarray) -> list[np.ndarray]:
-    """What `Matcher` reads of a frame: (H,W,3) uint8 -> blurred grey pictures float32, finest first, each half the one before."""
+    """Frame (H,W,3) uint8 -> blurred grey pictures float32, finest first, each half as large as the one before."""
     gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
     levels = []
     for _ in range(MOST_LEVELS):
@@ -104,7 +106,7 @@ def pyramid(frame: np.ndarray) -> list[np.ndarray]:
 
 
 def _torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -> np.ndarray:
-    """Labels (H,W) -> mask of a level's shape: the torso and its outline against the room, away from head and neck."""
+    """Labels (H,W) -> mask of a level's `shape`: the torso and its outline against the background, away from head and neck."""
     torso = cv2.morphologyEx((labels == TORSO).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     others = ((labels != TORSO) & (labels != BACKGROUND)).astype(np.uint8)
     height, width = shape
@@ -140,10 +142,10 @@ def _template(gray: np.ndarray, labels: np.ndarray, number: int) -> _Level:
 
 @cached_njit(fastmath=True)
 def _normal_equations(points, picture, labels, matrix, centre, radius, gain, offset, robust, normal, right):
-    """Sums of one Gauss–Newton step over the points; returns how many points look strange (each
-    counting by how strange), and how many are in the picture and not behind the head.
+    """Sum up `normal` (6,6) and `right` (6,) of one Gauss–Newton step over the points.
 
     Unknowns: shift across and down, turn and growth (the last two in pixels at `radius` from `centre`), gain, offset.
+    Returns the soft number of outliers and the number of points that are in the picture and not behind the head.
     """
     height, width = picture.shape
     full_height, full_width = labels.shape
@@ -176,7 +178,7 @@ def _normal_equations(points, picture, labels, matrix, centre, radius, gain, off
         row[1] = gy
         row[2] = p * gy - q * gx
         row[3] = p * gx + q * gy
-        row[4] = level - 128.0
+        row[4] = level - MIDDLE_GREY
         row[5] = 1.0
         unexplained = value - level
         for k in range(6):
@@ -192,14 +194,14 @@ def _normal_equations(points, picture, labels, matrix, centre, radius, gain, off
 
 @dataclass(frozen=True)
 class Match:
-    """A similarity (2,3) from template to frame; the share of strange points under it, 0 to 1, inf where it fails."""
+    """A similarity (2,3) from template to frame, and its cost: the share of outliers, 0 to 1, inf where matching fails."""
 
     matrix: np.ndarray
     cost: float
 
 
 class Matcher:
-    """Finds one reference's torso in other frames."""
+    """Finds the torso of one reference frame in other frames."""
 
     def __init__(self, frame: np.ndarray, labels: np.ndarray) -> None:
         """Reference frame (H,W,3) uint8 and its labels (H,W)."""
@@ -210,7 +212,7 @@ class Matcher:
         self.radius = float(np.sqrt(((finest[:, :2] - self.centre) ** 2).sum(1).mean())) if self.textured else 1.0
 
     def __call__(self, pictures: list[np.ndarray], labels: np.ndarray, guesses: Sequence[np.ndarray]) -> Match | None:
-        """A frame's `pyramid` and labels (H,W), first guesses (2,3) -> the best match, or None where none is good."""
+        """A frame's `pyramid`, its labels (H,W) and first guesses (2,3) -> the best match; None if all fail."""
         if not self.textured:
             return None
         found = [self._descend(pictures, labels, guess, len(self.levels) - 1, 2) for guess in guesses]
@@ -219,7 +221,7 @@ class Matcher:
         return best if best.cost < WORST else None
 
     def _descend(self, pictures: list[np.ndarray], labels: np.ndarray, matrix: np.ndarray, coarsest: int, finest: int) -> Match:
-        """Refine a similarity from the coarsest to the finest of these levels."""
+        """Refine a similarity (2,3) from level `coarsest` down to level `finest`."""
         match = Match(matrix, np.inf)
         for number in range(coarsest, min(finest, coarsest) - 1, -1):
             match = self._refine(self.levels[number], pictures[number], labels, match.matrix)
@@ -242,9 +244,9 @@ class Matcher:
                 step = np.linalg.solve(normal, right)
             except np.linalg.LinAlgError:
                 return Match(matrix, np.inf)
-            gain, offset = float(step[4]), float(step[5] - 128.0 * step[4])
+            gain, offset = float(step[4]), float(step[5] - MIDDLE_GREY * step[4])
             matrix = concatenate(matrix, inverse(self._similarity(step)))
-            if not 0.4 < np.hypot(matrix[0, 0], matrix[1, 0]) < 2.5:
+            if not SCALES[0] < np.hypot(matrix[0, 0], matrix[1, 0]) < SCALES[1]:
                 return Match(matrix, np.inf)
             if np.abs(step[:4]).max() < CONVERGED * (1 << level.number):
                 break
@@ -257,36 +259,43 @@ class Matcher:
 
 
 def face_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The similarity (2,3) that takes the steady ones of landmarks (68,2) pixels to where they are in another frame."""
+    """Similarity (2,3) from landmarks (68,2) pixels of one frame to those of another, by the STEADY ones."""
     scale, rotation, shift = umeyama(source[STEADY].astype(float), target[STEADY].astype(float))
     return np.column_stack([scale * rotation, shift])
 
 
 class TorsoTracker:
-    """Matches every frame to the reference of its shot. Keeps nothing from call to call."""
+    """Matches every frame to the reference of its shot. Calls do not depend on each other."""
 
     def __init__(self, references: Sequence[tuple[np.ndarray, np.ndarray]], faces: np.ndarray,
                  spans: Sequence[tuple[int, int]]) -> None:
-        """One reference a shot: frame (H,W,3) uint8 with labels (H,W), and its projected landmarks, faces (S,68,2) pixels;
-        the shots' spans. `untied` lists the shots whose tie to the common reference is the face's similarity, as their
-        torso does not match."""
+        """For each of S shots: references, frame (H,W,3) uint8 with labels (H,W); faces (S,68,2), its projected landmarks in
+        pixels; spans, start ≤ t < stop.
+
+        `unmatched` lists the shots whose torso does not match that of the common reference; for them the similarity of the
+        faces is used.
+        """
         self.size = height, width = references[0][1].shape
         self.center = np.array([width / 2, height / 2])
         self.spans, self.faces = list(spans), faces
         self.matchers = [Matcher(frame, labels) for frame, labels in references]
         self.common = max(range(len(self.spans)), key=lambda shot: self.spans[shot][1] - self.spans[shot][0])
         self.unmatched: list[int] = []
-        self.ties = [self._tie(shot, references) for shot in range(len(references))]
+        self.from_common = [self._match_common(shot, references) for shot in range(len(references))]
 
     def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
-        """Frame t (H,W,3), its labels (H,W) and projected landmarks (68,2) -> (4,) dx, dy, angle, scale from the common
-        reference to it, about the picture's middle; NaN where the torso is not found."""
+        """Motion (4,) from the common reference to frame t: dx, dy pixels, angle radians, scale, about the picture's middle.
+
+        frame (H,W,3) uint8, labels (H,W), face (68,2): projected landmarks in pixels. NaN if the torso is not found.
+        """
         shot = next(k for k, (start, stop) in enumerate(self.spans) if start <= t < stop)
         guesses = [face_similarity(self.faces[shot], face), np.eye(2, 3)]
         match = self.matchers[shot](pyramid(frame), labels, guesses)
-        return np.full(4, np.nan) if match is None else decompose(concatenate(match.matrix, self.ties[shot]), self.center)
+        if match is None:
+            return np.full(4, np.nan)
+        return decompose(concatenate(match.matrix, self.from_common[shot]), self.center)
 
-    def _tie(self, shot: int, references: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    def _match_common(self, shot: int, references: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Similarity (2,3) from the common reference to this shot's, verified by matching back."""
         if shot == self.common:
             return np.eye(2, 3)
@@ -306,7 +315,7 @@ class TorsoTracker:
 
 
 def fill_and_smooth(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Motion (T,4) with NaN where lost -> (T,4) float32, gaps interpolated and smoothed within each shot."""
+    """Motion (T,4), NaN where the torso was not found -> (T,4) float32, interpolated and smoothed within each shot."""
     out = np.array(motion, float)
     for start, stop in spans:
         out[start:stop] = _fill_and_smooth(out[start:stop])

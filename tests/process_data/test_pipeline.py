@@ -76,7 +76,7 @@ def test_an_interrupted_run_continues_and_ends_the_same(actor_clip, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.segmentation_pass, "label_frames", stop)
+        patch.setattr(pipeline.segmentation_pass, "segment_frames", stop)
         with pytest.raises(KeyboardInterrupt):
             process(truth.video, tmp_path / "clip", config=ProcessConfig(), quiet=True)
     assert not Clip(tmp_path / "clip").exists()
