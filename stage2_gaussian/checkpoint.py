@@ -1,4 +1,4 @@
-"""The file of a Gaussian head: written by `save_head`, read by `load_head`; docs/formats.md describes it byte by byte."""
+"""The file of a Gaussian head: written by `save_head`, read by `load_head`; docs/gaussian_head_format.md describes it byte by byte."""
 
 from pathlib import Path
 from typing import Any

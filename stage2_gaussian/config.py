@@ -15,26 +15,26 @@ class Stage2Config(Settings):
     """A zero in splats, moving, rank, steps or batch means: what suits the device and picture size (see `resolve`)."""
 
     splats: int = setting(0, "Gaussians at the start; 0: by the picture's size", 0, 2_000_000)
-    moving: int = setting(0, "splats with a basis of their own, those that feel the landmarks' motion most; 0: a part of all",
+    moving: int = setting(0, "splats with blendshapes, those that move most with the landmarks; 0: a share of all",
                           0, 2_000_000)
-    rank: int = setting(0, "coefficients of the low-rank blend; 0: 32 on CUDA, else 16", 0, 256)
-    hidden: int = setting(128, "width of the network that makes the coefficients", 1, 4096)
-    pose_rank: int = setting(6, "coefficients of the light that changes as the head moves", 1, 64)
+    rank: int = setting(0, "coefficients of the low-rank blendshapes; 0: 32 on CUDA, else 16", 0, 256)
+    hidden: int = setting(128, "width of the networks from landmarks to coefficients", 1, 4096)
+    pose_rank: int = setting(6, "coefficients of the pose-dependent shading", 1, 64)
     steps: int = setting(0, "optimiser steps; 0: 4000 on CUDA, else 1500", 0, 10_000_000)
     batch: int = setting(0, "frames a step; 0: 8 on CUDA, else 1", 0, 256)
-    rate_position: float = setting(2e-4, "learning rate of positions at the start, metres", 0, 1)
-    rate_scale: float = setting(5e-3, "learning rate of sizes", 0, 1)
+    rate_position: float = setting(2e-4, "learning rate of the means, metres", 0, 1)
+    rate_scale: float = setting(5e-3, "learning rate of scales", 0, 1)
     rate_rotation: float = setting(2e-3, "learning rate of rotations", 0, 1)
     rate_opacity: float = setting(2e-2, "learning rate of opacities", 0, 1)
     rate_color: float = setting(5e-3, "learning rate of colours", 0, 1)
-    rate_basis: float = setting(1e-2, "learning rate of the blend's basis", 0, 1)
+    rate_basis: float = setting(1e-2, "learning rate of the blendshapes' basis", 0, 1)
     rate_network: float = setting(1e-3, "learning rate of the networks", 0, 1)
-    rate_window: float = setting(2e-3, "learning rate of the landmarks' windows", 0, 1)
+    rate_window: float = setting(2e-3, "learning rate of the landmarks' skinning windows", 0, 1)
     rate_pose: float = setting(1e-4, "learning rate of poses, radians, and metres / 10", 0, 1)
     rate_shading: float = setting(5e-3, "learning rate of the shading's basis", 0, 1)
     exposure_weight: float = setting(0.1, "keeps the exposure of frames near that of all", 0, 1000)
     rate_exposure: float = setting(1e-3, "learning rate of the frames' exposure", 0, 1)
-    fits: int = setting(-1, "times that all poses are fitted to the pictures while training, and once after; -1: 3 on CUDA, "
+    fits: int = setting(-1, "refinements of all poses during training, besides one after it; 0: none at all; -1: 3 on CUDA, "
                         "else 1", -1, 50)
     l2_weight: float = setting(20.0, "of the squared error of pixels", 0, 1000)
     final_rate: float = setting(0.05, "all rates fall exponentially to this part of their start", 1e-6, 1)
@@ -45,7 +45,7 @@ class Stage2Config(Settings):
     mouth_emphasis: float = setting(4.0, "extra weight of pixels in the mouth box", 0, 1000)
     eye_emphasis: float = setting(2.0, "extra weight of pixels in the boxes of the eyes", 0, 1000)
     landmark_noise: float = setting(3e-4, "metres, added to landmarks while training", 0, 0.05)
-    held_out: float = setting(0.04, "part of the training frames that only tell when to stop", 0, 0.49)
+    held_out: float = setting(0.04, "share of the training frames that are for validation, by which training stops", 0, 0.49)
     save_seconds: float = setting(30.0, "between two saves of the resumable state", 0, 86400)
     seed: int = seed_setting()
 

@@ -149,7 +149,7 @@ def _sort_and_count(keys, boxes, tiles_x, order, visible, counts):
 
 @cached_njit(parallel=True, **_fast)
 def _deal(order, visible, boxes, tiles_x, tiles, cursor, splat):
-    """Write the places of splats in (B·N,) into splat (I,), tile by tile, nearest first.
+    """Write the indices in (B·N,) of each tile's splats into splat (I,), tile by tile, nearest first.
 
     cursor (B, tiles) enters as the beginning of each tile's run, and is used up.
     """
@@ -189,7 +189,7 @@ def _count(boxes, tiles_x, counts):
 
 @cached_njit(**_fast)
 def _sort(keys, order):
-    """Stable radix sort: order[:n] = the n places of keys (N,) uint32 that are not zero, by key. Returns n."""
+    """Stable radix sort: order[:n] = the indices of the n nonzero keys (N,) uint32, by key. Returns n."""
     low, high = np.uint32(0xFFFFFFFF), np.uint32(0)
     for key in keys:
         if key:
@@ -552,7 +552,7 @@ def _project_backward(means, quats, scales, opacities, fx, fy, cx, cy, width, he
 def _bin(keys, boxes, tiles_x, tiles):
     """Deal splats to tiles, nearest first.
 
-    keys (B, N), boxes (B, N, 4) -> start (B·tiles + 1,) of each tile's run, and splat (I,), places in (B·N,).
+    keys (B, N), boxes (B, N, 4) -> start (B·tiles + 1,) of each tile's run, and splat (I,), indices in (B·N,).
     """
     order, visible = np.empty(keys.shape, np.int32), np.empty(len(keys), np.int64)
     start = np.zeros(len(keys) * tiles + 1, np.int64)

@@ -127,7 +127,8 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
 @click.option("--split", "splits", multiple=True, help="Split to measure; may be repeated.  [default: all but train]")
 @click.option("--audio", type=PATH, multiple=True, metavar="FILE",
               help="Other sound to measure the lips on, such as another language; - is standard input; may be repeated.")
-@click.option("--base", type=PATH, metavar="FILE", help="Measure a base model on this person beside the avatar's model.")
+@click.option("--base", type=PATH, metavar="FILE", help="Measure a base model on this person beside the avatar's model; "
+              "`shipped` is the one in the package.")
 @click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/stage1/eval]")
 @encoder_option
 @device_option
@@ -145,13 +146,14 @@ def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio:
     from shared.avatar import Avatar, avatar_folder
     from shared.clip import Clip
     from shared.training import pick_device
+    from stage1_audio2lmk.checkpoint import SHIPPED_BASE
     from stage1_audio2lmk.evaluate import evaluate_audio2lmk
 
     source, target = Clip(clip), Avatar(avatar or avatar_folder(clip))
     splits = tuple(source.held_out(splits))
     target.require("stage1")
     folder = output or source.training / "stage1" / "eval"
-    tables = evaluate_audio2lmk(source, target.stage1, folder, splits=splits, device=pick_device(device), base=base, audio=audio,
-                                encoder=encoder)
+    tables = evaluate_audio2lmk(source, target.stage1, folder, splits=splits, device=pick_device(device),
+                                base=SHIPPED_BASE if str(base) == "shipped" else base, audio=audio, encoder=encoder)
     print_tables(tables)
     click.echo(f"\n{folder / 'eval.html'}")
