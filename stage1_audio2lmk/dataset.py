@@ -16,7 +16,7 @@ from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLES_PER_FRAME
 from stage1_audio2lmk.audio.augment import shift_voice
-from stage1_audio2lmk.audio.dc_blocker import SoundGate
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.encoders.pretrained import Encoder, cached_rows
@@ -78,13 +78,13 @@ def load_recording(clip: Clip, speaker: int, config: Stage1Config, hear: Hear = 
     good[train] = True
     held = int(train[int(len(train) * (1 - config.held_out))])
     cuts = tuple(shot.start for shot in clip.info.shots)
-    return Recording(clip.info.name, torch.from_numpy(hear(SoundGate().pass_through(clip_samples(clip)))),
+    return Recording(clip.info.name, torch.from_numpy(hear(DCBlocker().pass_through(clip_samples(clip)))),
                      torch.from_numpy(moved), torch.from_numpy(good), speaker, held, cuts=cuts)
 
 
 def in_other_voices(clip: Clip, recording: Recording, weight: float) -> list[Recording]:
     """The recording of a clip as other people would have said it, in each of VOICES: the same lips to other sound."""
-    sound = torch.from_numpy(SoundGate().pass_through(clip_samples(clip)))
+    sound = torch.from_numpy(DCBlocker().pass_through(clip_samples(clip)))
     return [replace(recording, features=torch.from_numpy(features(shift_voice(sound, *voice).numpy())), weight=weight)
             for voice in VOICES]
 

@@ -22,7 +22,7 @@ from shared.files import sha256, write_rows
 from shared.landmarks import SAMPLES_PER_FRAME, save_array
 from shared.training import generator
 from stage1_audio2lmk.audio.augment import VoiceRanges, augment_voice, mask_features
-from stage1_audio2lmk.audio.dc_blocker import SoundGate
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, HOPS, MELS, FeatureStream
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording, Windows, clip_samples, load_recording
@@ -88,7 +88,7 @@ def prepare(clip: Clip, folder: Path, voices: int, config: Stage1Config) -> None
 def _speak(samples: np.ndarray, path: Path, rng: torch.Generator) -> None:
     """Samples (640·T,) -> feature rows in made voices, a piece at a time."""
     count = len(samples) // SAMPLES_PER_FRAME
-    stream, gate = FeatureStream(), SoundGate()
+    stream, gate = FeatureStream(), DCBlocker()
     cuts = np.linspace(0, count, max(1, count // PIECE) + 1).round().astype(int)
     sounds = (torch.from_numpy(samples[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME])
               for start, stop in zip(cuts, cuts[1:]))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from shared.errors import TalkheadError
 from shared.landmarks import N_LANDMARKS, SAMPLES_PER_FRAME
-from stage1_audio2lmk.audio.dc_blocker import SoundGate
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import FeatureStream, frames_of, levels
 from stage1_audio2lmk.checkpoint import load_model
 from stage1_audio2lmk.encoders.pretrained import Encoder, EncoderStream
@@ -115,7 +115,7 @@ class LandmarkStream:
 
     def reset(self) -> None:
         """Forget all sound and begin anew: the same sound gives the same rows again."""
-        self.gate, self.network = SoundGate(), ModelStream(self.predictor.model, self.speaker, self.predictor.prepared)
+        self.gate, self.network = DCBlocker(), ModelStream(self.predictor.model, self.speaker, self.predictor.prepared)
         self.encoder = EncoderStream(self.predictor.encoder) if self.predictor.encoder else None
         self.extras = Liveliness(self.seed, self.liveliness) if self.blinks else None
         self.samples = np.zeros(0, np.float32)  # less than a frame

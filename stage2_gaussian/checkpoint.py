@@ -1,4 +1,4 @@
-"""The file of a Gaussian head: written by `save_head`, read by `load_head`; docs/gaussian_head_format.md describes it byte by byte."""
+"""The file of a Gaussian head, byte by byte in docs/gaussian_head_format.md: `save_head` writes it, `load_head` reads it."""
 
 from pathlib import Path
 from typing import Any

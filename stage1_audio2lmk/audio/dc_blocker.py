@@ -9,7 +9,7 @@ from shared.landmarks import SAMPLE_RATE
 DC_HZ = 10.0  # corner of the high-pass filter that takes a constant offset away
 
 
-class SoundGate:
+class DCBlocker:
     """Samples as they come -> finite, within ±1 and free of a constant offset, by a filter of one zero and one pole."""
 
     def __init__(self) -> None:

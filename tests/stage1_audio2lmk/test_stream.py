@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shared.errors import TalkheadError
-from stage1_audio2lmk.audio.dc_blocker import SoundGate
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import features
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.model import LandmarkModel, pooled
@@ -88,7 +88,7 @@ def test_a_transformer_that_was_not_kept_is_not_run(predictor: Predictor, speech
     for block in model.blocks:
         block._forward_hooks.clear()
     with torch.no_grad():
-        whole = model(torch.from_numpy(features(SoundGate().pass_through(speech)))[None], torch.tensor([0]))[0].numpy()
+        whole = model(torch.from_numpy(features(DCBlocker().pass_through(speech)))[None], torch.tensor([0]))[0].numpy()
     np.testing.assert_allclose(rows, whole, rtol=0, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from shared.checkpoint import load_checkpoint
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from stage1_audio2lmk import train as training
-from stage1_audio2lmk.audio.dc_blocker import SoundGate
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import FEATURE_SIZE
 from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.closed_form import set_statistics
@@ -92,7 +92,7 @@ def test_a_stream_equals_one_pass_over_everything(config: Stage1Config, speech: 
     config = dataclasses.replace(config, look_ahead=look_ahead)
     encoder = load_encoder(config.encoder or "", CPU, block=block, context=4, ahead=ahead)
     sound = speech[: 640 * 44]
-    rows = heard(encoder, SoundGate().pass_through(sound))
+    rows = heard(encoder, DCBlocker().pass_through(sound))
     model = made(config, encoder, rows)
     with torch.no_grad():
         whole = model(torch.from_numpy(rows)[None], torch.tensor([1]))[0].numpy()
