@@ -1,6 +1,6 @@
-"""Where the `talkhead` command starts. Its packages have common names: others of these names must not be taken for them.
+"""talkhead's packages have common names: this module refuses to go on where others of these names stand in their place.
 
-A module with a name of its own, which imports nothing of the project before it has looked.
+It has a name of its own and imports nothing of the project.
 """
 
 import sys
@@ -52,15 +52,3 @@ def end(text: str) -> NoReturn:
     """Print an error and end the process."""
     print(f"Error: {text}", file=sys.stderr)
     sys.exit(2)
-
-
-def main() -> None:
-    """Entry point of the `talkhead` command."""
-    check_or_exit("cli", *PACKAGES)
-    try:
-        from cli import main as run
-    except ImportError as error:  # a file of ours is gone
-        if str(error.name).split(".")[0] not in ("cli", *PACKAGES):
-            raise
-        end(f"talkhead is incomplete: {error}; {REINSTALL}")
-    run()

@@ -39,9 +39,9 @@ from talkhead.doctor import diagnose
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 255, (3, 128, 128, 4)).astype(np.uint8)
-OURS = ("cli.py", "talkhead_guard.py", "talkhead", "process_data", "shared", "stage1_audio2lmk", "stage2_gaussian",
-        "torso_styleunet")
-COMMAND = "import talkhead_guard; talkhead_guard.main()"
+OURS = ("cli.py", "talkhead_guard.py", "talkhead_main.py", "talkhead", "process_data", "shared", "stage1_audio2lmk",
+        "stage2_gaussian", "torso_styleunet")
+COMMAND = "import talkhead_main; talkhead_main.main()"
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
@@ -153,7 +153,7 @@ def test_files_that_another_package_wrote_over_ours(tmp_path):
 
 
 def test_the_installed_command_starts_at_the_guard():
-    assert "talkhead = talkhead_guard:main" in (ROOT / "setup.cfg").read_text()
+    assert "talkhead = talkhead_main:main" in (ROOT / "setup.cfg").read_text()
     assert "    talkhead_guard\n" in (ROOT / "setup.cfg").read_text()
 
 
