@@ -24,7 +24,7 @@ def head(face) -> Head:
                 rank=6, hidden=16, pose_rank=2)
     with torch.no_grad():
         made.log_scales.add_(0.3 * torch.randn(300, 3, generator=g))
-        made.skinning.log_scales.add_(0.3 * torch.randn(68, 3, generator=g))
+        made.code.log_scales.add_(0.3 * torch.randn(68, 3, generator=g))
         made.blend.basis.copy_(torch.randn(made.blend.basis.shape, generator=g))
         made.shading.basis.copy_(0.1 * torch.randn(made.shading.basis.shape, generator=g))
         for parameter in made.blend.networks.parameters():
