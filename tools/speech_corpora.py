@@ -1,6 +1,6 @@
 """Speech whose phones and mouth shapes are known, for `python -m stage1_audio2lmk.encoders.train_phone_encoder`.
 
-Needs more than talkhead does: `pip install pocketsphinx espeakng-loader`. Made once, when the shipped encoder is trained.
+Needs packages that talkhead does not: `pip install pocketsphinx espeakng-loader`. Used once, to train the shipped encoder.
 A corpus is a folder of recordings with phones.json and mouth.npz (see `read_corpus`).
 
     python -m tools.speech_corpora label LibriSpeech/*.flac -o corpora/librispeech --test 8
@@ -31,10 +31,10 @@ from shared.media.audio_io import load_audio, save_wav
 from shared.training import progress
 from tools.espeak import PITCH, RANGE, RATE, SYNCHRONOUS, Espeak
 
-Marks = list[tuple[float, str]]  # where a phone begins, in seconds; the last one lasts to the end
+Marks = list[tuple[float, str]]  # begin of each phone in seconds, and its name; the last one lasts to the end
 
 PAUSES = ("SIL", "_")
-# the recogniser's phones in the synthesiser's names, whose mouth shapes are known
+# phones of the recogniser -> those of espeak-ng, whose mouth shapes are known
 ARPABET = dict(AA="A", AE="a", AH="V", AO="O", AW="aU", AY="aI", B="b", CH="tS", D="d", DH="D", EH="E", ER="3", EY="eI", F="f",
                G="g", HH="h", IH="I", IY="i", JH="dZ", K="k", L="l", M="m", N="n", NG="N", OW="oU", OY="OI", P="p", R="r", S="s",
                SH="S", T="t", TH="T", UH="U", UW="u", V="v", W="w", Y="j", Z="z", ZH="Z")
