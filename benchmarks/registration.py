@@ -1,4 +1,4 @@
-"""How well the found motion holds a clip still: what flickers once torso and head have been brought onto one picture."""
+"""How exact torso motion and landmarks are: flicker of torso and head after they were warped onto one common picture."""
 
 import cv2
 import numpy as np
@@ -9,19 +9,19 @@ from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, MOUTH, TORSO, Clip, good_frames
 
 REGIONS = ("torso", "shoulders", "head")
-LEAST_IN_SHOT = 8  # samples
+LEAST_IN_SHOT = 8  # sampled frames of each shot
 BAND = 0.01  # half width of the band along the shoulders, of the picture's width
-MARGIN = 0.025  # of the picture's width: what the band keeps off the picture's sides and bottom, the head and the neck
-SHOWN = 0.7  # share of the samples that must show a pixel
+MARGIN = 0.025  # of the picture's width: distance of the band from the picture's sides and bottom, the head and the neck
+SHOWN = 0.7  # a pixel counts if this share of the samples shows it
 
 
 def registration(clip: Clip, samples: int = 60) -> dict[str, float]:
-    """Temporal standard deviation, grey levels 0–255, of sampled frames warped onto a common picture.
+    """Temporal standard deviation of sampled frames warped onto a common picture: root mean square in grey levels 0–255.
 
-    "torso": where mostly torso is seen, and "shoulders": a band along the line between torso and background, both warped
-    by the clip's torso motion; "head": by the similarity of the steady landmarks. Root mean square over the pixels. Then
-    the same for every shot as "torso shot 0" and so on. About `samples` frames in all, at least 8 a shot (as far as it
-    has them); NaN where a region is never seen. Zero is a perfect, noiseless registration.
+    By region: "torso", where mostly torso is seen, and "shoulders", a band along the line between torso and background, both
+    warped by the clip's torso motion; "head", warped by the similarity of the steady landmarks. Then the same for every
+    shot, as "torso shot 0" and so on. About `samples` frames in all, at least 8 of each shot if it has them. NaN for a region
+    that is never seen; 0 for a perfect registration without noise.
     """
     height, width = clip.info.height, clip.info.width
     motion, centre = clip.load_torso_motion(), np.array([width / 2, height / 2])
@@ -56,7 +56,7 @@ def _sample(clip: Clip, samples: int) -> list[int]:
 
 
 class _Still:
-    """Running sums over warped frames: grey levels of torso or background, and of the head, and how often each is seen."""
+    """Sums over warped frames: grey levels of torso or background, and of the head, and how often each is seen."""
 
     def __init__(self, height: int, width: int) -> None:
         self.count = 0
@@ -75,12 +75,12 @@ class _Still:
         self.count += 1
 
     def merge(self, other: "_Still") -> None:
-        """Add what another has seen."""
+        """Add the sums of another."""
         self.sums += other.sums
         self.count += other.count
 
     def deviations(self) -> list[float]:
-        """Of torso, shoulders and head."""
+        """Standard deviations of torso, shoulders and head, grey levels."""
         torso, shoulders, enough = self._masks()
         body, head = _variance(*self.sums[:3]), _variance(*self.sums[4:])
         return [_root_mean(body, torso), _root_mean(body, shoulders), _root_mean(head, self.sums[4] >= enough)]
@@ -98,9 +98,9 @@ class _Still:
 
 
 def _warp(gray: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Grey levels, bilinear, and labels, nearest, moved by a similarity (2,3) on continuous points; 255 outside."""
+    """Grey levels (bilinear) and labels (nearest) warped by a similarity (2,3) of continuous coordinates; label 255 outside."""
     centred = matrix.copy()
-    centred[:, 2] += matrix[:, :2] @ [0.5, 0.5] - 0.5  # warpAffine counts from pixel centres
+    centred[:, 2] += matrix[:, :2] @ [0.5, 0.5] - 0.5  # warpAffine puts the first pixel's centre at 0, here it is at 0.5
     size = gray.shape[::-1]
     seen = cv2.warpAffine(np.ones_like(labels), centred, size, flags=cv2.INTER_LINEAR)
     marks = cv2.warpAffine(labels, centred, size, flags=cv2.INTER_NEAREST, borderValue=255)

@@ -28,7 +28,7 @@ from shared.metrics import correlation, landmark_motion_error, rotation_error_de
 
 SIZE, SECONDS, NOISE, CRF = 512, 12, 5.0, 28
 SECOND = 25  # frames
-STEADY = [27, 28, 29, 30, 31, 35, 36, 39, 42, 45]
+STEADY = [27, 28, 29, 30, 31, 35, 36, 39, 42, 45]  # landmarks of nose and eye corners, which speech hardly moves
 
 
 def film(path: Path, frames: Iterable[np.ndarray], seed: int, sound: np.ndarray) -> None:
@@ -40,7 +40,7 @@ def film(path: Path, frames: Iterable[np.ndarray], seed: int, sound: np.ndarray)
 
 
 def accuracy(clip: Clip, truth) -> dict[str, float]:
-    """Errors against the truth, motion relative to the first frame."""
+    """Errors of a clip against the `ActorTruth`; torso motion and distance relative to the first frame."""
     count = clip.info.frames
     landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()
     true, true_poses = truth.landmarks[:count], truth.poses[:count]
@@ -65,7 +65,10 @@ def accuracy(clip: Clip, truth) -> dict[str, float]:
 
 
 def jitter(poses: np.ndarray, neutral: np.ndarray, intrinsics: tuple[float, ...], frames: slice) -> tuple[float, float]:
-    """Standard deviation of frame-to-frame head motion: rotation in degrees, and face points in pixels."""
+    """Standard deviation of the frame-to-frame motion, of the rotation in degrees and of STEADY points in pixels.
+
+    poses (T,4,4), neutral (68,3) metres, intrinsics fx, fy, cx, cy in pixels.
+    """
     poses = poses[frames].astype(float)
     turn = rotvec_from_rotation(poses[1:, :3, :3] @ poses[:-1, :3, :3].swapaxes(1, 2))
     pixels = project(neutral[STEADY].astype(float), poses, intrinsics)
@@ -81,7 +84,7 @@ def stillest(pixels: np.ndarray, spans: list[tuple[int, int]], length: int) -> s
 
 
 def steadiness(video: Path, work: Path, length: int) -> dict[str, float]:
-    """Jitter on the stillest `length` frames and peak lip opening of a clip, before and after."""
+    """Jitter on the stillest `length` frames, and peak lip opening, of a video: detector alone ("before") and tracking."""
     config = ProcessConfig()
     size, count = next(read_video(video)).shape[0], sum(1 for _ in read_video(video))
     intrinsics = (config.focal_sizes * size, config.focal_sizes * size, size / 2, size / 2)
@@ -111,7 +114,7 @@ def steadiness(video: Path, work: Path, length: int) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, float]]) -> None:
-    """Print rows as columns of a Markdown table."""
+    """Print a Markdown table whose columns are the rows given."""
     print("| | " + " | ".join(rows) + " |\n|" + "---|" * (len(rows) + 1))
     for figure in next(iter(rows.values())):
         print(f"| {figure} | " + " | ".join(f"{row[figure]:.3g}" for row in rows.values()) + " |")

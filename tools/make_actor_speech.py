@@ -1,12 +1,11 @@
 """Makes the synthetic actor's speech with the system's espeak-ng: sound and phoneme times of one synthesis run.
 
-The results are shipped in process_data/data, so nobody needs espeak-ng to use them. To make them again, on a system
-where libespeak-ng is installed (`apt-get install libespeak-ng1`), run
+The results are shipped in process_data/data; using them needs no espeak-ng. To make them again, install libespeak-ng
+(`apt-get install libespeak-ng1`) and run
 
     python -m tools.make_actor_speech
 """
 
-import ctypes
 import ctypes.util
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,6 +19,7 @@ from shared.errors import TalkheadError
 from shared.files import atomic_path, write_json
 from shared.landmarks import SAMPLE_RATE
 from shared.media.container import media_url
+from tools.espeak import PITCH, RATE, RETRIEVAL, Espeak
 
 DATA = Path(__file__).resolve().parents[1] / "process_data" / "data"
 VOICE = "en-us"
@@ -50,67 +50,29 @@ UTTERANCES = {
     ],
 }
 LEAD_IN = 0.6  # seconds of silence before the first sentence
-_RETRIEVAL, _PHONEME_EVENTS, _UTF8, _END_PAUSE = 1, 1, 1, 0x1000
-_EVENT_END, _EVENT_PHONEME = 0, 7
-_RATE, _PITCH = 1, 3
 
 
-class _Id(ctypes.Union):
-    _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
+def load_espeak(voice: str = VOICE) -> Espeak:
+    """The system's libespeak-ng with a voice. Raises TalkheadError if either is missing."""
+    library = ctypes.util.find_library("espeak-ng")
+    if library is None:
+        raise TalkheadError("libespeak-ng was not found; install it (apt-get install libespeak-ng1)")
+    espeak = Espeak(library, output=RETRIEVAL, buffer_ms=400)
+    if espeak.rate <= 0 or not espeak.set_voice(voice):
+        raise TalkheadError(f"libespeak-ng cannot start with the voice {voice!r}; check that espeak-ng-data is there")
+    return espeak
 
 
-class _Event(ctypes.Structure):
-    _fields_ = [
-        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p), ("id", _Id),
-    ]
-
-
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-
-
-class Espeak:
-    """The system's libespeak-ng, loaded once; `speak` returns the sound and the phonemes of one run."""
-
-    def __init__(self, voice: str = VOICE) -> None:
-        name = ctypes.util.find_library("espeak-ng")
-        if name is None:
-            raise TalkheadError("libespeak-ng was not found; install it (apt-get install libespeak-ng1)")
-        self._library = ctypes.CDLL(name)
-        self._rate = self._library.espeak_Initialize(_RETRIEVAL, 400, None, _PHONEME_EVENTS)
-        if self._rate <= 0 or self._library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise TalkheadError(f"libespeak-ng cannot start with the voice {voice!r}; check that espeak-ng-data is there")
-
-    def speak(self, sentence: Sentence) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
-        """Sentence -> sound (n,) float32 at 16 kHz, and (espeak phoneme mnemonic, start, stop) in seconds."""
-        pieces: list[np.ndarray] = []
-        marks: list[tuple[float, str]] = []
-
-        def receive(samples, count, events) -> int:
-            if samples and count:
-                pieces.append(np.ctypeslib.as_array(samples, (count,)).astype(np.float32) / 32768)
-            k = 0
-            while events[k].type != _EVENT_END:
-                if events[k].type == _EVENT_PHONEME:
-                    marks.append((events[k].audio_position / 1000, events[k].id.string.decode("utf-8", "replace")))
-                k += 1
-            return 0
-
-        callback = _CALLBACK(receive)
-        self._library.espeak_SetSynthCallback(callback)
-        self._library.espeak_SetParameter(_RATE, sentence.rate, 0)
-        self._library.espeak_SetParameter(_PITCH, sentence.pitch, 0)
-        text = sentence.text.encode()
-        self._library.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8, None, None)
-        self._library.espeak_Synchronize()
-        sound = np.concatenate(pieces)
-        end = len(sound) / self._rate
-        ratio = Fraction(SAMPLE_RATE, self._rate)
-        stops = [start for start, _ in marks[1:]] + [end]
-        phonemes = [(name, start, stop) for (start, name), stop in zip(marks, stops)
-                    if stop > start and name.strip("_:")]
-        return resample_poly(sound, ratio.numerator, ratio.denominator).astype(np.float32), phonemes
+def speak(espeak: Espeak, sentence: Sentence) -> tuple[np.ndarray, list[tuple[str, float, float]]]:
+    """Sentence -> sound (n,) float32 at 16 kHz, and (espeak phoneme mnemonic, start, stop) in seconds."""
+    samples, marks = espeak.say(sentence.text, {RATE: sentence.rate, PITCH: sentence.pitch})
+    sound = samples.astype(np.float32) / 32768
+    ratio = Fraction(SAMPLE_RATE, espeak.rate)
+    starts = [mark.milliseconds / 1000 for mark in marks]
+    stops = [*starts[1:], len(sound) / espeak.rate]
+    names = [mark.name.decode("utf-8", "replace") for mark in marks]
+    phonemes = [(name, start, stop) for name, start, stop in zip(names, starts, stops) if stop > start and name.strip("_:")]
+    return resample_poly(sound, ratio.numerator, ratio.denominator).astype(np.float32), phonemes
 
 
 def make_utterance(espeak: Espeak, sentences: list[Sentence]) -> tuple[np.ndarray, list[dict]]:
@@ -119,7 +81,7 @@ def make_utterance(espeak: Espeak, sentences: list[Sentence]) -> tuple[np.ndarra
     times = []
     for sentence in sentences:
         offset = sum(map(len, sounds)) / SAMPLE_RATE
-        sound, phonemes = espeak.speak(sentence)
+        sound, phonemes = speak(espeak, sentence)
         last = int(np.flatnonzero(np.abs(sound) > 1e-3)[-1]) + 1
         sounds += [sound[:last], np.zeros(round(sentence.pause * SAMPLE_RATE), np.float32)]
         for name, start, stop in phonemes:
@@ -144,7 +106,7 @@ def save_flac(path: Path, sound: np.ndarray) -> None:
 
 def main() -> None:
     """Write actor_speech.flac/.json and actor_test.flac/.json into process_data/data."""
-    espeak = Espeak()
+    espeak = load_espeak()
     for utterance, stem in (("train", "actor_speech"), ("test", "actor_test")):
         sound, phonemes = make_utterance(espeak, UTTERANCES[utterance])
         save_flac(DATA / f"{stem}.flac", sound)

@@ -1,9 +1,9 @@
 """The base model that ships: decoder pretrained on all clips, then the kernel path solved on the tracked people among them.
 
     talkhead process hdtf1.mp4 clips/people/hdtf1    # and the others
-    python tools/speech_corpora.py label … --test 8 --test 61 --test 62 --test 63 -o corpora/librispeech
-    python tools/speech_corpora.py synthesise -o corpora/synthetic
-    python tools/speech_corpora.py faces corpora/librispeech -o clips/read
+    python -m tools.speech_corpora label … --test 8 --test 61 --test 62 --test 63 -o corpora/librispeech
+    python -m tools.speech_corpora synthesise -o corpora/synthetic
+    python -m tools.speech_corpora faces corpora/librispeech -o clips/read
     python -m stage1_audio2lmk.encoders.train_phone_encoder corpora/* --minutes 4 --steps 100000 -o encoder.safetensors
     python tools/make_base.py --speech encoder.safetensors --made clips/read --tracked clips/people -o base.safetensors
 

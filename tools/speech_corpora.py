@@ -1,14 +1,13 @@
 """Speech whose phones and mouth shapes are known, for `python -m stage1_audio2lmk.encoders.train_phone_encoder`.
 
-Needs more than talkhead does: `pip install pocketsphinx espeakng-loader`. Made once, when the shipped encoder is trained.
+Needs packages that talkhead does not: `pip install pocketsphinx espeakng-loader`. Used once, to train the shipped encoder.
 A corpus is a folder of recordings with phones.json and mouth.npz (see `read_corpus`).
 
-    python tools/speech_corpora.py label LibriSpeech/*.flac -o corpora/librispeech --test 8
-    python tools/speech_corpora.py synthesise --minutes 600 -o corpora/synthetic
-    python tools/speech_corpora.py faces corpora/librispeech -o clips/read    # for `stage1 pretrain`
+    python -m tools.speech_corpora label LibriSpeech/*.flac -o corpora/librispeech --test 8
+    python -m tools.speech_corpora synthesise --minutes 600 -o corpora/synthetic
+    python -m tools.speech_corpora faces corpora/librispeech -o clips/read    # for `stage1 pretrain`
 """
 
-import ctypes
 import json
 import multiprocessing
 import os
@@ -30,11 +29,12 @@ from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.training import progress
+from tools.espeak import PITCH, RANGE, RATE, SYNCHRONOUS, Espeak
 
-Marks = list[tuple[float, str]]  # where a phone begins, in seconds; the last one lasts to the end
+Marks = list[tuple[float, str]]  # begin of each phone in seconds, and its name; the last one lasts to the end
 
 PAUSES = ("SIL", "_")
-# the recogniser's phones in the synthesiser's names, whose mouth shapes are known
+# phones of the recogniser -> those of espeak-ng, whose mouth shapes are known
 ARPABET = dict(AA="A", AE="a", AH="V", AO="O", AW="aU", AY="aI", B="b", CH="tS", D="d", DH="D", EH="E", ER="3", EY="eI", F="f",
                G="g", HH="h", IH="I", IY="i", JH="dZ", K="k", L="l", M="m", N="n", NG="N", OW="oU", OY="OI", P="p", R="r", S="s",
                SH="S", T="t", TH="T", UH="U", UW="u", V="v", W="w", Y="j", Z="z", ZH="Z")
@@ -90,58 +90,27 @@ def recognise(samples: np.ndarray, decoder) -> Marks:
     return [*marks, (stop, "SIL")] if len(marks) >= LEAST_PHONES else []
 
 
-class Espeak:
-    """espeak-ng through its library, with the time of every phoneme."""
-
-    class _Event(ctypes.Structure):
-        class _Name(ctypes.Union):
-            _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("text", ctypes.c_char * 8)]
-
-        _fields_ = [("type", ctypes.c_int), ("id", ctypes.c_uint), ("position", ctypes.c_int), ("length", ctypes.c_int),
-                    ("milliseconds", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p), ("name", _Name)]
-
-    PHONEME, SYNCHRONOUS, PHONEME_EVENTS = 7, 2, 1
-    SPEED, PITCH, RANGE = 1, 3, 4
+class Speaker:
+    """espeak-ng of the package espeakng_loader, saying text as sound and phones."""
 
     def __init__(self) -> None:
         import espeakng_loader
 
-        self.library = ctypes.CDLL(espeakng_loader.get_library_path())
-        data = espeakng_loader.get_data_path().encode()
-        self.rate = self.library.espeak_Initialize(self.SYNCHRONOUS, 0, data, self.PHONEME_EVENTS)
-        self.sound: list[np.ndarray] = []
-        self.marks: list[tuple[int, str]] = []
-        kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(self._Event))
-        self.callback = kind(self._hear)
-        self.library.espeak_SetSynthCallback(self.callback)
-
-    def _hear(self, samples, count, events) -> int:
-        if count > 0 and samples:
-            self.sound.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        k = 0
-        while events[k].type:
-            if events[k].type == self.PHONEME:
-                self.marks.append((events[k].sample, events[k].name.text.decode("utf-8", "ignore")))
-            k += 1
-        return 0
+        self.espeak = Espeak(espeakng_loader.get_library_path(), output=SYNCHRONOUS, data=espeakng_loader.get_data_path())
 
     def say(self, text: str, voice: str, speed: int, pitch: int, span: int) -> tuple[np.ndarray, Marks]:
         """Text -> samples (n,) at 16 kHz within ±1, and its phones. Raises TalkheadError for an unknown voice."""
-        self.sound, self.marks = [], []
-        if self.library.espeak_SetVoiceByName(voice.encode()):
+        if not self.espeak.set_voice(voice):
             raise TalkheadError(f"espeak-ng has no voice {voice!r}")
-        for parameter, value in ((self.SPEED, speed), (self.PITCH, pitch), (self.RANGE, span)):
-            self.library.espeak_SetParameter(parameter, value, 0)
-        data = text.encode()
-        self.library.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
-        self.library.espeak_Synchronize()
-        sound = np.concatenate(self.sound or [np.zeros(1)]).astype(np.float32) / 32768
+        samples, found = self.espeak.say(text, {RATE: speed, PITCH: pitch, RANGE: span})
+        sound = (samples if len(samples) else np.zeros(1)).astype(np.float32) / 32768
         marks: Marks = [(0.0, "_")]
-        for sample, name in self.marks:
+        for mark in found:
+            name, start = mark.name.decode("utf-8", "ignore"), mark.sample / self.espeak.rate
             if name.startswith("_") and name != "_|":
-                marks.append((sample / self.rate, "_"))
+                marks.append((start, "_"))
             elif name and "(" not in name and name not in ("_|", "|", "||", "'", ",", "%", "="):
-                marks.append((sample / self.rate, name))
+                marks.append((start, name))
         return resample_poly(sound, 320, 441), marks
 
 
@@ -152,12 +121,12 @@ def sentence(rng: random.Random) -> str:
     return " ".join(word + (rng.choice(("", ",", ".")) if k % 4 == 3 else "") for k, word in enumerate(words))
 
 
-def synthesise(espeak: Espeak, rng: random.Random) -> tuple[np.ndarray, Marks]:
+def synthesise(speaker: Speaker, rng: random.Random) -> tuple[np.ndarray, Marks]:
     """One invented sentence in a voice, language, tempo and pitch drawn from `rng`: samples (640·T,) and phones."""
     while True:
         language = rng.choice(LANGUAGES[:ENGLISH] if rng.random() < 0.45 else LANGUAGES[ENGLISH:])
-        sound, marks = espeak.say(sentence(rng), f"{language}+{rng.choice(VARIANTS)}", rng.randint(115, 230),
-                                  rng.randint(15, 85), rng.randint(20, 90))
+        sound, marks = speaker.say(sentence(rng), f"{language}+{rng.choice(VARIANTS)}", rng.randint(115, 230),
+                                   rng.randint(15, 85), rng.randint(20, 90))
         if len(sound) >= SAMPLE_RATE and np.abs(sound).max() > 0:
             sound = sound * (rng.uniform(0.15, 0.9) / np.abs(sound).max())
             return sound[: len(sound) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME].astype(np.float32), marks
@@ -206,9 +175,9 @@ def label(recordings: tuple[Path, ...], output: Path, test: tuple[str, ...]) -> 
 
 def say_part(seed: int, seconds: float, out: Path) -> None:
     """Pickle recordings of `seconds` in all, drawn by `seed`."""
-    espeak, rng, said, recordings = Espeak(), random.Random(seed), 0.0, []
+    speaker, rng, said, recordings = Speaker(), random.Random(seed), 0.0, []
     while said < seconds:
-        recordings.append(synthesise(espeak, rng))
+        recordings.append(synthesise(speaker, rng))
         said += len(recordings[-1][0]) / SAMPLE_RATE
     out.write_bytes(pickle.dumps(recordings))
 
