@@ -61,6 +61,7 @@ def data(actor_clip, tmp_path_factory):
     return root, truth
 
 
+@pytest.mark.slow
 def test_a_data_folder_becomes_a_clip(data, tmp_path):
     root, truth = data
     result = CliRunner().invoke(cli.cli, ["import", "adnerf", str(root), str(tmp_path / "clip"), "--workers", "1"])
