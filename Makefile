@@ -1,20 +1,31 @@
-# make demo   the whole chain on the synthetic actor; does all set-up
-# make test   lint and all tests; does all set-up
-# make bench  benchmarks of this machine, one table
-# make lint   ruff, mypy, import-linter
+# make demo       the whole chain on the synthetic actor; does all set-up
+# make test       lint and the tests of what a change usually breaks, some five minutes on two processors; does all set-up
+# make test-slow  the tests marked slow: long trainings, whole runs of `process`, other people, the installed wheel
+# make test-all   lint and all tests
+# make bench      benchmarks of this machine, one table
+# make lint       ruff, mypy, import-linter
 
 FITS := import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint bench clean
+# whole files to each of as many processes as there are processors, at most four: what a file shares is made once
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-slow test-all lint bench clean
 
 demo: .venv/installed
 	$(BIN)/talkhead demo demo --overwrite
 
 test: lint
-	$(BIN)/python -m pytest
+	$(TESTS) -m "not slow"
+
+test-slow: .venv/installed-dev
+	$(TESTS) -m slow
+
+test-all: lint
+	$(TESTS)
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -233,8 +233,13 @@ def plot(curve: Curves, rest: float, start: int, stop: int, low: float, high: fl
     width, height = STRIP_SIZE
     image = Image.new("RGB", STRIP_SIZE, "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default()
-    across = lambda t: MARGIN + (t - start) / STRIP_FRAMES * (width - MARGIN - 10)
-    up = lambda mm: height - MARGIN / 2 - (mm - low) / max(high - low, 1e-6) * (height - MARGIN)
+
+    def across(t: float) -> float:
+        return MARGIN + (t - start) / STRIP_FRAMES * (width - MARGIN - 10)
+
+    def up(mm: float) -> float:
+        return height - MARGIN / 2 - (mm - low) / max(high - low, 1e-6) * (height - MARGIN)
+
     for t in range(start, stop):
         tall = (height - MARGIN) / 2 * float(np.clip((curve.level[t] + 60) / 60, 0, 1))
         draw.rectangle([across(t), up(low) - tall, across(t + 1), up(low)], fill=(228, 228, 228))

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -77,6 +76,7 @@ def test_a_video_without_sound(tmp_path):
     assert not (tmp_path / "clip" / "clip.json").exists()
 
 
+@pytest.mark.slow
 def test_a_video_without_a_face(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (100, 128, 128, 3)).astype(np.uint8)
     with VideoWriter(tmp_path / "noise.mp4", 128, 128, audio=np.zeros(64000, np.float32)) as writer:
@@ -138,10 +138,21 @@ def test_inspect_describes_landmarks_and_sound(tmp_path, face, sound):
 
 
 def test_doctor_names_what_is_there():
-    result = run("doctor")
-    assert result.exit_code == 0, result.output
+    output = run("doctor").output
     for word in ("Python", "torch", "mediapipe", "PyAV", "H.264"):
-        assert word in result.output
+        assert word in output
+
+
+def test_doctor_fails_only_where_something_needed_lacks(monkeypatch):
+    from talkhead.doctor import Finding
+
+    there, optional = Finding("a library", True), Finding("a GPU", False, needed=False, fix="buy one")
+    monkeypatch.setattr("talkhead.doctor.diagnose", lambda: iter([there, optional]))
+    done = run("doctor")
+    assert done.exit_code == 0 and done.output == "ok    a library\nnone  a GPU\n      buy one\n"
+    monkeypatch.setattr("talkhead.doctor.diagnose", lambda: iter([Finding("a codec", False, fix="get it"), there]))
+    done = run("doctor")
+    assert done.exit_code == 1 and done.output == "LACK  a codec\n      get it\nok    a library\n"
 
 
 @pytest.fixture
@@ -227,15 +238,3 @@ def test_ranges_and_tables():
     with pytest.raises(TalkheadError, match="found 'train=5:5'"):
         parse_ranges(("train=5:5",))
     assert format_table({"a": {"x": 1.0}, "bb": {"y": 2.5}}).splitlines() == ["    x    y", "a   1    -", "bb  -  2.5"]
-
-
-def test_the_package_holds_the_base_model() -> None:
-    """setup.cfg names the folder in which it lies, so that an installed talkhead has it as a checkout does."""
-    from configparser import ConfigParser
-
-    from stage1_audio2lmk.checkpoint import SHIPPED_BASE
-
-    setup = ConfigParser()
-    setup.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
-    assert SHIPPED_BASE.is_file() and SHIPPED_BASE.stat().st_size < 10e6
-    assert setup["options.package_data"]["stage1_audio2lmk"] == "data/*" and SHIPPED_BASE.parent.name == "data"

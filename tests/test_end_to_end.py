@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from click.testing import CliRunner
 
 from cli import cli
-from process_data.actor.actor import actor_landmarks, make_actor
 from shared.avatar import Avatar
 from shared.camera import project
 from shared.clip import Clip
@@ -21,98 +19,72 @@ from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
 from shared.metrics import correlation, psnr
 from talkhead.synthesis import MotionTrack
+from tests.commands import talkhead
 
 
-def talkhead(*arguments, cwd):
-    with contextlib.chdir(cwd):
-        result = CliRunner().invoke(cli, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+def test_the_avatar_speaks_an_unheard_sentence(chain):
+    talkhead("synth", "me.avatar", "unheard.wav", "-o", "talk.mp4", "--save-landmarks", "said.npy", cwd=chain)
+    frames = list(read_video(chain / "talk.mp4"))
+    assert len(frames) == 75 and frames[0].shape == (128, 128, 3)
+    assert abs(len(load_audio(chain / "talk.mp4")) - 48000) <= 1024
+    said = load_landmarks(chain / "said.npy")
+    assert correlation(lip_opening(said), lip_opening(load_landmarks(chain / "spoken.npy"))) > 0.5
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with the clip `me`, the avatar `me.avatar` and an unheard sentence, made by the user's commands."""
-    root = tmp_path_factory.mktemp("chain")
-    truth = make_actor(root, size=160, seconds=12, seed=0, quiet=True)
-    talkhead("process", truth.video, "me", cwd=root)
-    talkhead("stage1", "finetune", "me", "--set", "steps=150", cwd=root)
-    talkhead("stage2", "train", "me", "--set", "steps=250", cwd=root)
-    talkhead("torso", "train", "me", "--set", "steps=60", cwd=root)
-    sound, spoken = actor_landmarks("test", seed=0)
-    save_wav(root / "unheard.wav", sound[: 3 * 16000])
-    return root, spoken[:75]
-
-
-def test_the_avatar_speaks_an_unheard_sentence(trained):
-    root, spoken = trained
-    talkhead("synth", "me.avatar", "unheard.wav", "-o", "talk.mp4", "--save-landmarks", "said.npy", cwd=root)
-    frames = list(read_video(root / "talk.mp4"))
-    assert len(frames) == 75 and frames[0].shape == (160, 160, 3)
-    assert abs(len(load_audio(root / "talk.mp4")) - 48000) <= 1024
-    said = load_landmarks(root / "said.npy")
-    assert correlation(lip_opening(said), lip_opening(spoken)) > 0.5
-
-
-def test_synthesis_needs_no_face_tracker(trained):
-    root, _ = trained
+def test_synthesis_needs_no_face_tracker(chain):
     code = ("import sys; sys.modules.update(mediapipe=None, cv2=None); from cli import cli; "
             "cli(['synth', 'me.avatar', 'unheard.wav', '-o', 'alone.mp4'], standalone_mode=False); "
             "sys.exit('process_data' in sys.modules)")
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=root,
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=chain,
                    env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
-    assert len(list(read_video(root / "alone.mp4"))) == 75
+    assert len(list(read_video(chain / "alone.mp4"))) == 75
 
 
-def test_pictures_of_held_out_frames_are_like_the_video(trained):
-    root, _ = trained
-    out = talkhead("eval", "me.avatar", "me", cwd=root)
+def test_pictures_of_held_out_frames_are_like_the_video(chain):
+    out = talkhead("eval", "me.avatar", "me", cwd=chain)
     assert "full psnr" in out and "ridge" in out
     header, row = next((a, b) for a, b in zip(out.splitlines(), out.splitlines()[1:]) if "full psnr" in a)
     values = dict(zip(["full psnr", "full ssim", "head psnr", "head ssim", "mouth psnr"], map(float, row.split()[1:])))
     assert values["full psnr"] > 26 and values["mouth psnr"] > 22, out
-    assert not (root / "me.avatar" / "eval").exists()  # an avatar holds no pictures of the person
-    page = (root / "me" / "training" / "eval" / "eval.html").read_text()
+    assert not (chain / "me.avatar" / "eval").exists()  # an avatar holds no pictures of the person
+    page = (chain / "me" / "training" / "eval" / "eval.html").read_text()
     assert "<table>" in page and "data:image/jpeg" in page
 
 
-def test_hand_edited_landmarks_reach_the_picture(trained):
-    root, _ = trained
-    clip = Clip(root / "me")
+def test_hand_edited_landmarks_reach_the_picture(chain):
+    clip = Clip(chain / "me")
     rest = np.repeat(clip.load_neutral(), 10, axis=0)
-    save_landmarks(root / "rest.npy", rest)
-    save_landmarks(root / "smile.npy", smile(rest, 1.0))
+    save_landmarks(chain / "rest.npy", rest)
+    save_landmarks(chain / "smile.npy", smile(rest, 1.0))
     for name in ("rest", "smile"):
         talkhead("synth", "me.avatar", "unheard.wav", "--landmarks", f"{name}.npy", "--poses", "still", "-o",
-                 f"{name}.mp4", cwd=root)
-    plain, smiling = (np.stack(list(read_video(root / f"{name}.mp4"))).astype(float) for name in ("rest", "smile"))
+                 f"{name}.mp4", cwd=chain)
+    plain, smiling = (np.stack(list(read_video(chain / f"{name}.mp4"))).astype(float) for name in ("rest", "smile"))
     assert len(plain) == 10
     change = np.abs(plain - smiling).mean((0, 3))
-    poses, _ = MotionTrack(Avatar(root / "me.avatar"), "still").at(0, 1)
+    poses, _ = MotionTrack(Avatar(chain / "me.avatar"), "still").at(0, 1)
     lips = project(rest[0, LIPS], poses[0], clip.info.intrinsics)
     rows, columns = np.unravel_index(change.argsort(axis=None)[-100:], change.shape)
     away = np.hypot(columns - lips[:, 0].mean(), rows - lips[:, 1].mean())
     assert change.max() > 4 and (away < 1.5 * np.ptp(lips[:, 0])).mean() > 0.8  # the picture changes at the mouth
 
 
-def test_the_stages_exchange_only_files(trained):
-    root, _ = trained
-    talkhead("stage1", "predict", "unheard.wav", "--avatar", "me.avatar", "-o", "p.npy", cwd=root)
-    talkhead("edit", "p.npy", "-o", "e.npy", "--mouth-gain", 1.0, cwd=root)
-    talkhead("stage2", "render", "e.npy", "--avatar", "me.avatar", "-o", "frames", cwd=root)
-    talkhead("torso", "composite", "frames", "--avatar", "me.avatar", "-o", "steps.mp4", "--audio", "unheard.wav", cwd=root)
-    talkhead("synth", "me.avatar", "unheard.wav", "-o", "whole.mp4", cwd=root)
-    steps, whole = (np.stack(list(read_video(root / name))) for name in ("steps.mp4", "whole.mp4"))
+def test_the_stages_exchange_only_files(chain):
+    talkhead("stage1", "predict", "unheard.wav", "--avatar", "me.avatar", "-o", "p.npy", cwd=chain)
+    talkhead("edit", "p.npy", "-o", "e.npy", "--mouth-gain", 1.0, cwd=chain)
+    talkhead("stage2", "render", "e.npy", "--avatar", "me.avatar", "-o", "frames", cwd=chain)
+    talkhead("torso", "composite", "frames", "--avatar", "me.avatar", "-o", "steps.mp4", "--audio", "unheard.wav", cwd=chain)
+    talkhead("synth", "me.avatar", "unheard.wav", "-o", "whole.mp4", cwd=chain)
+    steps, whole = (np.stack(list(read_video(chain / name))) for name in ("steps.mp4", "whole.mp4"))
     assert steps.shape == whole.shape and psnr(steps, whole) > 38
-    assert "landmarks (75, 68, 3)" in talkhead("inspect", "p.npy", cwd=root)
-    assert "avatar 'me'" in talkhead("inspect", "me.avatar", cwd=root)
-    assert "clip 'me'" in talkhead("inspect", "me", cwd=root)
+    assert "landmarks (75, 68, 3)" in talkhead("inspect", "p.npy", cwd=chain)
+    assert "avatar 'me'" in talkhead("inspect", "me.avatar", cwd=chain)
+    assert "clip 'me'" in talkhead("inspect", "me", cwd=chain)
 
 
-def test_an_empty_sound_file_is_refused_and_leaves_nothing(trained):
-    root, _ = trained
-    save_wav(root / "empty.wav", np.zeros(0))
-    with contextlib.chdir(root):
+def test_an_empty_sound_file_is_refused_and_leaves_nothing(chain):
+    save_wav(chain / "empty.wav", np.zeros(0))
+    with contextlib.chdir(chain):
         result = CliRunner().invoke(cli, ["synth", "me.avatar", "empty.wav", "-o", "nothing.mp4"])
     assert result.exit_code == 2 and result.output.strip() == "Error: empty.wav holds 0 samples of audio"
-    assert not list(root.glob("*nothing*"))
+    assert not list(chain.glob("*nothing*"))

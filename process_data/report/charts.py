@@ -217,7 +217,10 @@ def line_chart(title: str, unit: str, group: Sequence[Curve], info: ClipInfo, le
     room = max(0.05 * (high - low), 1e-3)
     low, high = low - room, high + room
     places = ticks(low, high, 5)
-    height = lambda value: 100 * (high - value) / (high - low)
+
+    def height(value: float) -> float:
+        return 100 * (high - value) / (high - low)
+
     labels = "".join(f'<span style="top:{height(v):.1f}%">{_label(v)}</span>' for v in places)
     grid = "".join(f'<line class="grid" x1="0" x2="{WIDTH}" y1="{height(v) * HEIGHT / 100:.1f}" '
                    f'y2="{height(v) * HEIGHT / 100:.1f}"/>' for v in places)

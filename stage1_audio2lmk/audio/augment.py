@@ -75,7 +75,10 @@ def shift_voice(samples: Tensor, pitch: float, formants: float) -> Tensor:
     if pitch < 1:
         top = pitch * SAMPLE_RATE / 2
         frequency = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=rows.dtype, device=rows.device)
-        ramp = lambda f: ((f - top + FILL_WIDTH) / FILL_WIDTH).clamp(0, 1) * math.pi / 2
+
+        def ramp(f: Tensor) -> Tensor:
+            return ((f - top + FILL_WIDTH) / FILL_WIDTH).clamp(0, 1) * math.pi / 2
+
         low = ramp(frequency * pitch).cos()
         high = spectrum * torch.exp(_stretched(envelope, formants) - envelope) * ramp(frequency).sin()
         treble = torch.istft(high.mT, FFT, HOP, window=_hann(FFT, rows), length=count)
@@ -271,9 +274,16 @@ def augment_voice(samples: Tensor, ranges: VoiceRanges, generator: torch.Generat
     _check(samples)
     if samples.ndim > 2:
         raise TalkheadError(f"sound must be (n,) or (B, n), found shape {tuple(samples.shape)}")
-    uniform = lambda: float(torch.rand((), generator=generator, dtype=torch.float64))
-    between = lambda ends: ends[0] + (ends[1] - ends[0]) * uniform()
-    factor = lambda ends: math.exp(between((math.log(ends[0]), math.log(ends[1]))))
+
+    def uniform() -> float:
+        return float(torch.rand((), generator=generator, dtype=torch.float64))
+
+    def between(ends: tuple[float, float]) -> float:
+        return ends[0] + (ends[1] - ends[0]) * uniform()
+
+    def factor(ends: tuple[float, float]) -> float:
+        return math.exp(between((math.log(ends[0]), math.log(ends[1]))))
+
     if uniform() < ranges.speed_share:
         samples = speed(samples, factor(ranges.speed))
     out = []

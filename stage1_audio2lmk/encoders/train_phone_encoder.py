@@ -127,9 +127,16 @@ def overhear(sound: Tensor, around: Surroundings, generator: torch.Generator) ->
     does that better, one recording after the other.
     """
     device, batch, size = sound.device, len(sound), sound.shape[1]
-    uniform = lambda: torch.rand(batch, 1, generator=generator).to(device)
-    between = lambda ends: ends[0] + (ends[1] - ends[0]) * uniform()
-    noise = lambda width: torch.randn(batch, width, device=device, generator=_on(device, generator))
+
+    def uniform() -> Tensor:
+        return torch.rand(batch, 1, generator=generator).to(device)
+
+    def between(ends: tuple[float, float]) -> Tensor:
+        return ends[0] + (ends[1] - ends[0]) * uniform()
+
+    def noise(width: int) -> Tensor:
+        return torch.randn(batch, width, device=device, generator=_on(device, generator))
+
     whole = 2 ** math.ceil(math.log2(size + around.rt60[1] * SAMPLE_RATE))  # few sizes, since each costs a plan on a GPU
     if around.reverb_share:
         time = torch.arange(int(around.rt60[1] * SAMPLE_RATE), device=device) / SAMPLE_RATE
@@ -153,7 +160,10 @@ def overhear(sound: Tensor, around: Surroundings, generator: torch.Generator) ->
     place = bins / stretch
     lower = place.floor().long().clamp(max=len(bins) - 1)
     share = (place - lower).clamp(0, 1)[:, None]
-    taken = lambda at: power.gather(2, at[:, None].expand_as(power))
+
+    def taken(at: Tensor) -> Tensor:
+        return power.gather(2, at[:, None].expand_as(power))
+
     power = (1 - share) * taken(lower) + share * taken((lower + 1).clamp(max=len(bins) - 1))
     hertz = bins * SAMPLE_RATE / FFT
     passes = (hertz > between(around.low_hz)) & (hertz < between(around.high_hz)) | (uniform() >= around.band_share)

@@ -26,6 +26,7 @@ def samples(fuzz_data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_hundred_damaged_files_make_no_traceback(fuzz_data, samples):
     every, refused, faults = fuzz_data.readers(), 0, []
     for name, functions in every.items():

@@ -598,6 +598,7 @@ def _(folder):
 # -------------------------------------------------------------------------------------------- odd inputs that work, and warnings
 
 
+@pytest.mark.slow
 @proves("60 frames a second", "a phone video with a rotation flag", "odd width and height", "10 bits a channel, 4:4:4",
         "mono, stereo, 5.1")
 def test_a_phone_video_of_everything_unusual(actor, tmp_path):
@@ -621,6 +622,7 @@ def test_a_phone_video_of_everything_unusual(actor, tmp_path):
     assert np.corrcoef(made[8000:40000], sound[8000:40000])[0, 1] > 0.95
 
 
+@pytest.mark.slow
 @proves("a variable frame rate", "a first frame at 0.08 s with sound from zero", "clipped sound", "a cut", "8 kHz, 96 kHz")
 def test_a_cut_recording_of_variable_rate(actor, tmp_path):
     frames, sound = actor[0], actor[1][:64000]
@@ -640,6 +642,7 @@ def test_a_cut_recording_of_variable_rate(actor, tmp_path):
     assert np.abs(shown[0] - frames[0]).mean() < 3
 
 
+@pytest.mark.slow
 @proves("an .mp4 cut off behind its index", "silent sound", "the face leaves the picture", "the face is away for a while")
 def test_a_recording_that_breaks_off(actor, tmp_path):
     frames, sound = actor
@@ -659,6 +662,7 @@ def test_a_recording_that_breaks_off(actor, tmp_path):
     says("an .mp4 cut off behind its index", output)
 
 
+@pytest.mark.slow
 @proves("a second face all the time")
 def test_two_people(actor, tmp_path):
     frames, sound = actor

@@ -32,8 +32,8 @@ def actor(tmp_path_factory):
 
 @pytest.mark.parametrize("turns, sentence", [
     (0, None), (1, "lies on the side; turn the video by 90 degrees clockwise"),
-    (2, "is upside down; turn the video by 180 degrees"),
-    (3, "lies on the side; turn the video by 90 degrees counter-clockwise")])
+    pytest.param(2, "is upside down; turn the video by 180 degrees", marks=pytest.mark.slow),
+    pytest.param(3, "lies on the side; turn the video by 90 degrees counter-clockwise", marks=pytest.mark.slow)])
 def test_people_who_do_not_stand_upright_are_refused(tmp_path, actor, turns, sentence):
     path = film(tmp_path / "a.mp4", np.rot90(actor, turns, axes=(1, 2)))
     detector = open_detector()

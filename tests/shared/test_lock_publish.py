@@ -82,7 +82,7 @@ def test_a_lock_leaves_nothing_and_may_be_taken_twice_by_one_process(tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_without_locks_in_the_file_system_the_process_named_in_the_file_must_be_dead(tmp_path, monkeypatch):
+def test_without_file_locks_the_process_named_must_be_dead(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "fcntl", None)
     file = folder_lock(tmp_path)
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -21,11 +21,17 @@ def test_ssim_against_scipy_filters():
     rng = np.random.default_rng(0)
     x, y = rng.random((40, 40)), rng.random((40, 40))
     y = 0.7 * x + 0.3 * y
-    blur = lambda z: gaussian_filter(z, 1.5, truncate=5 / 1.5, mode="constant")
+
+    def blur(z):
+        return gaussian_filter(z, 1.5, truncate=5 / 1.5, mode="constant")
+
     mx, my = blur(x), blur(y)
     value = (2 * mx * my + 1e-4) * (2 * (blur(x * y) - mx * my) + 9e-4)
     value /= (mx**2 + my**2 + 1e-4) * (blur(x * x) - mx**2 + blur(y * y) - my**2 + 9e-4)
-    three = lambda z: np.repeat(z[None, :, :, None], 3, 3)
+
+    def three(z):
+        return np.repeat(z[None, :, :, None], 3, 3)
+
     assert metrics.ssim(three(x), three(y)) == pytest.approx(value.mean(), abs=1e-4)
     assert metrics.ssim(three(x), three(x)) == pytest.approx(1, abs=1e-6)
 
@@ -41,7 +47,10 @@ def test_landmark_distance_is_pixels_at_the_asked_size():
 
 def test_lag_is_positive_for_a_late_curve():
     t = np.arange(400)
-    curve = lambda shift: np.sin((t - shift) / 7) + np.sin((t - shift) / 3.1)
+
+    def curve(shift):
+        return np.sin((t - shift) / 7) + np.sin((t - shift) / 3.1)
+
     assert metrics.lag_ms(curve(0), curve(2)) == pytest.approx(80, abs=2)
     assert metrics.lag_ms(curve(0), curve(-1.5)) == pytest.approx(-60, abs=4)
     assert metrics.lag_ms(curve(0), np.zeros(400)) == 0

@@ -40,7 +40,10 @@ def slow_block(block: Block, x: Tensor) -> Tensor:
     q, k, v = (F.linear(F.layer_norm(x, (DIM,), block.norm_attention.weight, block.norm_attention.bias), w, b)
                for w, b in zip(block.qkv.weight.chunk(3), block.qkv.bias.chunk(3)))
     frequency = torch.tensor([10000 ** (-j / half) for j in range(half)], dtype=torch.float64)
-    turned = lambda row, t: torch.complex(row[:half], row[half:]) * torch.exp(1j * frequency * t)
+
+    def turned(row: Tensor, t: int) -> Tensor:
+        return torch.complex(row[:half], row[half:]) * torch.exp(1j * frequency * t)
+
     mixed = torch.zeros_like(x)
     for t in range(count):
         for h in range(HEADS):
@@ -108,7 +111,10 @@ def test_gradients_flow_through_pieces_as_through_the_whole(stack: Stack) -> Non
 
 def test_gradients_are_those_of_finite_differences(stack: Stack) -> None:
     x, goal, step = rows(9, batch=1), rows(9, batch=1, seed=5), 1e-5
-    cost = lambda x: ((in_pieces(stack, x, [4, 5])[0] - goal) ** 2).sum()
+
+    def cost(x: Tensor) -> Tensor:
+        return ((in_pieces(stack, x, [4, 5])[0] - goal) ** 2).sum()
+
     gradient = torch.autograd.grad(cost(x.requires_grad_()), x)[0]
     for t, d in ((0, 3), (3, 0), (4, 10), (8, 23)):
         moved = torch.zeros_like(x)

@@ -159,9 +159,10 @@ class Slow:
             found, way, true = (self.said + self.folds(penalty, amount)) @ basis, 0.0, 0.0
             for t in range(1, len(self.y)):
                 if any(part[t - 1] and part[t] for part in self.parts) and self.follows[t]:
-                    lips = lambda row: row.reshape(-1, 3)[len(JAW) :]
-                    way += np.linalg.norm(lips(found[t] - found[t - 1]), axis=-1).sum()
-                    true += np.linalg.norm(lips((self.moved[t] - self.moved[t - 1]).numpy()), axis=-1).sum()
+                    lips, true_lips = (row.reshape(-1, 3)[len(JAW) :] for row in (
+                        found[t] - found[t - 1], (self.moved[t] - self.moved[t - 1]).numpy()))
+                    way += np.linalg.norm(lips, axis=-1).sum()
+                    true += np.linalg.norm(true_lips, axis=-1).sum()
             if way >= LIVELY * true:
                 return amount
         return SHARPENINGS[-1]
@@ -177,7 +178,7 @@ def test_targets_invert_expand() -> None:
     torch.testing.assert_close(closed_form.targets(model, moved).float(), weights, atol=1e-4, rtol=1e-3)
 
 
-def test_edges_are_what_stands_out_and_nothing_is_known_beside_bad_frames_and_cuts() -> None:
+def test_edges_are_what_stands_out_but_not_beside_gaps_and_cuts() -> None:
     """A cut between two good frames is as good as a bad one, and so is the start of the tail (at 36), on both sides."""
     ours = recording(0, count=40, bad=(7, 20, 21), cuts=(0, 12, 28))
     rows, found = ours.displacement, edges(ours)

@@ -296,6 +296,7 @@ print(json.dumps(numbers["losses"]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(people: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     numbers, alone = run(people, tmp_path / "one", SMALL)
     with socket.socket() as free:

@@ -36,7 +36,7 @@ def trained(cartoon, tmp_path_factory) -> tuple[Path, dict]:
 def test_held_out_frames_come_out_right(cartoon, trained):
     path, numbers = trained
     table = evaluate(cartoon, path, splits=["test"], device=CPU, quiet=True)
-    assert numbers["steps"] == 80 and numbers["seconds"] > 0 and numbers["megabytes"] < 1
+    assert numbers["steps"] == 80 and numbers["megabytes"] < 1
     assert table["test"]["head psnr"] > 20 and table["test"]["mouth psnr"] > 20
     assert table["test"]["full psnr"] > table["test"]["head psnr"]
 

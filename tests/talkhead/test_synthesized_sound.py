@@ -77,7 +77,7 @@ def rows(folder, count):
     return folder / f"{count}.npy"
 
 
-def test_the_sound_is_decoded_once_for_stage_1_and_copied_or_encoded_for_the_video(avatar, tmp_path, monkeypatch):
+def test_the_sound_is_decoded_once_and_copied_or_encoded(avatar, tmp_path, monkeypatch):
     made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, quiet=True)
     assert made == (25, [])
     assert np.array_equal(module.iter_predict.heard, load_audio(tmp_path / "speech.wav"))
@@ -164,6 +164,7 @@ def test_a_video_is_never_put_into_a_pipe_a_device_or_over_its_own_sound(avatar,
 def test_an_avatar_holds_no_pictures_of_evaluations(avatar, tmp_path):
     with pytest.raises(TalkheadError, match="eval lies in the avatar, which is to hold no pictures of the person"):
         evaluate_avatar(avatar, None, ["test"], CPU, avatar.root / "eval")
+
     def described():
         try:
             yield from describe(avatar.root)

@@ -134,7 +134,7 @@ def test_overwrite_takes_what_can_be_resumed_and_leaves_evaluations_and_curves(t
     assert left == {"eval/eval.html", "eval/eval.json", "earlier-1/events.out.tfevents.1", "events.out.tfevents.2"}
 
 
-def test_a_broken_off_replacement_is_finished_without_asking_but_only_of_that_file(tmp_path):
+def test_a_broken_off_replacement_of_that_file_alone_is_finished(tmp_path):
     out, state = tmp_path / "a.safetensors", tmp_path / "state"
     out.write_bytes(b"old")
     with pytest.raises(TalkheadError, match="a.safetensors exists already; add --overwrite to replace it"):

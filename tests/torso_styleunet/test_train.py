@@ -52,7 +52,7 @@ def test_held_out_frames_are_drawn_better_than_by_the_plate(toy_clip: Clip, true
     before, _ = frames_of(toy_clip, true_heads, plain, test)
     assert psnr(made, true, body) > psnr(before, true, body) + 1
     assert psnr(made, true, body) > 28
-    assert trained[1]["steps"] == 60 and trained[1]["seconds"] > 0 and trained[1]["train_psnr_db"] > 25
+    assert trained[1]["steps"] == 60 and trained[1]["train_psnr_db"] > 25
 
 
 def test_drawing_is_deterministic_batched_and_leaves_an_opaque_head_alone(toy_clip: Clip, true_heads: Heads,

@@ -101,6 +101,7 @@ def test_edited_landmarks_move_the_picture(spoken):
     assert shut[window].mean() > 1.5 * opened[window].mean(), "the lid's skin covers the dark iris"
 
 
+@pytest.mark.slow
 def test_seeds_are_people(spoken):
     people = [render_one(spoken[0][0], seed=seed)[0].astype(int) for seed in (0, 1, 2)]
     for a, b in ((0, 1), (0, 2), (1, 2)):

@@ -65,7 +65,7 @@ def test_two_people_side_by_side(tmp_path, actors, monkeypatch):
         seen(tmp_path, frames, "3", monkeypatch=monkeypatch)
 
 
-@pytest.mark.parametrize("swap", [20, 33])
+@pytest.mark.parametrize("swap", [20, pytest.param(33, marks=pytest.mark.slow)])
 def test_a_swap_of_sides_is_followed(tmp_path, actors, monkeypatch, swap):
     """At the border of a chunk and within one, by a cut."""
     a, b, _ = actors
@@ -87,6 +87,7 @@ def test_one_leaves_and_comes_back(tmp_path, actors, monkeypatch):
     assert np.array_equal(away, others) and (middle[~away, 0] < SIZE).all()
 
 
+@pytest.mark.slow
 def test_the_larger_face_is_kept_to(tmp_path, actors, monkeypatch):
     a, b, _ = actors
     small = np.stack([np.pad(cv2.resize(frame, (88, 88), interpolation=cv2.INTER_AREA), ((40, 0), (20, 20), (0, 0)))
@@ -95,6 +96,7 @@ def test_the_larger_face_is_kept_to(tmp_path, actors, monkeypatch):
     assert (middle[:, 0] > SIZE).all() and not others.any()
 
 
+@pytest.mark.slow
 def test_another_person_after_a_cut_is_not_the_same(tmp_path, actors, monkeypatch):
     a, _, c = actors
     painted = c[..., ::-1] // np.array([3, 1, 1], np.uint8)  # the actors alone look too much alike
@@ -103,6 +105,7 @@ def test_another_person_after_a_cut_is_not_the_same(tmp_path, actors, monkeypatc
     assert not away[:25].any() and away[25:45].all() and not away[45:].any() and np.array_equal(away, others)
 
 
+@pytest.mark.slow
 def test_one_person_stays_one_through_cuts(tmp_path, actors, monkeypatch):
     a = actors[0]
     frames = np.concatenate([a[:25], np.roll(a[25:45], 20, axis=2), a[45:]])

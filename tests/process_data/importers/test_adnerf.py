@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import cv2
@@ -61,15 +62,22 @@ def data(actor_clip, tmp_path_factory):
     return root, truth
 
 
-def test_a_data_folder_becomes_a_clip(data, tmp_path):
-    root, truth = data
-    result = CliRunner().invoke(cli.cli, ["import", "adnerf", str(root), str(tmp_path / "clip"), "--workers", "1"])
+@pytest.fixture(scope="module")
+def imported(data, tmp_path_factory):
+    """The clip made of the data folder, and what the command said."""
+    folder = tmp_path_factory.mktemp("imported")
+    result = CliRunner().invoke(cli.cli, ["import", "adnerf", str(data[0]), str(folder / "clip"), "--workers", "1"])
     assert result.exit_code == 0, result.output
-    assert "2 picture(s) are missing or unreadable" in result.output
-    assert "1 frame(s) have no picture in parsing/" in result.output
-    assert "4 frame(s) of the transforms files have no picture" in result.output
-    assert [path.name for path in tmp_path.iterdir()] == ["clip"]
-    clip = Clip(tmp_path / "clip")
+    assert [path.name for path in folder.iterdir()] == ["clip"]
+    return Clip(folder / "clip"), result.output
+
+
+@pytest.mark.slow
+def test_a_data_folder_becomes_a_clip(data, imported):
+    truth, (clip, said) = data[1], imported
+    assert "2 picture(s) are missing or unreadable" in said
+    assert "1 frame(s) have no picture in parsing/" in said
+    assert "4 frame(s) of the transforms files have no picture" in said
     info = clip.info
     assert (info.name, info.source_name, info.frames) == ("clip", "actor", 80)
     assert info.intrinsics[0] == pytest.approx(600.0)
@@ -77,32 +85,43 @@ def test_a_data_folder_becomes_a_clip(data, tmp_path):
     assert ExcludedSpan(10, 12, "the picture is missing") in info.excluded
     kept = np.delete(np.arange(80), LOST)
     assert landmark_motion_error(clip.load_landmarks()[kept], truth.landmarks[kept], INNER51) < 0.0015
+    assert np.abs(read_png(clip.background).astype(int) - read_png(truth.root / "background.png")).mean() < 3
+    assert len(clip.load_audio()) == 80 * 640
 
+
+@pytest.mark.slow
+def test_the_labels_are_those_of_the_folder_and_the_mouths_ours(data, imported):
     mouths = 0
-    for t, (found, true) in enumerate(zip(clip.label_frames(), read_gray_video(truth.root / "labels.mkv"))):
+    for t, (found, true) in enumerate(zip(imported[0].label_frames(), read_gray_video(data[1].root / "labels.mkv"))):
         lowered = np.where(np.roll(true, 8, axis=0) == MOUTH, HEAD, np.roll(true, 8, axis=0))
         same = (np.where(found == MOUTH, HEAD, found) == lowered).mean()
         assert same < 0.99 if t == OWN else same == 1
         mouths += (found == MOUTH).any()
     assert mouths > 5
-    assert np.abs(read_png(clip.background).astype(int) - read_png(truth.root / "background.png")).mean() < 3
-    assert len(clip.load_audio()) == 80 * 640
+
+
+@pytest.mark.slow
+def test_labels_replaced_twice_are_replaced_once_and_alpha_keeps_to_them(data, imported, tmp_path):
+    root, clip = data[0], Clip(shutil.copytree(imported[0].root, tmp_path / "clip"))
     before = list(clip.label_frames())
     with GrayVideoWriter(clip.alpha, 256, 256) as writer:
         for _ in before:
             writer.write(np.full((256, 256), 130, np.uint8))
     adnerf.replace_labels(root, find_pictures(root), clip, (256, 256), quiet=True)
-    assert all((a == b).all() for a, b in zip(before, clip.label_frames(), strict=True))  # done twice is done once
+    assert all((a == b).all() for a, b in zip(before, clip.label_frames(), strict=True))
     for t, alpha in enumerate(clip.alpha_frames()):
         person, wide = (before[t] > 0).astype(np.uint8), np.ones((9, 9))
         outside, inside = alpha[cv2.dilate(person, wide) == 0], alpha[cv2.erode(person, wide) > 0]
         assert (outside == (130 if t == OWN else 0)).all() and (inside == (130 if t == OWN else 255)).all()
         assert (alpha == 130).any()
 
+
+@pytest.mark.slow
+def test_what_exists_is_not_replaced_unasked(data, imported):
     with pytest.raises(TalkheadError, match="is a finished clip already; add --overwrite"):
-        adnerf.import_adnerf(root, tmp_path / "clip", config=ProcessConfig())
+        adnerf.import_adnerf(data[0], imported[0].root, config=ProcessConfig())
     with pytest.raises(TalkheadError, match="is no clip and holds other files"):
-        adnerf.import_adnerf(root, root.parent, config=ProcessConfig())
+        adnerf.import_adnerf(data[0], data[0].parent, config=ProcessConfig())
 
 
 def test_a_stopped_import_goes_on(data, tmp_path, monkeypatch):

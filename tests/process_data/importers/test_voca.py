@@ -83,6 +83,7 @@ def vocaset(tmp_path):
     return root
 
 
+@pytest.mark.slow
 def test_meshes_become_clips_that_stage1_learns_from(vocaset, tmp_path):
     out = tmp_path / "clips"
     result = CliRunner().invoke(cli.cli, ["import", "voca", str(vocaset), str(out)])

@@ -152,7 +152,10 @@ def test_gradients_equal_finite_differences(models: Path, speech: np.ndarray) ->
     encoder = load_encoder(str(models / "whisper"), "cpu", block=2, context=2)
     weight = encoder.tune(2)[-3]
     sound, target = torch.from_numpy(speech[: 640 * 5]), torch.linspace(-1, 1, 16)
-    loss = lambda: (encoder.forward_blocks(sound)[:, 1:] * target).mean()
+
+    def loss() -> torch.Tensor:
+        return (encoder.forward_blocks(sound)[:, 1:] * target).mean()
+
     loss().backward()
     place, step = np.unravel_index(int(weight.grad.abs().argmax()), weight.shape), 1e-2
     with torch.no_grad():

@@ -68,6 +68,7 @@ def head(actor, tmp_path_factory) -> Head:
     return load_head(folder / "head", CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOALS)
 def test_edited_faces_look_as_the_actor_draws_them(actor, head, name):
     data, filmed = HeadDataset(actor, actor.split(name), CPU), actor.load_landmarks()[actor.split(f"{name} filmed")]
@@ -88,7 +89,8 @@ def test_edited_faces_look_as_the_actor_draws_them(actor, head, name):
     assert reached > psnr(unedited, batch.frames, boxes) + gain
 
 
-def test_far_outside_its_range_the_blend_stays_as_at_the_border_and_the_windows_go_on(actor, head):
+@pytest.mark.slow
+def test_beyond_its_range_the_blend_stays_and_the_windows_go_on(actor, head):
     rest = head.code.centres
     seen, _ = split_off_validation(actor.split("train"), CONFIG.held_out)  # the rest tells training when to stop
     learned = torch.from_numpy(actor.load_landmarks()[seen]) - rest
@@ -123,6 +125,7 @@ def test_the_edits_do_what_they_say(actor):
     assert brows[0, 24, 1] > 0.007 and brows[0, 19, 1] < 0 and not brows[0, 27:].any()
 
 
+@pytest.mark.slow
 def test_the_sheet_shows_every_edit_of_the_face(actor, head):
     landmarks, poses, info = actor.load_landmarks()[:SPOKEN], actor.load_poses()[:SPOKEN], actor.info
     sheet = make_expression_sheet(head, landmarks, poses, actor.load_neutral()[0], info.intrinsics, SIZE, SIZE,
@@ -136,6 +139,7 @@ def test_the_sheet_shows_every_edit_of_the_face(actor, head):
     assert all(cell[:CAPTION].min() < 100 for cell in cells), "each cell has its caption"
 
 
+@pytest.mark.slow
 def test_the_sheet_wants_a_pose_for_every_face(actor, head):
     landmarks, poses = actor.load_landmarks(), actor.load_poses()
     with pytest.raises(TalkheadError, match="as many poses as landmarks, found 3 and 4"):
