@@ -48,7 +48,7 @@ def seen(tmp_path, frames, person="", *, monkeypatch):
     # chunks of 20 frames, in this process: the same as what workers do
     parts = [(a, min(a + 20, len(frames))) for a in range(0, len(frames), 20)]
     for a, b in parts:
-        if not detection_pass._seen(work, a).is_file():
+        if not detection_pass._detection_file(work, a).is_file():
             detection_pass.detect_chunk(video, a, b, DetectorChoice(), work)
     monkeypatch.setattr(detection_pass, "chunk_spans", lambda count: parts)
     found = detection_pass.detect_video(video, len(frames), work, DetectorChoice(), Workers(1), quiet=True, person=person)
