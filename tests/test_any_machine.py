@@ -112,8 +112,9 @@ def test_a_folder_named_shared_beside_the_user_is_named(tmp_path):
         sys.meta_path.insert(sys.meta_path.index(importlib.machinery.PathFinder) + 1, Editable())
         {COMMAND}
         """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), "--version"], cwd=tmp_path, capture_output=True,
-                          text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may lead to ours
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), "--version"], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True)
     assert done.returncode == 2 and f"is in the way: {tmp_path / 'shared'}; talkhead needs" in one_sentence(done.stderr)
 
 
