@@ -488,8 +488,10 @@ def test_the_avatar_lies_beside_a_clip_that_is_named_by_dots(tmp_path, monkeypat
 # -- encodings
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "cp1252"}, {"PYTHONIOENCODING": "ascii:strict"},
-                                         {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"LC_ALL": "POSIX"}])
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    pytest.param({"PYTHONIOENCODING": "ascii:strict"}, marks=pytest.mark.slow),
+    pytest.param({"LC_ALL": "POSIX"}, marks=pytest.mark.slow)])
 def test_output_in_an_encoding_that_lacks_the_characters(tmp_path, rows, environment):
     for name in ("😀 脸.npy", NOT_UTF8 + ".npy"):
         done = python("-m", "cli", "edit", rows, "-o", tmp_path / name, env=environment, errors="replace")
