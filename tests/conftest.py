@@ -18,7 +18,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 # With several test processes these files go first, so that nobody waits at the end for one that began late
 LONGEST = ("test_packaging.py", "test_end_to_end.py", "test_pipeline.py", "test_adnerf.py", "test_bad_inputs.py",
-           "test_editability.py", "test_public.py", "test_people.py", "test_train.py", "test_workers.py", "test_edited_files.py")
+           "test_editability.py", "test_public.py", "test_people.py", "test_any_machine.py", "test_train.py", "test_workers.py",
+           "test_kill.py", "test_external_encoder.py", "test_edited_files.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,7 +54,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 @pytest.fixture(scope="session")
 def chain(made_once) -> Path:
-    """A folder with the clip `me`, the avatar `me.avatar` and an unheard sentence of three seconds, `unheard.wav`.
+    """A folder with the clip `me`, the avatar `me.avatar` and two seconds of an unheard sentence, `unheard.wav`.
 
     The user's commands made them, of a few seconds of the synthetic actor.
     """
@@ -63,14 +64,14 @@ def chain(made_once) -> Path:
         from shared.media.audio_io import save_wav
         from tests.commands import talkhead
 
-        truth = make_actor(root, size=128, seconds=10, seed=0, quiet=True)
+        truth = make_actor(root, size=128, seconds=6.4, seed=0, quiet=True)
         talkhead("process", truth.video, "me", cwd=root)
-        talkhead("stage1", "finetune", "me", "--set", "steps=150", cwd=root)
-        talkhead("stage2", "train", "me", "--set", "steps=200", cwd=root)
-        talkhead("torso", "train", "me", "--set", "steps=50", cwd=root)
+        talkhead("stage1", "finetune", "me", "--set", "steps=100", cwd=root)
+        talkhead("stage2", "train", "me", "--set", "steps=150", cwd=root)
+        talkhead("torso", "train", "me", "--set", "steps=40", "--set", "channels=8", cwd=root)
         sound, spoken = actor_landmarks("test", seed=0)
-        save_wav(root / "unheard.wav", sound[: 3 * 16000])
-        save_landmarks(root / "spoken.npy", spoken[:75])
+        save_wav(root / "unheard.wav", sound[: 2 * 16000])
+        save_landmarks(root / "spoken.npy", spoken[:50])
 
     return made_once("chain", make)
 

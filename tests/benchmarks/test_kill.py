@@ -4,11 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill.py"
 
 
-def test_a_killed_training_loses_nothing_and_ends_as_if_it_had_not_been(short_cartoon, tmp_path):
-    done = subprocess.run([sys.executable, str(SCRIPT), "--count", "2", "--only", "stage2", "--how", "group", "--clip",
+@pytest.mark.parametrize("count", ["1", pytest.param("3", marks=pytest.mark.slow)])
+def test_a_killed_training_loses_nothing_and_ends_as_if_it_had_not_been(short_cartoon, tmp_path, count):
+    done = subprocess.run([sys.executable, str(SCRIPT), "--count", count, "--only", "stage2", "--how", "group", "--clip",
                            str(short_cartoon.root)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].split() == ["stage2", "group", "2", "2", "0", "0", "0", "0"]
+    assert done.stdout.splitlines()[-1].split() == ["stage2", "group", count, count, "0", "0", "0", "0"]

@@ -56,8 +56,8 @@ ELSEWHERE |= {
                                                               "_and_no_earlier_demo"),
     "demo into an earlier demo with other files": (TRAINING, "test_a_folder_with_other_files_is_no_folder_of_frames"
                                                              "_and_no_earlier_demo"),
-    "a training that was broken off, of another clip or with other settings": (CONTENT, "test_a_state_of_anything_else_is_refused"
-                                                                                        "_by_name"),
+    "a training that was broken off, of another clip or with other settings": (
+        "tests/shared/test_resume.py", "test_a_training_of_anything_else_is_refused_by_name"),
     "a training into an avatar of another clip": (CONTENT, "test_parts_of_different_clips_are_refused"),
     "an avatar with parts of different clips": (CONTENT, "test_parts_of_different_clips_are_refused"),
     "an avatar with damaged or replaced bytes in a part": (CONTENT, "test_a_damaged_or_swapped_part_is_refused"),

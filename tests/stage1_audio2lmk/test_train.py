@@ -26,10 +26,10 @@ from stage1_audio2lmk.dataset import (
     made_silence,
 )
 from stage1_audio2lmk.evaluate import evaluate
+from stage1_audio2lmk.losses import lip_error
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import load_predictor, predict
 from stage1_audio2lmk.train import train
-from stage1_audio2lmk.validation import held_out_error
 
 SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, centres=300, steps=60, batch=4, length=50,
                      check_every=10, save_every=20)
@@ -50,8 +50,10 @@ def trained(actor_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     config, out = Stage1Config(steps=60), folder / "m.safetensors"
     numbers = train([actor_clip], out, config=config, device=CPU, state_dir=folder / "state", quiet=True)
-    kept = held_out_error(load_predictor(out, CPU).model, [load_recording(actor_clip, 1, config)], CPU)
-    assert kept["lip mm"] == pytest.approx(numbers["val_lips_mm"], rel=0.01)  # the best of the checks is what was saved
+    recording = load_recording(actor_clip, 1, config)
+    held = (torch.arange(len(recording.good)) >= recording.held_from) & recording.good
+    tail = recording.displacement[held].unflatten(-1, (-1, 3))
+    assert numbers["val_lips_mm"] < 0.8 * float(lip_error(torch.zeros_like(tail), tail))  # of a mouth that does not move
     assert list(folder.glob("*partial*")) == []
     return out
 

@@ -69,6 +69,7 @@ def test_resumed_equals_uninterrupted(cartoon, tmp_path, killed_at):
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["curves"]  # the state goes when training is done
 
 
+@pytest.mark.slow
 def test_resumed_with_fits_and_checks_equals_uninterrupted(cartoon, tmp_path, killed_at):
     config = Stage2Config(splats=400, steps=36, rank=6, hidden=16, fits=2, held_out=0.3, save_seconds=0.0)
     folder = tmp_path / "clip"

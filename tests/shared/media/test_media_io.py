@@ -107,7 +107,7 @@ def soft_disc(k, size=(48, 64)):
     return np.stack([200 - 2 * k + 0 * x, 40 + 2 * y, 90 + x, alpha], -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name, colour, rim, sound_codec", [("t.mov", 1.0, 2, "pcm_s16le"), ("t.webm", 4.0, 12, "opus")])
+@pytest.mark.parametrize("name, color, rim, sound_codec", [("t.mov", 1.0, 2, "pcm_s16le"), ("t.webm", 4.0, 12, "opus")])
 def test_transparent_video_keeps_alpha_color_and_sound(tmp_path, name, color, rim, sound_codec):
     rng = np.random.default_rng(0)
     sound = np.convolve(rng.standard_normal(16000), np.ones(8) / 8, "same").astype(np.float32) * 0.3

@@ -186,6 +186,7 @@ def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_the_command_keeps_a_finished_encoder(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.safetensors"
     arguments = [str(folder), "-o", str(out), "--steps", "1", "--device", "cpu"]
