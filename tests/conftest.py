@@ -66,9 +66,9 @@ def chain(made_once) -> Path:
 
         truth = make_actor(root, size=128, seconds=6.4, seed=0, quiet=True)
         talkhead("process", truth.video, "me", cwd=root)
-        talkhead("stage1", "finetune", "me", "--set", "steps=100", cwd=root)
+        talkhead("stage1", "finetune", "me", "--set", "steps=100", "--set", "other_voices=false", cwd=root)
         talkhead("stage2", "train", "me", "--set", "steps=150", cwd=root)
-        talkhead("torso", "train", "me", "--set", "steps=40", "--set", "channels=8", cwd=root)
+        talkhead("torso", "train", "me", "--set", "steps=25", "--set", "channels=8", cwd=root)
         sound, spoken = actor_landmarks("test", seed=0)
         save_wav(root / "unheard.wav", sound[: 2 * 16000])
         save_landmarks(root / "spoken.npy", spoken[:50])

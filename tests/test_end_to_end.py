@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from click.testing import CliRunner
 
 from cli import cli
@@ -31,6 +32,7 @@ def test_the_avatar_speaks_an_unheard_sentence(chain):
     assert correlation(lip_opening(said), lip_opening(load_landmarks(chain / "spoken.npy"))) > 0.5
 
 
+@pytest.mark.slow
 def test_synthesis_needs_no_face_tracker(chain):
     code = ("import sys; sys.modules.update(mediapipe=None, cv2=None); from cli import cli; "
             "cli(['synth', 'me.avatar', 'unheard.wav', '-o', 'alone.mp4'], standalone_mode=False); "

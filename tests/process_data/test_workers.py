@@ -70,7 +70,8 @@ def start(folder, script):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 # a terminal sends Ctrl-C to all of them, systemd SIGTERM
 @pytest.mark.parametrize("number, to_all", [
-    (signal.SIGKILL, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow), (signal.SIGINT, True)])
+    (signal.SIGKILL, False), pytest.param(signal.SIGTERM, True, marks=pytest.mark.slow),
+    pytest.param(signal.SIGINT, True, marks=pytest.mark.slow)])
 def test_workers_end_with_their_parent_whatever_ends_it(tmp_path, number, to_all):
     folder = tmp_path / "work"
     folder.mkdir()

@@ -205,6 +205,7 @@ def test_judging_windows_are_the_clip(people: list[Clip], tmp_path: Path) -> Non
     assert torch.equal(x[1, :7], r.features[183:190]) and (x[1, 7:] == -9).all()
 
 
+@pytest.mark.slow
 def test_base_speaks_for_an_unknown_voice(people: list[Clip], tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, dim=48, steps=90, batch=6, check_every=30, sync_from=30, window=25, voices=1)
     numbers, _ = run(people, tmp_path, config)

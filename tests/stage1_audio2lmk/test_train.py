@@ -131,6 +131,7 @@ def test_finetuning_is_the_same_in_another_process(actor_clip: Clip, tmp_path: P
         torch.testing.assert_close(found[0][name], found[1][name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_continue_a_training(actor_clip: Clip, tmp_path: Path,
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     def dies(*arguments: object) -> None:
