@@ -102,4 +102,4 @@ def test_the_shipped_base_is_installed_and_read(installed, tmp_path):
 def test_an_avatar_of_the_checkout_speaks(installed, chain, tmp_path):
     ran(installed / "talkhead", "synth", chain / "me.avatar", chain / "unheard.wav", "-o", "talk.mp4", "--device", "cpu",
         cwd=tmp_path)
-    assert "50 frames" in ran(installed / "talkhead", "inspect", "talk.mp4", cwd=tmp_path)
+    assert "2.00 s" in ran(installed / "talkhead", "inspect", "talk.mp4", cwd=tmp_path)

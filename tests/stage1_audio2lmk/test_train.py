@@ -58,6 +58,7 @@ def trained(actor_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_learns_the_actor(trained: Path, actor_clip: Clip) -> None:
     table = evaluate(actor_clip, trained, splits=["test"], device=CPU)
     ours, linear, mean = (table[f"test: {name}"] for name in ("stage 1", "ridge ±4", "mean face"))
@@ -68,6 +69,7 @@ def test_learns_the_actor(trained: Path, actor_clip: Clip) -> None:
     assert abs(ours["silence mm"]) < 1.5
 
 
+@pytest.mark.slow
 def test_silence_closes_the_mouth(trained: Path, actor_clip: Clip) -> None:
     predictor, neutral = load_predictor(trained, CPU), actor_clip.load_neutral()
     rest = lip_opening(neutral)[0]
@@ -78,6 +80,7 @@ def test_silence_closes_the_mouth(trained: Path, actor_clip: Clip) -> None:
         assert abs(quiet.mean() - rest) < 0.25 * (lip_opening(speech).max() - rest)
 
 
+@pytest.mark.slow
 def test_nothing_pops_where_a_quiet_file_begins_or_ends(trained: Path, actor_clip: Clip) -> None:
     """Without sound every frame is the same; in faint noise the lips stay within a tenth of what they do in speech."""
     predictor, neutral = load_predictor(trained, CPU), actor_clip.load_neutral()

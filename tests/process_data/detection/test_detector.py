@@ -60,6 +60,7 @@ def test_an_unknown_detector_lists_those_there_are():
     assert str(error.value) == "no detector is called 'dlib'; there are mediapipe, fan"
 
 
+@pytest.mark.slow
 def test_mediapipe_finds_the_actor(frames):
     detector = open_detector()
     assert isinstance(detector, MediaPipeDetector)

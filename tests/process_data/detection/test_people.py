@@ -55,6 +55,7 @@ def seen(tmp_path, frames, person="", *, monkeypatch):
     return found.points[:, found.scheme.landmarks68, :2].mean(1), found.others
 
 
+@pytest.mark.slow
 def test_two_people_side_by_side(tmp_path, actors, monkeypatch):
     a, b, _ = actors
     frames = beside(a, b)

@@ -37,6 +37,7 @@ def overlap(found, true):
     return (found & true).sum() / (found | true).sum()
 
 
+@pytest.mark.slow
 def test_the_actor_is_cut_out(actor):
     frames, truth, mattes, pixels, plate = actor
     cut = Segmenter(learn_colors(frames, mattes, pixels), plate, np.ones((SIZE, SIZE), bool))

@@ -32,6 +32,8 @@ from tests.stage1_audio2lmk.tiny_encoders import save_models
 
 pytest.importorskip("transformers", reason="speech encoders need the extra `encoders`")
 
+pytestmark = pytest.mark.slow  # loads models of the transformers library
+
 CPU = torch.device("cpu")
 SPEAKER = torch.tensor([1])
 NEUTRAL = np.zeros((68, 3), np.float32)
