@@ -15,7 +15,7 @@ from shared.arrays import is_address, missing
 from shared.clip import Clip, check_picture
 from shared.config import config_from_dict, shown
 from shared.errors import TalkheadError, TalkheadWarning
-from shared.files import make_folder, read_json, sha256, write_json
+from shared.files import make_folder, read_json, refuse_unreachable, sha256, write_json
 from shared.landmarks import load_array, load_landmarks, save_array
 from shared.lock import lock_folder
 from shared.media.video_io import read_png
@@ -74,6 +74,7 @@ class Avatar:
         _ = self.info
 
     def _read_info(self) -> AvatarInfo:
+        refuse_unreachable(self.root)
         if self.root.is_file():
             kind = "zip archive; unzip it and name the folder" if zipfile.is_zipfile(self.root) else "file; name an avatar folder"
             raise TalkheadError(f"{self.root} is a {kind}")

@@ -13,7 +13,7 @@ import numpy as np
 from shared.arrays import MOST_ROWS
 from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
-from shared.files import atomic_path, read_json, sha256, write_json
+from shared.files import atomic_path, read_json, refuse_unreachable, sha256, write_json
 from shared.landmarks import FPS, load_array, load_landmarks, save_array
 from shared.lock import remove_abandoned
 from shared.media.audio_io import load_audio
@@ -160,6 +160,7 @@ class Clip:
     def info(self) -> ClipInfo:
         """clip.json, read at the first use. Raises TalkheadError if it is missing or wrong."""
         if self._info is None:
+            refuse_unreachable(self.root)
             if not self.exists():
                 raise TalkheadError(f"{self.root} is not a clip folder (no clip.json in it); make one with "
                                     f"`talkhead process VIDEO {self.root}`")

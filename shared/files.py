@@ -190,6 +190,15 @@ def sha256(path: Path | str) -> str:
     return digest.hexdigest()
 
 
+def refuse_unreachable(path: Path) -> None:
+    """Raise OSError where the system cannot say whether `path` exists: a name that is too long, a folder that may not be read.
+
+    `Path.is_file` and the like answer False to that from Python 3.14 on.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError, ValueError):
+        path.stat()
+
+
 def same_file(one: Path | str, other: Path | str) -> bool:
     """Whether two paths lead to one file or folder, by way of links too; False if either is missing."""
     try:
