@@ -136,6 +136,7 @@ def test_statistics_from_disk_are_those_of_all_rows(people: list[Clip], tmp_path
     torch.testing.assert_close(ours.basis[:8] * sign[:8], theirs.basis[:8], atol=1e-7, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_clips(tmp_path: Path) -> None:
     """200 clips hold 2 GB of rows; reading them takes neither memory nor open files that stay."""
     def anonymous() -> float:

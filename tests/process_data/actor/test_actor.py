@@ -109,6 +109,7 @@ def test_seeds_are_people(spoken):
     np.testing.assert_array_equal(people[0], render_one(spoken[0][0], seed=0)[0])
 
 
+@pytest.mark.slow
 def test_files_of_make_actor(tmp_path):
     truth = make_actor(tmp_path, size=96, seconds=0.6, seed=1, quiet=True)
     info = probe(tmp_path / "actor.mp4")

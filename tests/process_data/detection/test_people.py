@@ -78,6 +78,7 @@ def test_a_swap_of_sides_is_followed(tmp_path, actors, monkeypatch, swap):
     assert (side[:swap] == first).all() and (side[swap:] == 1 - first).all() and not others.any()
 
 
+@pytest.mark.slow
 def test_one_leaves_and_comes_back(tmp_path, actors, monkeypatch):
     a, b, _ = actors
     frames = beside(a, b)

@@ -148,6 +148,7 @@ def test_training_ends_by_the_clock(folder: Path) -> None:
     assert 0 < numbers["steps"] < 2000
 
 
+@pytest.mark.slow
 def test_learns_to_tell_phones_and_is_saved(folder: Path, tmp_path: Path) -> None:
     heard, kinds = corpus(folder)
     encoder, heads, numbers = train_encoder(heard, kinds, SMALL, replace(TRAINING, units=8), CPU, quiet=True)
