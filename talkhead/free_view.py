@@ -11,7 +11,6 @@ from torch import Tensor
 
 from shared.avatar import Avatar
 from shared.errors import TalkheadError
-from shared.files import refuse_inputs
 from shared.image import straight
 from shared.landmarks import FPS, load_landmarks, save_array
 from shared.media.audio_io import iter_audio
@@ -89,7 +88,6 @@ class HeadView:
 
 def check_head_output(output: Path, audio: Path | None) -> bool:
     """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
-    refuse_inputs(output, audio)
     ending = output.suffix.lower()
     if ending in TransparentVideoWriter.endings:
         if audio is not None:

@@ -50,17 +50,22 @@ def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
     return np.where(phase < length, phase, 2 * length - 2 - phase)
 
 
+def poses_file(poses: str | Path) -> Path | None:
+    """The file that --poses names, unless it is loop or still."""
+    return None if str(poses) in ("loop", "still") else Path(poses)
+
+
 class MotionTrack:
     """Head poses and torso motion of any number of frames: the avatar's own "loop" back and forth, "still", or a poses file."""
 
     def __init__(self, avatar: Avatar, mode: str | Path = "loop") -> None:
         mode = str(mode)
         self.poses, self.torso = avatar.load_motion()
-        self.mode = mode
+        self.from_file = poses_file(mode) is not None
         if mode == "still":
             middle = len(self.poses) // 2
             self.poses, self.torso = self.poses[middle : middle + 1], self.torso[middle : middle + 1]
-        elif mode != "loop":
+        elif self.from_file:
             if not Path(mode).exists() and Path(mode).suffix.lower() != ".npy":
                 near = difflib.get_close_matches(mode.lower(), ("loop", "still"), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -76,7 +81,7 @@ class MotionTrack:
     def warnings(self, frames: int) -> list[str]:
         """A sentence if a poses file is shorter than a video of `frames` frames; a single pose stands still, as it should."""
         own = len(self.poses)
-        if self.mode in ("loop", "still") or own == 1 or (frames - own) / FPS <= APART_SECONDS:
+        if not self.from_file or own == 1 or (frames - own) / FPS <= APART_SECONDS:
             return []
         return [f"the poses last {own / FPS:.1f} s, the video {frames / FPS:.1f} s; they go back and forth until it ends"]
 
@@ -181,11 +186,6 @@ def unseen_warnings(count: int, frames: int) -> list[str]:
     if not count:
         return []
     return [f"no head can be seen in {count} of {frames} frames; look at the poses and the landmarks"]
-
-
-def poses_file(poses: str | Path) -> Path | None:
-    """The file that --poses names, unless it is loop or still."""
-    return None if str(poses) in ("loop", "still") else Path(poses)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def finetune(clip: Clip, avatar: Avatar, *, config: Stage1Config | None = None, 
     `base` is the model to start from: a file, None for nothing, or "shipped" for the one in the package, which an `encoder`
     (a speech encoder of the transformers library, by name or folder) replaces.
     """
-    start = (None if encoder else SHIPPED_BASE) if base == "shipped" else None if base is None else Path(base)
+    start = (None if encoder else SHIPPED_BASE) if str(base) == "shipped" else None if base is None else Path(base)
     config = config or Stage1Config()
     if encoder:  # a folder is found again from anywhere
         config = replace(config, encoder=str(Path(encoder).resolve()) if Path(encoder).is_dir() else encoder)

@@ -47,7 +47,7 @@ def voca(root: Path, out: Path, embedding: Path | None, fps: float, overwrite: b
 @overwrite_option
 @config_options
 def adnerf(folder: Path, clip: Path, workers: int | None, overwrite: bool, config_file: Path | None,
-                  overrides: tuple[str, ...]) -> None:
+           overrides: tuple[str, ...]) -> None:
     """Data folder DIR of AD-NeRF, ER-NeRF, GaussianTalker and the like -> CLIP folder.
 
     Needs ori_imgs/ and aud.wav; parsing/, bc.jpg, transforms_train.json, transforms_val.json and track_params.pt are
