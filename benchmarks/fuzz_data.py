@@ -51,7 +51,7 @@ def make_samples(folder: Path) -> None:
     from shared.media.video_io import write_png
     from stage1_audio2lmk.checkpoint import save_model
     from stage1_audio2lmk.config import Stage1Config
-    from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
+    from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
     from stage1_audio2lmk.model import LandmarkModel
     from stage2_gaussian.checkpoint import save_head
     from stage2_gaussian.head import Head
@@ -114,7 +114,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
     from shared.poses import load_poses
     from stage1_audio2lmk.checkpoint import load_model
     from stage1_audio2lmk.config import Stage1Config
-    from stage1_audio2lmk.encoders.phone_encoder import load_speech_encoder
+    from stage1_audio2lmk.encoders.speech_encoder import load_speech_encoder
     from stage2_gaussian.checkpoint import load_head
     from stage2_gaussian.ply import read_ply
     from talkhead.inspect import describe

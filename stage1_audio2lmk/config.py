@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from shared.config import Settings, seed_setting, setting
-from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoderConfig, check_heads
+from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoderConfig, check_heads
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.landmarks import JAW, LIPS, N_LANDMARKS, SAMPLES_PER_FRAME
-from stage1_audio2lmk.attention import Stack
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.encoders.phone_encoder import PAST, SpeechEncoder
 from stage1_audio2lmk.encoders.pretrained import LayerMix
+from stage1_audio2lmk.encoders.speech_encoder import LEFT_CONTEXT, SpeechEncoder
 from stage1_audio2lmk.kernel import SoundKernel, Table
+from stage1_audio2lmk.transformer import Transformer
 
 MOVING = JAW + LIPS  # what sound tells; brows, eyes and nose stay with the neutral
-STEM_PAST = 4  # frames of the past in the convolution that opens the transformer's path
+STEM_CONTEXT = 4  # frames of the past in the convolution that opens the transformer's path
 ENCODER_SHARE = 1.0  # of the embedding in the kernel
 
 
@@ -89,9 +89,9 @@ class LandmarkModel(nn.Module):
         self.kernel_head = nn.Linear(1, config.components)
         # an embedding has heard the look-ahead already
         inputs, ahead = (size + FORMANT_SIZE, 0) if size else (FEATURE_SIZE, config.look_ahead)
-        self.stem = nn.Conv1d(inputs, dim, STEM_PAST + 1 + ahead)
+        self.stem = nn.Conv1d(inputs, dim, STEM_CONTEXT + 1 + ahead)
         self.speaker = nn.Embedding(speakers + 1, dim)
-        self.blocks = Stack(config.layers, dim, config.heads, config.window, config.dropout)
+        self.blocks = Transformer(config.layers, dim, config.heads, config.window, config.dropout)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, config.components)
         self._clear_kernel_head(centres)
@@ -103,9 +103,9 @@ class LandmarkModel(nn.Module):
     def reach_back(self) -> int:
         """Frames of past sound that can change a row."""
         config = self.config
-        decoder = STEM_PAST + config.layers * (config.window - 1)
+        decoder = STEM_CONTEXT + config.layers * (config.window - 1)
         speech = config.speech
-        encoder = PAST + speech.layers * (speech.window - 1) if speech else 0
+        encoder = LEFT_CONTEXT + speech.layers * (speech.window - 1) if speech else 0
         if self.heard:
             encoder = config.encoder_context + config.encoder_block  # and less than a frame that convolutions hear
         return max(config.kernel_past, decoder + encoder)
@@ -113,7 +113,7 @@ class LandmarkModel(nn.Module):
     @property
     def before(self) -> int:
         """Rows before the first one that `rows` needs."""
-        return max(STEM_PAST, PAST, self.config.kernel_past)
+        return max(STEM_CONTEXT, LEFT_CONTEXT, self.config.kernel_past)
 
     @property
     def corrects(self) -> bool:
@@ -148,7 +148,7 @@ class LandmarkModel(nn.Module):
             return self.kernel_mix(self.outside(padded)[..., : len(self.kernel_mix.weights), :]), memory
         if self.encoder is None:
             return None, memory
-        embedding, pasts = self.encoder(padded[:, self.before - PAST :], memory.encoder)
+        embedding, pasts = self.encoder(padded[:, self.before - LEFT_CONTEXT :], memory.encoder)
         return embedding, Memory(pasts, memory.decoder, memory.heard)
 
     def outside(self, padded: Tensor) -> Tensor:
@@ -184,15 +184,15 @@ class LandmarkModel(nn.Module):
         if self.mix is not None:
             embedding = self.mix(self.outside(padded))
         if embedding is None:
-            heard = x[:, self.before - STEM_PAST :]
+            heard = x[:, self.before - STEM_CONTEXT :]
         else:
             voice = x[:, self.before + self.config.look_ahead :, HOPS * MELS :]
             fresh = torch.cat([embedding, voice], -1)
-            past = fresh.new_zeros(len(fresh), STEM_PAST, fresh.shape[-1]) if memory.heard is None else memory.heard
+            past = fresh.new_zeros(len(fresh), STEM_CONTEXT, fresh.shape[-1]) if memory.heard is None else memory.heard
             heard = torch.cat([past, fresh], 1)
         hidden = F.gelu(self.stem(heard.transpose(1, 2))).transpose(1, 2) + self.speaker(speaker)[:, None]
         hidden, kept = self.blocks(hidden, memory.decoder)
-        return self.head(self.norm(hidden)), Memory(memory.encoder, kept, None if embedding is None else heard[:, -STEM_PAST:])
+        return self.head(self.norm(hidden)), Memory(memory.encoder, kept, None if embedding is None else heard[:, -STEM_CONTEXT:])
 
     def rows(self, padded: Tensor, speaker: Tensor, memory: Memory | None = None, prepared: Prepared | None = None,
              correct: bool = True) -> tuple[Tensor, Memory]:

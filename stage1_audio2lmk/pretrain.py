@@ -31,7 +31,7 @@ from stage1_audio2lmk.av_sync import Sync, sync_loss
 from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import made_silence
-from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, load_speech_encoder
+from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, load_speech_encoder
 from stage1_audio2lmk.losses import landmark_loss, lip_error
 from stage1_audio2lmk.model import MOVING, LandmarkModel, pooled
 from stage1_audio2lmk.row_store import (

@@ -4,7 +4,7 @@
     python -m tools.speech_corpora label … --test 8 --test 61 --test 62 --test 63 -o corpora/librispeech
     python -m tools.speech_corpora synthesise -o corpora/synthetic
     python -m tools.speech_corpora faces corpora/librispeech -o clips/read
-    python -m stage1_audio2lmk.encoders.train_phone_encoder corpora/* --minutes 4 --steps 100000 -o encoder.safetensors
+    python -m stage1_audio2lmk.encoders.train_speech_encoder corpora/* --minutes 4 --steps 100000 -o encoder.safetensors
     python tools/make_base.py --speech encoder.safetensors --made clips/read --tracked clips/people -o base.safetensors
 
 Rules teach the decoder what every sound looks like; the few seconds of real people correct how far lips really go. On those

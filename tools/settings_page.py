@@ -8,8 +8,8 @@ from typing import Any
 from process_data.config import ProcessConfig
 from shared.files import atomic_path
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoderConfig
-from stage1_audio2lmk.encoders.train_phone_encoder import SpeechTraining
+from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoderConfig
+from stage1_audio2lmk.encoders.train_speech_encoder import SpeechTraining
 from stage1_audio2lmk.pretrain import PretrainConfig
 from stage2_gaussian.config import Stage2Config
 from torso_styleunet.config import TorsoConfig
@@ -22,7 +22,7 @@ CONFIGS = {
     "`talkhead stage2 train`": Stage2Config,
     "`talkhead torso train`": TorsoConfig,
     "`speech`, the encoder inside a stage-1 model": SpeechEncoderConfig,
-    "`python -m stage1_audio2lmk.encoders.train_phone_encoder`": SpeechTraining,
+    "`python -m stage1_audio2lmk.encoders.train_speech_encoder`": SpeechTraining,
 }
 INTRODUCTION = """# Settings
 

@@ -1,4 +1,4 @@
-"""Speech whose phones and mouth shapes are known, for `python -m stage1_audio2lmk.encoders.train_phone_encoder`.
+"""Speech whose phones and mouth shapes are known, for `python -m stage1_audio2lmk.encoders.train_speech_encoder`.
 
 Needs packages that talkhead does not: `pip install pocketsphinx espeakng-loader`. Used once, to train the shipped encoder.
 A corpus is a folder of recordings with phones.json and mouth.npz (see `read_corpus`).

@@ -99,6 +99,19 @@ def features(samples: np.ndarray) -> np.ndarray:
     return FeatureStream().push(samples)
 
 
+@functools.cache
+def silence_row() -> np.ndarray:
+    """(FEATURE_SIZE,) the features of a frame of endless digital silence; not to be written to."""
+    row = features(np.zeros(SAMPLES_PER_FRAME, np.float32))[0]
+    row.setflags(write=False)
+    return row
+
+
+def mean_log_mel(rows: Tensor) -> Tensor:
+    """Feature rows (..., ≥ FEATURE_SIZE) -> (..., 80): the mean log-mel of each video frame."""
+    return rows[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)).mean(-2)
+
+
 def scale_formants(table: np.ndarray) -> np.ndarray:
     """(n, 9) of `FormantStream` -> (n, 9) of order one."""
     return (table / np.array([1000, 2000, 3000, 200, 200, 200, 1, 200, 30], np.float32)).astype(np.float32)

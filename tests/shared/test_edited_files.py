@@ -28,7 +28,7 @@ from shared.media.video_io import write_png
 from shared.poses import load_poses
 from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
+from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
 from stage1_audio2lmk.model import LandmarkModel
 from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.head import Head

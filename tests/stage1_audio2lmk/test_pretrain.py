@@ -27,7 +27,7 @@ from stage1_audio2lmk.audio.features import FEATURE_SIZE, MELS
 from stage1_audio2lmk.av_sync import Sync
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import load_recording, made_silence
-from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
+from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import iter_predict, load_predictor, predict
 from stage1_audio2lmk.pretrain import Learner, PretrainConfig, pretrain

@@ -14,7 +14,7 @@ from shared.clip import Clip
 from shared.landmarks import lip_opening
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import load_recording
-from stage1_audio2lmk.encoders.train_phone_encoder import read_corpus
+from stage1_audio2lmk.encoders.train_speech_encoder import read_corpus
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from stage1_audio2lmk.closed_form import set_statistics
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import hearing, load_recording
 from stage1_audio2lmk.encoders import finetuning
-from stage1_audio2lmk.encoders.phone_encoder import SpeechEncoderConfig
 from stage1_audio2lmk.encoders.pretrained import Encoder, load_encoder
+from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoderConfig
 from stage1_audio2lmk.evaluate import evaluate
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.predict import Predictor, load_predictor, predict

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_audio2lmk.attention import Block, Stack, rotate
+from stage1_audio2lmk.transformer import Block, Transformer, rotate
 
 DIM, HEADS, WINDOW = 24, 2, 6
 
@@ -16,21 +16,21 @@ def rows(count: int, batch: int = 2, seed: int = 0) -> Tensor:
 
 
 @pytest.fixture
-def stack() -> Stack:
+def transformer() -> Transformer:
     """Two blocks in double precision whose every weight is random."""
-    made = Stack(2, DIM, HEADS, WINDOW, dropout=0.0).double()
+    made = Transformer(2, DIM, HEADS, WINDOW, dropout=0.0).double()
     rng = torch.Generator().manual_seed(1)
     for value in made.parameters():
         torch.nn.init.normal_(value, std=0.3, generator=rng)
     return made
 
 
-def in_pieces(stack: Stack, x: Tensor, sizes: list[int]) -> tuple[Tensor, list[Tensor]]:
-    out, memory = [], None
+def in_pieces(transformer: Transformer, x: Tensor, sizes: list[int]) -> tuple[Tensor, list[Tensor]]:
+    out, cache = [], None
     for part in x.split(sizes, 1):
-        part, memory = stack(part, memory)
+        part, cache = transformer(part, cache)
         out.append(part)
-    return torch.cat(out, 1), memory or []
+    return torch.cat(out, 1), cache or []
 
 
 def slow_block(block: Block, x: Tensor) -> Tensor:
@@ -56,40 +56,40 @@ def slow_block(block: Block, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_a_block_is_masked_attention(stack: Stack) -> None:
+def test_a_block_is_masked_attention(transformer: Transformer) -> None:
     x = rows(17)
-    out, _ = stack[0](x)
+    out, _ = transformer[0](x)
     for found, row in zip(out, x):
-        torch.testing.assert_close(found, slow_block(stack[0], row), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found, slow_block(transformer[0], row), atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("sizes", [[1] * 23, [2, 21], [22, 1], [5, 5, 5, 5, 3], [6, 1, 6, 1, 9], [1, 4, 17, 1], [0, 23]])
-def test_pieces_of_any_size_equal_one_pass(stack: Stack, sizes: list[int]) -> None:
+def test_pieces_of_any_size_equal_one_pass(transformer: Transformer, sizes: list[int]) -> None:
     x = rows(23)
-    whole, after = stack(x)
-    parts, memory = in_pieces(stack, x, sizes)
+    whole, after = transformer(x)
+    parts, cache = in_pieces(transformer, x, sizes)
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
-    for ours, theirs in zip(memory, after):
+    for ours, theirs in zip(cache, after):
         torch.testing.assert_close(ours, theirs)
         assert ours.shape == (2, 2, HEADS, WINDOW - 1, DIM // HEADS)
 
 
 @torch.no_grad()
-def test_memory_is_all_that_the_next_rows_need_and_no_more(stack: Stack) -> None:
-    """Two blocks of window 6 reach ten rows back; each remembers five."""
+def test_the_cache_is_all_that_the_next_rows_need_and_no_more(transformer: Transformer) -> None:
+    """Two blocks of window 6 reach ten rows back; each caches five."""
     x = rows(30)
     changed = x.clone()
     changed[:, 7] += 1
-    difference = (stack(x)[0] - stack(changed)[0]).abs().amax((0, 2))
+    difference = (transformer(x)[0] - transformer(changed)[0]).abs().amax((0, 2))
     assert difference[:7].max() == 0 and difference[7 : 7 + 2 * WINDOW - 1].min() > 0
     assert difference[7 + 2 * WINDOW - 1 :].max() == 0
     for count in (1, 4, 5, 6, 29):
-        assert [kept.shape[3] for kept in stack(x[:, :count])[1]] == [min(count, WINDOW - 1)] * 2
+        assert [kept.shape[3] for kept in transformer(x[:, :count])[1]] == [min(count, WINDOW - 1)] * 2
 
 
 @torch.no_grad()
-def test_a_window_of_one_remembers_nothing() -> None:
+def test_a_window_of_one_caches_nothing() -> None:
     block = Block(DIM, HEADS, 1, 0.0).double()
     x = rows(8)
     whole, kept = block(x)
@@ -97,23 +97,23 @@ def test_a_window_of_one_remembers_nothing() -> None:
     torch.testing.assert_close(torch.cat([block(row, kept)[0] for row in x.split(1, 1)], 1), whole)
 
 
-def test_gradients_flow_through_pieces_as_through_the_whole(stack: Stack) -> None:
+def test_gradients_flow_through_pieces_as_through_the_whole(transformer: Transformer) -> None:
     goal = rows(12, seed=5)
     found = []
     for sizes in ([12], [5, 1, 6]):
         x = rows(12).requires_grad_()
-        loss = ((in_pieces(stack, x, sizes)[0] - goal) ** 2).sum()
-        found.append(torch.autograd.grad(loss, [x, *stack.parameters()]))
+        loss = ((in_pieces(transformer, x, sizes)[0] - goal) ** 2).sum()
+        found.append(torch.autograd.grad(loss, [x, *transformer.parameters()]))
     for whole, parts in zip(*found):
         torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-5)
         assert whole.abs().max() > 0
 
 
-def test_gradients_are_those_of_finite_differences(stack: Stack) -> None:
+def test_gradients_are_those_of_finite_differences(transformer: Transformer) -> None:
     x, goal, step = rows(9, batch=1), rows(9, batch=1, seed=5), 1e-5
 
     def cost(x: Tensor) -> Tensor:
-        return ((in_pieces(stack, x, [4, 5])[0] - goal) ** 2).sum()
+        return ((in_pieces(transformer, x, [4, 5])[0] - goal) ** 2).sum()
 
     gradient = torch.autograd.grad(cost(x.requires_grad_()), x)[0]
     for t, d in ((0, 3), (3, 0), (4, 10), (8, 23)):

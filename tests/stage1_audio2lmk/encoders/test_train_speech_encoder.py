@@ -13,9 +13,9 @@ from shared.media.audio_io import save_wav
 from shared.resume import STATE, TrainState
 from shared.training import generator
 from stage1_audio2lmk.audio.features import HOPS, MELS, features
-from stage1_audio2lmk.encoders import train_phone_encoder
-from stage1_audio2lmk.encoders.phone_encoder import PAST, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
-from stage1_audio2lmk.encoders.train_phone_encoder import (
+from stage1_audio2lmk.encoders import train_speech_encoder
+from stage1_audio2lmk.encoders.speech_encoder import LEFT_CONTEXT, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
+from stage1_audio2lmk.encoders.train_speech_encoder import (
     PLAIN,
     UNKNOWN,
     Corpus,
@@ -47,7 +47,7 @@ def utterance(seed: int) -> tuple[np.ndarray, list[tuple[float, str]]]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(train_phone_encoder, "RAREST", 20)
+    monkeypatch.setattr(train_speech_encoder, "RAREST", 20)
     phones, mouths = {}, {}
     for k in range(12):
         name = f"{'test' if k < 2 else 'train'}{k}.wav"
@@ -73,17 +73,17 @@ def test_plain_hearing_is_that_of_the_features(folder: Path) -> None:
         mel = heard.whole(k, PLAIN, generator(0))[0]
         samples = heard.utterances[k].samples.astype(np.float16).astype(np.float32)
         true = torch.from_numpy(features(samples)[:, : HOPS * MELS]).unflatten(1, (HOPS, MELS))
-        torch.testing.assert_close(mel[PAST:-2], true, atol=2e-3, rtol=1e-3)
-        assert float(mel[:PAST].max()) == float(mel[-1].max()) == pytest.approx(np.log(1e-5))
+        torch.testing.assert_close(mel[LEFT_CONTEXT:-2], true, atol=2e-3, rtol=1e-3)
+        assert float(mel[:LEFT_CONTEXT].max()) == float(mel[-1].max()) == pytest.approx(np.log(1e-5))
 
 
 def test_labels_stay_with_their_sound(folder: Path) -> None:
     heard, kinds = corpus(folder)
     assert kinds == {"tones": ["_", "high", "low"]}
     mel, told = heard.draw(np.arange(8), generator(0), np.random.default_rng(0))
-    assert mel.shape == (8, PAST + 25 + 2, HOPS, MELS)
+    assert mel.shape == (8, LEFT_CONTEXT + 25 + 2, HOPS, MELS)
     assert told["phones"].shape == (8, 28, HOPS) and told["mouth"].shape == (8, 28, 5)
-    plain = torch.cat([heard.whole(k, PLAIN, generator(0))[0, PAST:-2] for k in range(12)])
+    plain = torch.cat([heard.whole(k, PLAIN, generator(0))[0, LEFT_CONTEXT:-2] for k in range(12)])
     phones = torch.from_numpy(np.concatenate([u.phones for u in heard.utterances])).unflatten(0, (-1, HOPS))
     loudest = plain.argmax(-1)
     inside = torch.zeros(len(phones), dtype=torch.bool)
@@ -133,7 +133,7 @@ def test_noise_has_the_level_that_was_asked_for() -> None:
 def test_units_tell_sounds_apart(folder: Path) -> None:
     """Inside a low tone, a high one or a pause, the unit of a frame nearly always says which of them it is."""
     heard, kinds = corpus(folder)
-    train_phone_encoder.cluster(heard, 8)
+    train_speech_encoder.cluster(heard, 8)
     assert heard.units is not None and heard.units[0] == UNKNOWN and len(heard.units) == 1 + heard.frames.sum()
     own = heard.phones[1:-1, 0]
     inside = torch.cat([heard.phones[:-2], heard.phones[1:-1], heard.phones[2:]], 1).eq(own[:, None]).all(1)
@@ -191,11 +191,11 @@ def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
 def test_the_command_keeps_a_finished_encoder(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.safetensors"
     arguments = [str(folder), "-o", str(out), "--steps", "1", "--device", "cpu"]
-    assert CliRunner().invoke(train_phone_encoder.main, arguments).exit_code == 0
+    assert CliRunner().invoke(train_speech_encoder.main, arguments).exit_code == 0
     assert not (tmp_path / "e.training" / STATE).exists() and list((tmp_path / "e.training" / "curves").iterdir())
-    refused = CliRunner().invoke(train_phone_encoder.main, arguments)
+    refused = CliRunner().invoke(train_speech_encoder.main, arguments)
     assert refused.exit_code and "exists already; add --overwrite to replace it" in str(refused.exception or refused.output)
-    assert CliRunner().invoke(train_phone_encoder.main, [*arguments, "--overwrite"]).exit_code == 0
+    assert CliRunner().invoke(train_speech_encoder.main, [*arguments, "--overwrite"]).exit_code == 0
 
 
 def test_without_test_recordings_it_says_so(folder: Path) -> None:

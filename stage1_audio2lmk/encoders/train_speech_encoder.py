@@ -1,6 +1,6 @@
 """Training of the default encoder on speech whose phones are known.
 
-Run it with `python -m stage1_audio2lmk.encoders.train_phone_encoder --help`.
+Run it with `python -m stage1_audio2lmk.encoders.train_speech_encoder --help`.
 
 Every recording is heard in several voices, rooms and loudnesses. From a narrow embedding of each video frame the phones and
 the mouth's shape in that frame, the one before and the two after must be told, phones by one head for each set of them
@@ -32,7 +32,7 @@ from shared.resume import Saved, TrainState, training_of
 from shared.training import TensorBoard, generator, pick_device, progress
 from stage1_audio2lmk.audio.augment import mask_features
 from stage1_audio2lmk.audio.features import FFT, HOP, HOPS, MELS, WINDOW, mel_of, power_spectrum
-from stage1_audio2lmk.encoders.phone_encoder import PAST, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
+from stage1_audio2lmk.encoders.speech_encoder import LEFT_CONTEXT, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
 
 UNKNOWN = -1
 NEIGHBOURS = (-1, 0, 1, 2)  # frames whose phones are told
@@ -197,14 +197,14 @@ class Corpus:
         return table[(begin + index) * ((index >= 0) & (index < size))]
 
     def hear(self, chosen: np.ndarray, start: np.ndarray, count: int, around: Surroundings, rng: torch.Generator) -> Tensor:
-        """log-mel (B, PAST + count + ahead, 4, 80) of utterances around `count` frames from `start` (B,) on."""
-        first = (start - PAST) * SAMPLES_PER_FRAME - BEFORE
-        size = BEFORE + (PAST + count + AHEAD) * SAMPLES_PER_FRAME + AFTER
+        """log-mel (B, LEFT_CONTEXT + count + ahead, 4, 80) of utterances around `count` frames from `start` (B,) on."""
+        first = (start - LEFT_CONTEXT) * SAMPLES_PER_FRAME - BEFORE
+        size = BEFORE + (LEFT_CONTEXT + count + AHEAD) * SAMPLES_PER_FRAME + AFTER
         sound = self.rows(self.sound, self.sound_at[chosen], first, size, self.frames[chosen] * SAMPLES_PER_FRAME)
         return overhear(sound.float(), around, rng)
 
     def draw(self, chosen: np.ndarray, rng: torch.Generator, draws: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """log-mel (B, PAST + L + ahead, 4, 80) of utterances, and what is to be told of them.
+        """log-mel (B, LEFT_CONTEXT + L + ahead, 4, 80) of utterances, and what is to be told of them.
 
         That is "phones" (B, L + 3, 4) and "mouth" (B, L + 3, SHAPE) from one frame before on, and "units" (B, L).
         """
@@ -216,7 +216,7 @@ class Corpus:
         return mel, told | ({} if self.units is None else {"units": self.rows(self.units, at, start, length, of)})
 
     def whole(self, k: int, around: Surroundings, rng: torch.Generator) -> Tensor:
-        """Utterance k -> log-mel (1, PAST + T + ahead, 4, 80)."""
+        """Utterance k -> log-mel (1, LEFT_CONTEXT + T + ahead, 4, 80)."""
         return self.hear(np.array([k]), np.zeros(1, int), int(self.frames[k]), around, rng)
 
 
@@ -232,7 +232,7 @@ def cluster(corpus: Corpus, count: int, rounds: int = 20) -> None:
     for some in np.array_split(np.argsort(corpus.frames), max(1, len(corpus.frames) // 64)):  # of about one length
         longest = int(corpus.frames[some].max())
         mel = corpus.hear(some, np.zeros(len(some), int), longest, PLAIN, generator(0)).mean(2)
-        near = torch.cat([mel[:, PAST + shift : PAST + shift + longest] for shift in (-1, 0, 1)], 2)
+        near = torch.cat([mel[:, LEFT_CONTEXT + shift : LEFT_CONTEXT + shift + longest] for shift in (-1, 0, 1)], 2)
         step, of, at = (torch.from_numpy(x).to(device) for x in (np.arange(longest), corpus.frames[some], corpus.at[some]))
         real = step < of[:, None]
         every[(at[:, None] - 1 + step)[real]] = near[real]

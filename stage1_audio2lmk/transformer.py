@@ -1,6 +1,6 @@
-"""Causal attention with a sliding window, and the stack of it that both encoder and decoder are.
+"""Causal transformer with a sliding window and a KV cache, which the speech encoder and stage 1's own transformer are made of.
 
-Rows can come in pieces: what a piece needs of those before it is its memory, so a stream runs the same code as training.
+Rows can come in pieces: each call returns the KV cache for the next one, so a stream runs the same code as training.
 """
 
 import functools
@@ -8,6 +8,8 @@ import functools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+KVCache = list[Tensor]  # for each block keys and values (2, B, heads, p, size), before rotation, of the p < window rows before
 
 
 @functools.lru_cache(maxsize=64)
@@ -37,39 +39,38 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, T, dim) -> (B, T, dim); row t reads rows t − window + 1 … t, those before x from `past`.
+    def forward(self, x: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, T, dim) -> (B, T, dim); row t reads rows t − window + 1 … t, those before x from `cache` (None at the start).
 
-        `past` (2, B, heads, p, size) holds keys and values, without rotation, of the p rows before x, none at the start. Also
-        returns the `past` of the rows that come next, at most window − 1 of them.
+        Also returns the cache for the rows that come next (see `KVCache`).
         """
         q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        memory = torch.stack([k, v]) if past is None else torch.cat([past, torch.stack([k, v])], 3)
-        count, total = x.shape[1], memory.shape[3]
+        cached = torch.stack([k, v]) if cache is None else torch.cat([cache, torch.stack([k, v])], 3)
+        count, total = x.shape[1], cached.shape[3]
         before = total - count
-        turned = rotate(torch.cat([F.pad(q, (0, 0, before, 0)), memory[0]]))
-        mask = None  # one row sees all that is kept
+        rotated = rotate(torch.cat([F.pad(q, (0, 0, before, 0)), cached[0]]))
+        mask = None  # a single row sees all that is cached
         if count > 1:
             steps = torch.arange(total, device=x.device)
-            back = steps[before:, None] - steps
-            mask = (back >= 0) & (back < self.window)
+            distance = steps[before:, None] - steps
+            mask = (distance >= 0) & (distance < self.window)
         batch = x.shape[0]
-        mixed = F.scaled_dot_product_attention(turned[:batch, :, before:], turned[batch:], memory[1], attn_mask=mask)
+        mixed = F.scaled_dot_product_attention(rotated[:batch, :, before:], rotated[batch:], cached[1], attn_mask=mask)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
         x = x + self.dropout(self.feed(self.norm_feed(x)))
-        return x, memory[:, :, :, max(0, total - self.window + 1) :]
+        return x, cached[:, :, :, max(0, total - self.window + 1) :]
 
 
-class Stack(nn.ModuleList):
-    """Blocks one after the other, with a memory each."""
+class Transformer(nn.ModuleList):
+    """Blocks one after the other."""
 
     def __init__(self, layers: int, dim: int, heads: int, window: int, dropout: float) -> None:
         super().__init__(Block(dim, heads, window, dropout) for _ in range(layers))
 
-    def forward(self, x: Tensor, pasts: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """x (B, T, dim) and what the call before returned -> (rows (B, T, dim), memory for the next call)."""
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> tuple[Tensor, KVCache]:
+        """x (B, T, dim), the cache of the call before (None or empty at the start) -> rows (B, T, dim), the next cache."""
         kept = []
         for k, block in enumerate(self):
-            x, past = block(x, pasts[k] if pasts else None)
+            x, past = block(x, cache[k] if cache else None)
             kept.append(past)
         return x, kept

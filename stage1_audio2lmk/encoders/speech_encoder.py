@@ -1,0 +1,133 @@
+"""The built-in speech encoder: log-mel -> what was said, learned from phones of many voices.
+
+A convolution over the frames around, a causal transformer, and a bottleneck from which the phones of the frame and of its
+neighbours are predicted in training ("bottleneck features", Grézl et al., ICASSP 2007).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shared.checkpoint import load_checkpoint, load_module, save_checkpoint
+from shared.config import Settings, config_from_dict, config_to_dict, setting, shown
+from shared.errors import TalkheadError
+from stage1_audio2lmk.audio.features import HOPS, MELS, silence_row
+from stage1_audio2lmk.encoders.base import encode_in_pieces
+from stage1_audio2lmk.transformer import KVCache, Transformer
+
+SPEECH_ENCODER = "speech encoder"  # the kind, in files
+LEFT_CONTEXT = 4  # frames before a row that its convolution sees
+
+
+def check_heads(dim: int, heads: int) -> None:
+    """Raise TalkheadError unless attention of width `dim` can be shared by its `heads`: rotary positions turn pairs."""
+    if dim % (2 * heads):
+        raise TalkheadError(f"dim should be a multiple of twice the heads, {2 * heads}, found {dim}")
+
+
+@dataclass(frozen=True)
+class SpeechEncoderConfig(Settings):
+    """Sizes; times in video frames of 40 ms."""
+
+    dim: int = setting(192, "width of the transformer", 2, 2048)
+    layers: int = setting(3, "of the transformer", 1, 48)
+    heads: int = setting(4, "of attention; dim is an even multiple of them", 1, 256)
+    window: int = setting(25, "frames that attention looks back, a layer", 1, 1000)
+    look_ahead: int = setting(2, "frames of future sound", 0, 100)
+    size: int = setting(64, "of the embedding", 1, 2048)
+    dropout: float = setting(0.15, "share of the values that training hides", 0, 0.9)
+
+    def check(self) -> None:
+        check_heads(self.dim, self.heads)
+
+
+class SpeechEncoder(nn.Module):
+    """An `Encoder` (see `base`), and the network that is trained: log-mel in windows -> embedding of unit variance a column.
+
+    `load_speech_encoder` gives it frozen and in evaluation mode.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, config: SpeechEncoderConfig) -> None:
+        super().__init__()
+        self.config, self.size, self.look_ahead = config, config.size, config.look_ahead
+        self.register_buffer("mean", torch.zeros(MELS))
+        self.register_buffer("scale", torch.ones(MELS))
+        self.register_buffer("centre", torch.zeros(config.size))
+        self.register_buffer("spread", torch.ones(config.size))
+        self.stem = nn.Conv1d(HOPS * MELS, config.dim, LEFT_CONTEXT + 1 + config.look_ahead)
+        self.blocks = Transformer(config.layers, config.dim, config.heads, config.window, config.dropout)
+        self.norm = nn.LayerNorm(config.dim)
+        self.narrow = nn.Linear(config.dim, config.size)
+
+    def forward(self, rows: Tensor, cache: KVCache | None = None) -> tuple[Tensor, KVCache]:
+        """Feature rows, log-mel first (B, LEFT_CONTEXT + T + look_ahead, ≥ 320) -> embedding (B, T, size), the next cache.
+
+        Columns of the embedding have unit variance each; rows of `encode` and `stream` are that divided by √size.
+        """
+        x = (rows[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)) - self.mean) / self.scale
+        hidden = F.gelu(self.stem(x.flatten(-2).transpose(1, 2))).transpose(1, 2)
+        hidden, cache = self.blocks(hidden, cache)
+        return (self.narrow(self.norm(hidden)) - self.centre) / self.spread, cache
+
+    def info(self) -> dict[str, Any]:
+        """Its sizes; the weights lie in the checkpoint."""
+        return {"kind": SPEECH_ENCODER, "config": config_to_dict(self.config)}
+
+    def encode(self, samples: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """See `base.Encoder`; reads the features."""
+        return encode_in_pieces(self.stream(), samples, features)
+
+    def stream(self) -> "SpeechEncoderStream":
+        """See `base.Encoder`."""
+        return SpeechEncoderStream(self)
+
+
+class SpeechEncoderStream:
+    """See `base.EncoderStream`. A row is certain when the feature row `look_ahead` frames later is there."""
+
+    def __init__(self, encoder: SpeechEncoder) -> None:
+        self.encoder, self.cache = encoder, KVCache()
+        self.rows = np.repeat(silence_row()[None], LEFT_CONTEXT, axis=0)
+
+    def push(self, samples: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """See `base.EncoderStream`."""
+        encoder = self.encoder
+        self.rows = np.concatenate([self.rows, features])
+        count = len(self.rows) - LEFT_CONTEXT - encoder.look_ahead
+        if count <= 0:
+            return np.zeros((0, encoder.size), np.float32)
+        with torch.inference_mode():
+            found, cache = encoder(torch.from_numpy(self.rows)[None].to(encoder.mean.device), self.cache)
+            self.cache = [part.clone() for part in cache]  # views would keep longer tensors
+        self.rows = self.rows[count:].copy()
+        return found[0].cpu().numpy() / np.float32(encoder.size**0.5)
+
+    def flush(self) -> np.ndarray:
+        """See `base.EncoderStream`."""
+        return self.push(np.zeros(0, np.float32), np.repeat(silence_row()[None], self.encoder.look_ahead, axis=0))
+
+
+def save_speech_encoder(path: Path, encoder: SpeechEncoder, card: dict) -> None:
+    """Write an encoder in half precision, with a `card` that says what it was trained on."""
+    tensors = {name: value.half() if value.is_floating_point() else value for name, value in encoder.state_dict().items()}
+    save_checkpoint(path, tensors, {"kind": SPEECH_ENCODER, "config": config_to_dict(encoder.config), "card": card})
+
+
+def load_speech_encoder(path: Path) -> SpeechEncoder:
+    """Read what `save_speech_encoder` wrote, frozen. Raises TalkheadError for anything else."""
+    tensors, meta = load_checkpoint(path)
+    if meta.get("kind") != SPEECH_ENCODER:
+        raise TalkheadError(f"{path} is no speech encoder, but {shown(meta.get('kind', 'something else'))}")
+    config = config_from_dict(SpeechEncoderConfig, meta.get("config"), str(path))
+    plain = {name: value.float() for name, value in tensors.items()}
+    return load_module(lambda: SpeechEncoder(config), plain, path).eval().requires_grad_(False)
