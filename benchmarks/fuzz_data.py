@@ -52,7 +52,8 @@ def make_samples(folder: Path) -> None:
     from stage1_audio2lmk.checkpoint import save_model
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
-    from stage1_audio2lmk.model import LandmarkModel
+    from stage1_audio2lmk.kernel import KernelRegressor
+    from stage1_audio2lmk.model import LandmarkModel, new_model
     from stage2_gaussian.checkpoint import save_head
     from stage2_gaussian.head import Head
     from stage2_gaussian.ply import canonical_gaussians, write_ply
@@ -89,7 +90,7 @@ def make_samples(folder: Path) -> None:
     lines += [",".join(f"{value:.6f}" for value in row.ravel()) for row in rows[:4]]
     (folder / "rows.csv").write_text("\n".join(lines), encoding="utf-8")
     small = Stage1Config(dim=16, layers=1, heads=2, components=4, window=5)
-    save_model(avatar.stage1, LandmarkModel(small, 1, centres=20), ["me"])
+    save_model(avatar.stage1, LandmarkModel(KernelRegressor(small.kernel(0), 20), new_model(small, 1).transformer), ["me"])
     places = torch.from_numpy(rng.normal(size=(60, 3)) * 0.05).float()
     head = Head(torch.from_numpy(TEMPLATE).float(), places, torch.full((60,), 0.006), torch.rand(60, 3), moving=20, rank=6,
                 hidden=8, pose_rank=2)

@@ -21,7 +21,7 @@ from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import clip_samples
 from stage1_audio2lmk.evaluate import compare
-from stage1_audio2lmk.predict import load_predictor, predict
+from stage1_audio2lmk.stream import load_predictor, predict
 from stage1_audio2lmk.train import train
 
 SEEDS = range(3)
@@ -42,7 +42,7 @@ def by_training(steps: int | None, base: Path | None = None) -> Callable[[Clip, 
         config = Stage1Config(seed=seed) if steps is None else Stage1Config(seed=seed, steps=steps)
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "model.safetensors"
-            train([clip], out, config=config, device=CPU, init=base, state_dir=Path(folder) / "state", quiet=True)
+            train([clip], out, config=config, device=CPU, base=base, state_dir=Path(folder) / "state", quiet=True)
             return predict(load_predictor(out, CPU), clip_samples(clip), clip.load_neutral(), blinks=False)
     return fit_and_predict
 

@@ -20,7 +20,7 @@ from stage1_audio2lmk.audio.augment import add_noise, gain, shift_voice
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import clip_samples
 from stage1_audio2lmk.evaluate import compare, quiet_openings
-from stage1_audio2lmk.predict import load_predictor, predict
+from stage1_audio2lmk.stream import load_predictor, predict
 from stage1_audio2lmk.train import train
 
 CPU = torch.device("cpu")
@@ -50,13 +50,13 @@ def main(folders: list[str], base: Path | None) -> None:
         for fit, test in contiguous_folds(good_indices(clip)):
             with tempfile.TemporaryDirectory() as scratch:
                 out = Path(scratch) / "model.safetensors"
-                train([fold_clip(clip, fit, test)], out, config=Stage1Config(steps=0), device=CPU, init=base,
+                train([fold_clip(clip, fit, test)], out, config=Stage1Config(steps=0), device=CPU, base=base,
                       state_dir=Path(scratch) / "state", quiet=True)
                 predictor = load_predictor(out, CPU)
             first = max(0, test[0] - BEFORE)
             for name, changed in sounds.items():
-                heard = changed[first * SAMPLES_PER_FRAME : (test[-1] + 3) * SAMPLES_PER_FRAME]
-                found = predict(predictor, heard, neutral, blinks=False)[test - first]
+                sound_there = changed[first * SAMPLES_PER_FRAME : (test[-1] + 3) * SAMPLES_PER_FRAME]
+                found = predict(predictor, sound_there, neutral, blinks=False)[test - first]
                 rows[name].append(correlation(lip_opening(found), lip_opening(landmarks[test])))
                 if name == "as it is":
                     whole.append(compare(found, landmarks[test], poses[test], clip.info.intrinsics))

@@ -30,6 +30,8 @@ LIPS_OUTER = list(range(48, 60))
 LIPS_INNER = list(range(60, 68))
 LIPS = LIPS_OUTER + LIPS_INNER
 INNER51 = list(range(17, 68))
+MOVING = JAW + LIPS  # the points that sound tells about; brows, eyes and nose stay with the neutral
+MOTION_DIM = 3 * len(MOVING)  # numbers in a flattened displacement of the moving points
 
 # index of the point that lies at the mirrored place of the face
 MIRROR = np.array(

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.errors import TalkheadError
+from shared.landmarks import MOTION_DIM
 
 REACH = 4  # frames on each side of a window's middle
 WINDOW = 2 * REACH + 1
-LIPS = 111  # three coordinates of 37 jaw and lip points
 HOTTEST = math.log(100)  # logarithm of the inverse temperature, above which training is unstable (Radford et al. 2021)
 
 
@@ -32,14 +32,14 @@ class Sync(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(audio_size))
         self.register_buffer("scale", torch.ones(audio_size))
-        self.audio, self.lips = _encoder(audio_size, hidden, size), _encoder(LIPS, hidden, size)
+        self.audio, self.lips = _encoder(audio_size, hidden, size), _encoder(MOTION_DIM, hidden, size)
         self.log_sharpness = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def hear(self, audio: Tensor) -> Tensor:
+    def embed_audio(self, audio: Tensor) -> Tensor:
         """(B, L, A) -> (B, L − 8, size)."""
         return F.normalize(self.audio(((audio - self.mean) / self.scale).mT).mT, dim=-1)
 
-    def see(self, lips: Tensor) -> Tensor:
+    def embed_lips(self, lips: Tensor) -> Tensor:
         """(B, L, 111) metres -> (B, L − 8, size)."""
         return F.normalize(self.lips(500 * lips.mT).mT, dim=-1)  # lips move by about 2 mm
 
@@ -52,11 +52,11 @@ def sync_loss(sync: Sync, audio: Tensor, lips: Tensor, weight: Tensor, *, across
     """
     _check(sync, audio, lips, weight)
     known = (weight > 0)[..., None]
-    heard, seen = sync.hear(torch.where(known, audio, 0)), sync.see(torch.where(known, lips, 0))
+    sound, moved = sync.embed_audio(torch.where(known, audio, 0)), sync.embed_lips(torch.where(known, lips, 0))
     share = weight.unfold(1, WINDOW, 1).amin(-1)
     if across:
-        heard, seen, share = (x.flatten(0, 1)[None] for x in (heard, seen, share))
-    scores = sync.log_sharpness.clamp(max=HOTTEST).exp() * heard @ seen.mT
+        sound, moved, share = (x.flatten(0, 1)[None] for x in (sound, moved, share))
+    scores = sync.log_sharpness.clamp(max=HOTTEST).exp() * sound @ moved.mT
     void = share <= 0
     own = torch.eye(scores.shape[-1], dtype=torch.bool, device=scores.device)
     hidden = (void[:, :, None] | void[:, None, :]) & ~own  # each keeps its own score, so that no row is empty
@@ -78,14 +78,14 @@ def sync_offset(sync: Sync, audio: Tensor, lips: Tensor, reach: int = 15, weight
     if not 0 <= reach < audio.shape[1] - WINDOW + 1:
         raise TalkheadError(f"a reach below {audio.shape[1] - WINDOW + 1} fits {audio.shape[1]} frames, found {reach}")
     known = (weight > 0)[..., None]
-    heard, seen = sync.hear(torch.where(known, audio, 0)), sync.see(torch.where(known, lips, 0))
-    whole = (weight.unfold(1, WINDOW, 1).amin(-1) > 0).to(heard)
-    count = heard.shape[1]
+    sound, moved = sync.embed_audio(torch.where(known, audio, 0)), sync.embed_lips(torch.where(known, lips, 0))
+    whole = (weight.unfold(1, WINDOW, 1).amin(-1) > 0).to(sound)
+    count = sound.shape[1]
     curve = []
     for s in range(-reach, reach + 1):
         now, then = slice(max(0, -s), count - max(0, s)), slice(max(0, s), count - max(0, -s))
         both = whole[:, now] * whole[:, then]
-        curve.append(((heard[:, now] * seen[:, then]).sum(-1) * both).sum(1) / both.sum(1).clamp_min(1))
+        curve.append(((sound[:, now] * moved[:, then]).sum(-1) * both).sum(1) / both.sum(1).clamp_min(1))
     scores = torch.stack(curve, 1)
     return scores.argmax(1) - reach, scores
 
@@ -100,6 +100,7 @@ def _encoder(inputs: int, hidden: int, size: int) -> nn.Sequential:
 def _check(sync: Sync, audio: Tensor, lips: Tensor, weight: Tensor) -> None:
     size = sync.mean.numel()
     rows = tuple(audio.shape[:2])
-    if audio.ndim != 3 or audio.shape[-1] != size or lips.shape != (*rows, LIPS) or weight.shape != rows or rows[1] < WINDOW:
-        raise TalkheadError(f"sync needs audio (B, L, {size}), lips (B, L, {LIPS}) and weight (B, L) with L >= {WINDOW}, found "
-                            f"{tuple(audio.shape)}, {tuple(lips.shape)} and {tuple(weight.shape)}")
+    shapes = tuple(audio.shape), tuple(lips.shape), tuple(weight.shape)
+    if audio.ndim != 3 or shapes != ((*rows, size), (*rows, MOTION_DIM), rows) or rows[1] < WINDOW:
+        raise TalkheadError(f"sync needs audio (B, L, {size}), lips (B, L, {MOTION_DIM}) and weight (B, L) with L >= {WINDOW}, "
+                            f"found {shapes[0]}, {shapes[1]} and {shapes[2]}")

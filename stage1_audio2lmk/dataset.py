@@ -1,11 +1,10 @@
-"""Clips -> feature rows and displacement rows, cut into training windows with made silence and spectral masks.
+"""Clips -> rows of sound and displacement, cut into training windows with synthetic silence and masked spectra.
 
-What sound becomes rows by is `hear`: samples (640·T,) -> (T, F), the features and any columns after them.
+A row of sound is [features | embedding] (FEATURE_SIZE + size,): log-mel and formants, and what the speech encoder makes of them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,50 +13,54 @@ from torch import Tensor
 
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.landmarks import SAMPLES_PER_FRAME
+from shared.landmarks import MOTION_DIM, MOVING, SAMPLES_PER_FRAME
 from stage1_audio2lmk.audio.augment import shift_voice
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
-from stage1_audio2lmk.audio.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
+from stage1_audio2lmk.audio.features import ENERGY_SCALE, FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.encoders.pretrained import Encoder, cached_rows
-from stage1_audio2lmk.model import MOVING
+from stage1_audio2lmk.encoders.base import Encoder
 
-EDGE = 4  # frames on each side of a made silence whose lips are left open to the network
-QUIET_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in made silence, −80 to −30 dB
+SILENCE_EDGE = 4  # frames on each side of an inserted silence that have no weight: lips are on their way there
+SILENCE_LENGTHS = (15, 60)  # frames of an inserted silence, at least and below
+SHORT = 20  # frames before the end of a window by which an inserted silence has begun
+SILENCE_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in synthetic silence, −80 to −30 dB
 SOFTENING = 0.9  # pole of the filter that makes every other noise a rumble, as rooms have
-SILENCE_WEIGHT = 0.3  # of a row of made silence beside a row of speech
-VOICES = ((1.25, 1.15), (0.8, 0.87), (1.15, 0.87), (0.87, 1.15))  # factors on pitch and formants of the voices besides one's own
+SILENCE_WEIGHT = 0.3  # of a row of synthetic silence relative to a row of speech
+VOICES = ((1.25, 1.15), (0.8, 0.87), (1.15, 0.87), (0.87, 1.15))  # factors on pitch and formants of augmented voices
 VOICE_WEIGHT = 0.7  # of a row in one of them
-BARE_VOICE_WEIGHT = 0.25  # the same without an encoder, where others cost more of the own voice
+BARE_VOICE_WEIGHT = 0.25  # the same without an encoder, where they cost more accuracy on the person's own voice
 LEAST_FRAMES = 25
+LEVEL_SPREAD = 0.5  # standard deviation of the drawn gain, natural logarithm of power (2 dB)
+NOISE_FLOOR = -10.0  # natural logarithm of the least mel power that added noise has
+INPUT_NOISE = 0.1  # standard deviation of the noise on every column, relative to the column's own
 
-Hear = Callable[[np.ndarray], np.ndarray]
+FeatureFn = Callable[[np.ndarray], np.ndarray]  # samples (640·T,) -> rows (T, FEATURE_SIZE + size)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One clip's rows: features (T,F), displacement (T,37·3) metres, good (T,) bool, speaker ≥ 1, held-out start."""
+    """One clip's rows: features (T, FEATURE_SIZE + size), displacement (T, 111) metres, good (T,) bool, speaker ≥ 1.
+
+    Frames from `val_start` on are the validation split.
+    """
 
     name: str
     features: Tensor
     displacement: Tensor
     good: Tensor
     speaker: int
-    held_from: int
-    weight: float = 1.0  # of a row in the kernel path's solution
+    val_start: int
+    weight: float = 1.0  # of a row in the kernel regression
     cuts: tuple[int, ...] = ()  # frames at which a new shot begins
 
 
-def hearing(encoder: Encoder | None, folder: Path) -> Hear:
-    """Features, and after them what an encoder makes of the sound, layer beside layer; if frozen, by way of files in `folder`."""
-    def hear(samples: np.ndarray) -> np.ndarray:
-        rows = features(samples)
-        if encoder is None:
-            return rows
-        heard = encoder.encode(samples) if encoder.tuned else cached_rows(encoder, samples, folder)
-        return np.concatenate([rows, heard.reshape(len(rows), -1)], 1, dtype=np.float32)
+def make_feature_fn(encoder: Encoder | None) -> FeatureFn:
+    """The function that computes rows: features, then the encoder's embedding if there is an encoder."""
+    def rows(samples: np.ndarray) -> np.ndarray:
+        x = features(samples)
+        return x if encoder is None else np.concatenate([x, encoder.encode(samples, x)], 1, dtype=np.float32)
 
-    return hear
+    return rows
 
 
 def clip_samples(clip: Clip) -> np.ndarray:
@@ -67,8 +70,11 @@ def clip_samples(clip: Clip) -> np.ndarray:
     return np.pad(samples, (0, size - len(samples)))
 
 
-def load_recording(clip: Clip, speaker: int, config: Stage1Config, hear: Hear = features) -> Recording:
-    """The train split of a clip; the last `held_out` share of its good frames is kept for choosing, not for fitting."""
+def load_recording(clip: Clip, speaker: int, config: Stage1Config, feature_fn: FeatureFn = features) -> Recording:
+    """The train split of a clip; the last `val_share` share of its good frames is the validation split.
+
+    Raises TalkheadError for a train split of next to no frames.
+    """
     train = clip.split("train")
     if len(train) < LEAST_FRAMES:
         raise TalkheadError(f"{clip.root}: the train split holds {len(train)} good frames; at least {LEAST_FRAMES} are needed")
@@ -76,51 +82,56 @@ def load_recording(clip: Clip, speaker: int, config: Stage1Config, hear: Hear = 
     moved = (clip.load_landmarks() - clip.load_neutral())[:, MOVING].reshape(count, -1)
     good = np.zeros(count, bool)
     good[train] = True
-    held = int(train[int(len(train) * (1 - config.held_out))])
     cuts = tuple(shot.start for shot in clip.info.shots)
-    return Recording(clip.info.name, torch.from_numpy(hear(DCBlocker().pass_through(clip_samples(clip)))),
-                     torch.from_numpy(moved), torch.from_numpy(good), speaker, held, cuts=cuts)
+    return Recording(clip.info.name, torch.from_numpy(feature_fn(DCBlocker().pass_through(clip_samples(clip)))),
+                     torch.from_numpy(moved), torch.from_numpy(good), speaker, val_start(train, config), cuts=cuts)
 
 
-def in_other_voices(clip: Clip, recording: Recording, weight: float) -> list[Recording]:
-    """The recording of a clip as other people would have said it, in each of VOICES: the same lips to other sound."""
+def val_start(train: np.ndarray, config: Stage1Config) -> int:
+    """Good frames (n,) of a train split -> the first of the validation split."""
+    return int(train[int(len(train) * (1 - config.val_share))])
+
+
+def augmented_voices(clip: Clip, recording: Recording, weight: float, feature_fn: FeatureFn = features) -> list[Recording]:
+    """The recording of a clip in each of VOICES: the same lips to sound of shifted pitch and formants."""
     sound = torch.from_numpy(DCBlocker().pass_through(clip_samples(clip)))
-    return [replace(recording, features=torch.from_numpy(features(shift_voice(sound, *voice).numpy())), weight=weight)
+    return [replace(recording, features=torch.from_numpy(feature_fn(shift_voice(sound, *voice).numpy())), weight=weight)
             for voice in VOICES]
 
 
-def made_silence(count: int, rng: np.random.Generator, hear: Hear = features) -> Recording:
-    """`count` rows of silence and of noise without speech at each of the quiet levels, in which the face is at rest."""
+def synthetic_silence(count: int, rng: np.random.Generator, feature_fn: FeatureFn = features) -> Recording:
+    """`count` rows of silence and of noise without speech at each of SILENCE_LEVELS, in which the face is at rest."""
     pieces = []
-    for level in QUIET_LEVELS:
-        hiss = rng.normal(size=(2, SAMPLES_PER_FRAME * -(-count // (2 * len(QUIET_LEVELS)))))
+    for level in SILENCE_LEVELS:
+        hiss = rng.normal(size=(2, SAMPLES_PER_FRAME * -(-count // (2 * len(SILENCE_LEVELS)))))
         rumble = lfilter([(1 - SOFTENING**2) ** 0.5], [1, -SOFTENING], hiss[1])
         pieces += [level * hiss[0], level * rumble]
     samples = np.concatenate(pieces).astype(np.float32)
-    return Recording("silence", torch.from_numpy(hear(samples))[:count],
-                     torch.zeros(count, len(MOVING) * 3), torch.ones(count, dtype=torch.bool), 0, count, SILENCE_WEIGHT)
+    return Recording("silence", torch.from_numpy(feature_fn(samples))[:count],
+                     torch.zeros(count, MOTION_DIM), torch.ones(count, dtype=torch.bool), 0, count, SILENCE_WEIGHT)
 
 
 @dataclass
 class Windows:
     """Draws batches of training windows from recordings; all randomness comes from the generator that is passed.
 
-    Windows hear `before` frames of the past too. Nothing of the held-out tails is heard; there and before the start it is
-    silent. `silence` (n, F) begins with a row of digital silence.
+    A window has `left` rows before it and `ahead` rows after it. From the validation split nothing is drawn; there and before
+    the start it is silent. `silence` (n, F) begins with a row of digital silence. `scale` (FEATURE_SIZE,) is the features'.
     """
 
     recordings: list[Recording]
     config: Stage1Config
     silence: Tensor
     scale: Tensor
-    before: int
+    left: int
+    ahead: int
 
     def __post_init__(self) -> None:
         # windows start anywhere in a recording; those of all recordings are counted through
-        self.stops = np.cumsum([max(1, r.held_from - self.config.length + 1) for r in self.recordings])
+        self.stops = np.cumsum([max(1, r.val_start - self.config.length + 1) for r in self.recordings])
 
     def draw(self, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """features (B,before + L + look_ahead,F), displacement (B,L,111), weight (B,L), speaker (B,), on the CPU."""
+        """rows (B, left + L + ahead, F), displacement (B, L, 111), weight (B, L), speaker (B,), on the CPU."""
         config = self.config
         rows = torch.randint(int(self.stops[-1]), (config.batch,), generator=rng).numpy()
         which = np.searchsorted(self.stops, rows, side="right")
@@ -133,38 +144,43 @@ class Windows:
 
     def _window(self, which: int, start: int, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         config, recording = self.config, self.recordings[which]
-        length, last = config.length, recording.held_from
-        inside = slice(self.before, self.before + length)
-        places = torch.arange(start - self.before, start + length + config.look_ahead)
-        heard = (places >= 0) & (places < last)
-        x = torch.where(heard[:, None], recording.features[places.clamp(0, last - 1)], self.silence[0])
+        length, last = config.length, recording.val_start
+        inside = slice(self.left, self.left + length)
+        places = torch.arange(start - self.left, start + length + self.ahead)
+        valid = (places >= 0) & (places < last)
+        x = torch.where(valid[:, None], recording.features[places.clamp(0, last - 1)], self.silence[0])
         seen = places[inside].clamp(max=last - 1)
         y = recording.displacement[seen].clone()
         w = recording.good[seen].float() * (places[inside] < last)
         x = self._augment(x, rng)
         if float(torch.rand((), generator=rng)) < config.silence_share:
-            a = int(torch.randint(0, max(1, length - 20), (), generator=rng))
-            b = min(length, a + int(torch.randint(15, 60, (), generator=rng)))
+            a = int(torch.randint(0, max(1, length - SHORT), (), generator=rng))
+            b = min(length, a + int(torch.randint(*SILENCE_LENGTHS, (), generator=rng)))
             offset = int(torch.randint(0, len(self.silence) - (b - a), (), generator=rng))
             x[inside][a:b] = self.silence[offset : offset + b - a]
             y[a:b] = 0
             w[a:b] = 1
             for edge in (a, b):
-                w[max(0, edge - EDGE) : min(length, edge + EDGE)] = 0
+                w[max(0, edge - SILENCE_EDGE) : min(length, edge + SILENCE_EDGE)] = 0
         return x, y, w
 
     def _augment(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Louder or quieter, a hidden band, a little noise on every feature; columns after the features stay."""
-        config, (x, more) = self.config, x.split((FEATURE_SIZE, x.shape[1] - FEATURE_SIZE), 1)
+        """Louder or quieter, a hidden band, a little noise on every column; an embedding gets the noise alone."""
+        config, (x, embedding) = self.config, x.split((FEATURE_SIZE, x.shape[1] - FEATURE_SIZE), 1)
         mels = x[:, : HOPS * MELS].unflatten(1, (HOPS, MELS))
-        gain = float(torch.randn((), generator=rng)) * 0.5  # natural logarithm of power
+        gain = float(torch.randn((), generator=rng)) * LEVEL_SPREAD
         mels += gain
-        floor = -10.0 + float(torch.rand((), generator=rng)) * (config.noise_db / 10 * 2.3 + 10.0)
+        loudest = config.noise_db / 10 * np.log(10)
+        floor = NOISE_FLOOR + float(torch.rand((), generator=rng)) * (loudest - NOISE_FLOOR)
         if float(torch.rand((), generator=rng)) < 0.5:
             mels.copy_(torch.logaddexp(mels, torch.full_like(mels, floor)))
         width = int(torch.randint(0, config.mask_bands + 1, (), generator=rng))
         low = int(torch.randint(0, MELS - width, (), generator=rng))
         mels[:, :, low : low + width] = mels.mean()
         energy = x[:, -FORMANT_SIZE:].unflatten(1, (-1, FORMANT_SIZE // 2))[:, :, -1]
-        energy += gain * 10 / np.log(10) / 30
-        return torch.cat([x + 0.1 * self.scale * torch.randn(x.shape, generator=rng), more], 1)
+        energy += gain * 10 / np.log(10) / ENERGY_SCALE
+        x = x + INPUT_NOISE * self.scale * torch.randn(x.shape, generator=rng)
+        if not embedding.shape[1]:
+            return x
+        noise = torch.randn(embedding.shape, generator=rng)
+        return torch.cat([x, embedding + INPUT_NOISE * embedding.shape[1] ** -0.5 * noise], 1)

@@ -1,4 +1,4 @@
-"""One process or several that `torchrun` started: who am I, and what have all of us."""
+"""torch.distributed helpers: rank, world size, barrier, all-gather; one process alone needs none of them."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-PATIENCE = timedelta(hours=6)  # for the slowest process to prepare its clips
+TIMEOUT = timedelta(hours=6)  # for the slowest process to prepare its clips
 
 
 @contextmanager
@@ -22,9 +22,9 @@ def processes(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
     else:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        dist.init_process_group("gloo", timeout=TIMEOUT)
     try:
         yield device
     finally:
@@ -32,30 +32,30 @@ def processes(device: torch.device) -> Iterator[torch.device]:
 
 
 def rank() -> int:
-    """This process's number, from 0; process 0 writes files and shows progress."""
+    """This process's number, from 0; rank 0 writes files and shows progress."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def wait() -> None:
-    """Go on when all have come here."""
+def barrier() -> None:
+    """Wait until all processes have come here."""
     if dist.is_initialized():
         dist.barrier()
 
 
 def gather(rows: Tensor) -> Tensor:
-    """Rows (B, …) of every process, one after the other (count·B, …); gradients flow into one's own rows only.
+    """Rows (B, …) of every process, one after the other (world_size·B, …); gradients flow into this rank's rows only.
 
     A loss of gathered rows is the loss of the whole batch, however many processes share it. Its gradients in all the
     processes add up to that of the whole batch.
     """
     if not dist.is_initialized():
         return rows
-    parts = [torch.empty_like(rows) for _ in range(count())]
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows.detach().contiguous())
     parts[rank()] = rows
     return torch.cat(parts)

@@ -19,7 +19,7 @@ from shared.report_page import ReportPage
 from stage1_audio2lmk.audio.features import levels
 from stage1_audio2lmk.baselines import REACH, mean_face, ridge
 from stage1_audio2lmk.dataset import clip_samples
-from stage1_audio2lmk.predict import Predictor, load_predictor, predict
+from stage1_audio2lmk.stream import Predictor, load_predictor, predict
 
 Table = dict[str, dict[str, float]]
 SILENCE_SECONDS = 4
@@ -124,7 +124,7 @@ def _enough_frames(clip: Clip, split: str) -> np.ndarray:
 
 
 def _quiet_ridge(samples: np.ndarray, landmarks: np.ndarray, train: np.ndarray, neutral: np.ndarray) -> dict[str, float]:
-    """Like `quiet_openings`, of ridge: the quiet sounds follow the clip; frames that hear the next one are left out."""
+    """Like `quiet_openings`, of ridge: the quiet sounds follow the clip; frames that see the next one are left out."""
     more = SILENCE_SECONDS * FPS
     sound = np.concatenate([samples, *map(quiet_sound, QUIET.values())])
     rows = ridge(sound, np.pad(landmarks, ((0, more * len(QUIET)), (0, 0), (0, 0))), train)[len(landmarks) :]
@@ -140,7 +140,7 @@ def pauses(level: np.ndarray) -> np.ndarray:
     return quiet if quiet.sum() >= LEAST_PAUSE else np.zeros(len(level), bool)
 
 
-def liveliness(opening: np.ndarray, level: np.ndarray, rest: float, spread: float) -> dict[str, float]:
+def opening_stats(opening: np.ndarray, level: np.ndarray, rest: float, spread: float) -> dict[str, float]:
     """What can be said of a lip opening (T,) without its truth, with the level (T,) of its sound in dB.
 
     `rest` is the neutral's opening and `spread` the standard deviation of the opening in training, in metres.
@@ -156,7 +156,7 @@ def _other_sound(clip: Clip, predictors: dict[str, Predictor],
     """Table and curves of sounds (n,) by name without a face, after the tracked train split to compare with."""
     neutral, train = clip.load_neutral(), clip.split("train")
     rest, truth = float(lip_opening(neutral)[0]), lip_opening(clip.load_landmarks())[train]
-    table = {"train split, tracked": liveliness(truth, levels(clip_samples(clip))[train], rest, float(truth.std()))}
+    table = {"train split, tracked": opening_stats(truth, levels(clip_samples(clip))[train], rest, float(truth.std()))}
     curves = {}
     for name, samples in sounds.items():
         level = levels(samples)
@@ -164,11 +164,11 @@ def _other_sound(clip: Clip, predictors: dict[str, Predictor],
                     for which, predictor in predictors.items()}
         curves[name] = Curves(openings, level, np.arange(len(level)))
         for which, opening in openings.items():
-            table[f"{name}: {which}"] = liveliness(opening, level, rest, float(truth.std()))
+            table[f"{name}: {which}"] = opening_stats(opening, level, rest, float(truth.std()))
     return table, curves
 
 
-def _heard(file: Path) -> np.ndarray:
+def _load_sound(file: Path) -> np.ndarray:
     """The sound (n,) of a file or a pipe."""
     with readable_again(file) as sound:
         return load_audio(sound)
@@ -189,7 +189,7 @@ def evaluate_audio2lmk(clip: Clip, checkpoint: Path, folder: Path, *, splits: It
     checkpoint's encoder lies now. Raises TalkheadError like `evaluate`, and for a recording that cannot be read.
     """
     predictors = _predictors(checkpoint, base, device, encoder)
-    sounds = {name: _heard(file) for name, file in _names(audio).items()}
+    sounds = {name: _load_sound(file) for name, file in _names(audio).items()}
     table, curves = _tables(clip, predictors, list(splits))
     tables = {"stage 1 against its baselines": table}
     if sounds:

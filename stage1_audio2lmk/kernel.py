@@ -1,124 +1,194 @@
-"""How alike two moments sound: shape of the spectrum times loudness, over three time scales.
+"""Kernel regression on sound: how alike two moments are, and displacement as a weighted sum of that over support points.
 
-Exact kernel regression (Saunders et al. 1998, Schölkopf and Smola 2002) on a minute of one voice: every frame heard in
-training is a centre, and a new moment moves the lips as the moments that sound like it did.
+The similarity is a linear kernel of log-mel, Gaussians of the spectrum's shape and loudness over three time scales, and one of
+the speech encoder's embedding (Schölkopf and Smola 2002). The weights come from `kernel_ridge`.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stage1_audio2lmk.audio.features import MELS
+from shared.landmarks import MOTION_DIM
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, MELS, mean_log_mel
+from stage1_audio2lmk.config import KernelConfig
 
-LINEAR = 0.3  # share of the linear kernel
-SHARE = 0.4  # of each time scale
+if TYPE_CHECKING:
+    from stage1_audio2lmk.kernel_ridge import KernelFit
+
+LINEAR = 0.3  # weight of the linear kernel
+GAUSSIAN = 0.4  # weight of each time scale
 # frames back of the window of shapes, its sharpness; frames back of the window of loudness, its sharpness
 SCALES = ((4, 1.0, 4, 0.3), (1, 0.7, 4, 0.3), (0, 0.7, 1, 0.3))
-EMBEDDING = 1.0  # sharpness of what an encoder adds
+
+
+class Sound(NamedTuple):
+    """What is compared of each moment."""
+
+    windows: Tensor  # (..., taps, 80) log-mel; taps is 0 where log-mel takes no part
+    embedding: Tensor  # (..., size)
 
 
 class Table(NamedTuple):
-    """Centres laid out for comparison."""
+    """Support points laid out for comparison."""
 
     mel: Tensor  # (taps·80, m)
     shape: Tensor  # (taps, 80, m)
-    loud: Tensor  # (taps, m)
-    lengths: Tensor  # (scales, m)
-    embedded: Tensor  # (size, m)
-    embedded_length: Tensor  # (m,)
+    loudness: Tensor  # (taps, m)
+    squares: Tensor  # (scales, m) weighted squared lengths
+    embedding: Tensor  # (size, m)
+    embedding_squares: Tensor  # (m,)
 
 
 class SoundKernel(nn.Module):
-    """Windows of pooled log-mel (..., past + 1 + ahead, 80) -> likeness (..., m) to each of the m centres.
+    """Similarity of moments of sound (...) to each of m support points: (..., m).
 
-    With `size` > 0 an embedding (..., size) of the moment by an encoder is compared too, with weight `share`.
+    `left` and `ahead`: feature rows before and after the first and the last that `sound` needs.
     """
 
-    centres: Tensor
-    embedded: Tensor
     mean: Tensor
     scale: Tensor
     shape_weights: Tensor
-    loud_weights: Tensor
+    loudness_weights: Tensor
 
-    def __init__(self, count: int, past: int, ahead: int, size: int = 0, share: float = 0.0) -> None:
+    def __init__(self, config: KernelConfig) -> None:
         super().__init__()
-        self.past, self.taps, self.share = past, past + 1 + ahead, share if size else 0.0
-        self.register_buffer("centres", torch.zeros(count, self.taps, MELS, dtype=torch.float16))
-        self.register_buffer("embedded", torch.zeros(count, size, dtype=torch.float16))
+        self.config = config
+        self.left, self.ahead = (config.past, config.look_ahead) if config.mel_terms else (0, 0)
+        self.taps = self.left + 1 + self.ahead if config.mel_terms else 0
         self.register_buffer("mean", torch.zeros(2 * MELS + 1))
         self.register_buffer("scale", torch.ones(2 * MELS + 1))
-        shape_weights, loud_weights = ([self._over_taps(*side) for side in sides]
-                                       for sides in ([scale[:2] for scale in SCALES], [scale[2:] for scale in SCALES]))
-        self.register_buffer("shape_weights", torch.stack(shape_weights) / MELS, persistent=False)
-        self.register_buffer("loud_weights", torch.stack(loud_weights), persistent=False)
+        if config.mel_terms:
+            shape_weights, loudness_weights = ([self._over_taps(*side) for side in sides] for sides in (
+                [scale[:2] for scale in SCALES], [scale[2:] for scale in SCALES]))
+            self.register_buffer("shape_weights", torch.stack(shape_weights) / MELS, persistent=False)
+            self.register_buffer("loudness_weights", torch.stack(loudness_weights), persistent=False)
 
     def _over_taps(self, back: int, sharpness: float) -> Tensor:
         """Weight (taps,) of each tap's squared difference in a mean over the window that begins `back` frames ago."""
-        begin = self.past - min(back, self.past)
+        begin = self.left - min(back, self.left)
         weights = torch.zeros(self.taps)
         weights[begin:] = sharpness / (self.taps - begin)
         return weights
 
-    def set_statistics(self, pooled: Tensor) -> None:
-        """Mean and scale of log-mel, shape and loudness over the rows (n, 80) of the training data."""
-        parts = torch.cat([pooled, pooled - pooled.mean(-1, keepdim=True), pooled.mean(-1, keepdim=True)], -1)
-        self.mean.copy_(parts.mean(0))
-        self.scale.copy_(parts.std(0).clamp_min(0.05))
+    def sound(self, padded: Tensor) -> Sound:
+        """Rows [features | embedding] (B, left + T + ahead, FEATURE_SIZE + size) -> what is compared of T moments (B, T, ...)."""
+        rows = padded[:, self.left : padded.shape[1] - self.ahead]
+        if self.config.mel_terms:
+            windows = mean_log_mel(padded).unfold(1, self.taps, 1).transpose(2, 3)
+        else:
+            windows = padded.new_zeros(*rows.shape[:2], 0, MELS)
+        return Sound(windows, rows[..., FEATURE_SIZE:])
 
-    def set_centres(self, windows: Tensor, embedding: Tensor | None = None) -> None:
-        """Make windows (m, taps, 80) and, where there is an encoder, embeddings (m, size) the centres."""
-        self.centres = windows.to(self.centres)
-        self.embedded = self.embedded.new_zeros(len(windows), 0) if embedding is None else embedding.to(self.embedded)
+    def table(self, support: Sound) -> Table:
+        """Support points (m, ...) laid out for `forward`, for many calls of it."""
+        mel, shape, loudness = self._parts(support.windows.float())
+        embedding = self._scaled(support.embedding.float())
+        squares = self._squares(shape, loudness).T if self.config.mel_terms else mel.new_zeros(0, len(mel))
+        return Table(mel.flatten(1).T, shape.permute(1, 2, 0).contiguous(), loudness.T, squares, embedding.T.contiguous(),
+                     embedding.square().sum(-1))
 
-    def table(self) -> Table:
-        """The centres as `forward` compares with them, for many calls of it."""
-        mel, shape, loud = self._parts(self.centres.float())
-        embedded = self._embedded(self.embedded.float())
-        return Table(mel.flatten(1).T, shape.permute(1, 2, 0).contiguous(), loud.T,
-                     self._lengths(shape, loud).T, embedded.T.contiguous(), embedded.square().sum(-1))
+    def forward(self, sound: Sound, table: Table) -> Tensor:
+        """Sound (..., ) -> similarities (..., m)."""
+        parts = self._parts(sound.windows)
+        return parts[0].flatten(-2) @ table.mel + self._gaussians(parts, sound.embedding, table)
 
-    def forward(self, windows: Tensor, embedding: Tensor | None = None, table: Table | None = None) -> Tensor:
-        table = self.table() if table is None else table
-        parts = self._parts(windows)
-        return parts[0].flatten(-2) @ table.mel + self._near(parts, embedding, table)
-
-    def weighted(self, windows: Tensor, embedding: Tensor | None, weights: Tensor, table: Table, linear: Tensor) -> Tensor:
-        """`forward` (…, m) times `weights` (K, m), by way of `linear` (d, K), which is table.mel @ weights.T."""
-        parts = self._parts(windows)
-        return parts[0].flatten(-2) @ linear + self._near(parts, embedding, table) @ weights.T
+    def weighted(self, sound: Sound, weights: Tensor, table: Table, linear: Tensor) -> Tensor:
+        """`forward` (..., m) @ weights.T (m, K), by way of `linear` (taps·80, K), which is table.mel @ weights.T."""
+        parts = self._parts(sound.windows)
+        return parts[0].flatten(-2) @ linear + self._gaussians(parts, sound.embedding, table) @ weights.T
 
     def _parts(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Windows -> log-mel for the linear kernel, shape (…, taps, 80) and loudness (…, taps), normalised."""
-        loud = windows.mean(-1, keepdim=True)
-        every = (torch.cat([windows, windows - loud, loud], -1) - self.mean) / self.scale
-        mel, shape, loud = every.split((MELS, MELS, 1), -1)
-        return mel * (LINEAR / self.taps / MELS) ** 0.5, shape, loud[..., 0]
+        """Windows -> log-mel for the linear kernel, shape (..., taps, 80) and loudness (..., taps), normalised."""
+        loudness = windows.mean(-1, keepdim=True)
+        rows = (torch.cat([windows, windows - loudness, loudness], -1) - self.mean) / self.scale
+        mel, shape, loudness = rows.split((MELS, MELS, 1), -1)
+        return mel * (LINEAR / max(1, self.taps) / MELS) ** 0.5, shape, loudness[..., 0]
 
-    def _embedded(self, embedding: Tensor) -> Tensor:
-        return embedding * (EMBEDDING / max(1, embedding.shape[-1])) ** 0.5
+    def _scaled(self, embedding: Tensor) -> Tensor:
+        return embedding * self.config.sharpness**0.5
 
-    def _lengths(self, shape: Tensor, loud: Tensor) -> Tensor:
-        """Squared lengths (…, scales)."""
-        return shape.square().sum(-1) @ self.shape_weights.T + loud.square() @ self.loud_weights.T
+    def _squares(self, shape: Tensor, loudness: Tensor) -> Tensor:
+        """Weighted squared lengths (..., scales)."""
+        return shape.square().sum(-1) @ self.shape_weights.T + loudness.square() @ self.loudness_weights.T
 
-    def _near(self, parts: tuple[Tensor, Tensor, Tensor], embedding: Tensor | None, table: Table) -> Tensor:
-        """The Gaussian part (…, m): exp(−|a − b|²) of each scale and of the embedding, by their shares.
-
-        A scale looks at a stretch of the window's taps, so inner products of single taps serve all of them.
-        """
-        _, shape, loud = parts
-        batch, taps = shape.shape[:-2], shape.shape[-2]
-        shape, loud = shape.reshape(-1, taps, MELS), loud.reshape(-1, taps)
-        inner = self.shape_weights @ (shape.transpose(0, 1) @ table.shape).flatten(1)
-        loud_too = loud * self.loud_weights[:, None], table.loud.expand(len(SCALES), -1, -1)
-        inner = torch.baddbmm(inner.unflatten(1, (len(shape), table.lengths.shape[1])), *loud_too)
-        distance = self._lengths(shape, loud).T[..., None] + table.lengths[:, None] - 2 * inner
-        near = SHARE * torch.exp(-distance.clamp_min_(0)).sum(0)
-        if self.share:
-            assert embedding is not None
-            point = self._embedded(embedding).reshape(len(shape), -1)
-            distance = point.square().sum(-1, keepdim=True) + table.embedded_length - 2 * point @ table.embedded
-            near = near + self.share * torch.exp(-distance.clamp_min_(0))
+    def _gaussians(self, parts: tuple[Tensor, Tensor, Tensor], embedding: Tensor, table: Table) -> Tensor:
+        """The Gaussian part (..., m): exp(−|a − b|²) of each time scale and of the embedding, by their weights."""
+        batch = embedding.shape[:-1]
+        near = table.embedding_squares.new_zeros(batch.numel(), len(table.embedding_squares))
+        if self.config.mel_terms:
+            near = near + GAUSSIAN * self._time_scales(*parts[1:], table)
+        if self.config.size and self.config.share:
+            point = self._scaled(embedding).reshape(-1, self.config.size)
+            distance = point.square().sum(-1, keepdim=True) + table.embedding_squares - 2 * point @ table.embedding
+            near = near + self.config.share * torch.exp(-distance.clamp_min_(0))
         return near.unflatten(0, batch)
+
+    def _time_scales(self, shape: Tensor, loudness: Tensor, table: Table) -> Tensor:
+        """Sum of the scales' Gaussians (n, m). A scale looks at some of the window's taps, so all share products of taps."""
+        shape, loudness = shape.reshape(-1, self.taps, MELS), loudness.reshape(-1, self.taps)
+        inner = self.shape_weights @ (shape.transpose(0, 1) @ table.shape).flatten(1)
+        products = loudness * self.loudness_weights[:, None], table.loudness.expand(len(SCALES), -1, -1)
+        inner = torch.baddbmm(inner.unflatten(1, (len(shape), table.squares.shape[1])), *products)
+        distance = self._squares(shape, loudness).T[..., None] + table.squares[:, None] - 2 * inner
+        return torch.exp(-distance.clamp_min_(0)).sum(0)
+
+
+class PreparedKernel(NamedTuple):
+    """What depends on support points and weights alone, for many calls."""
+
+    table: Table
+    linear: Tensor  # (taps·80, K), the linear kernel summed over the support points
+
+
+class KernelRegressor(nn.Module):
+    """Sound -> displacement of the moving points (..., 111) metres: rest + (similarities @ weightsᵀ + bias) @ basis.
+
+    m support points, K components. With no support points it is at rest. All tensors are buffers: none is learned by gradient.
+    """
+
+    support_mel: Tensor
+    support_embedding: Tensor
+    weights: Tensor
+    bias: Tensor
+    basis: Tensor
+    rest: Tensor
+
+    def __init__(self, config: KernelConfig, points: int = 0) -> None:
+        super().__init__()
+        self.similarity = SoundKernel(config)
+        self.register_buffer("support_mel", torch.zeros(points, self.similarity.taps, MELS, dtype=torch.float16))
+        self.register_buffer("support_embedding", torch.zeros(points, config.size, dtype=torch.float16))
+        self.register_buffer("weights", torch.zeros(config.components, points))
+        self.register_buffer("bias", torch.zeros(config.components))
+        self.register_buffer("basis", torch.zeros(config.components, MOTION_DIM))
+        self.register_buffer("rest", torch.zeros(MOTION_DIM))
+
+    @property
+    def config(self) -> KernelConfig:
+        return self.similarity.config
+
+    @property
+    def left(self) -> int:
+        return self.similarity.left
+
+    @property
+    def ahead(self) -> int:
+        return self.similarity.ahead
+
+    def load(self, fit: "KernelFit", final: bool = False) -> None:
+        """Take over a fit: support points and weights; `final`: the weights that the validation split went into, too."""
+        self.support_mel = fit.support.windows.to(self.support_mel)
+        self.support_embedding = fit.support.embedding.to(self.support_embedding)
+        self.weights, self.bias = (value.to(self.bias) for value in (fit.final if final else fit.solution))
+
+    def prepare(self) -> PreparedKernel:
+        """What `forward` needs of the support points in every call."""
+        table = self.similarity.table(Sound(self.support_mel, self.support_embedding))
+        return PreparedKernel(table, table.mel @ self.weights.T)
+
+    def forward(self, padded: Tensor, prepared: PreparedKernel | None = None) -> Tensor:
+        """Rows [features | embedding] (B, left + T + ahead, FEATURE_SIZE + size) -> displacement (B, T, 111) metres."""
+        prepared = self.prepare() if prepared is None else prepared
+        components = self.similarity.weighted(self.similarity.sound(padded), self.weights, *prepared) + self.bias
+        return self.rest + components @ self.basis

@@ -1,12 +1,12 @@
-"""What a predicted displacement is judged by, in squared millimetres."""
+"""Losses on a predicted displacement, in squared millimetres."""
 
 import torch
 from torch import Tensor
 
-from shared.landmarks import JAW, LIPS
+from shared.landmarks import JAW, LIPS, MOVING
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.model import MOVING
 
+CLOSURE_SCALE = 0.1  # brings the loss on one opening near that on 37 points, so that closure_weight 1 is a middle way
 _UPPER = [MOVING.index(k) for k in (61, 62, 63)]
 _LOWER = [MOVING.index(k) for k in (67, 66, 65)]
 
@@ -17,10 +17,15 @@ def point_weights(config: Stage1Config) -> Tensor:
     return weights / weights.mean()
 
 
+def coordinate_weights(config: Stage1Config) -> Tensor:
+    """(111,) `point_weights` of each coordinate of a flattened displacement."""
+    return point_weights(config).repeat_interleave(3)
+
+
 def landmark_loss(predicted: Tensor, true: Tensor, weight: Tensor, config: Stage1Config) -> Tensor:
-    """predicted, true (B,T,37,3) metres, weight (B,T) -> scalar: position, velocity and lip closure terms."""
+    """predicted, true (B, T, 111) metres, weight (B, T) -> scalar: position, velocity and lip closure terms."""
     points = point_weights(config).to(predicted.device)[:, None]
-    error = 1000 * (predicted - true)
+    error = 1000 * (predicted - true).unflatten(-1, (len(MOVING), 3))
     total = weight.sum().clamp_min(1)
     position = ((error**2 * points).mean((2, 3)) * weight).sum() / total
     pair = weight[:, 1:] * weight[:, :-1]
@@ -28,10 +33,10 @@ def landmark_loss(predicted: Tensor, true: Tensor, weight: Tensor, config: Stage
     velocity = (change * pair).sum() / pair.sum().clamp_min(1)
     opening = (error[:, :, _UPPER, 1] - error[:, :, _LOWER, 1]).mean(-1)
     closure = (opening**2 * weight).sum() / total
-    return position + config.velocity_weight * velocity + config.closure_weight * 0.1 * closure
+    return position + config.velocity_weight * velocity + config.closure_weight * CLOSURE_SCALE * closure
 
 
 def lip_error(predicted: Tensor, true: Tensor) -> Tensor:
-    """(T,37,3) metres -> mean distance of the lip points in millimetres."""
-    lips = slice(len(JAW), len(MOVING))
-    return 1000 * torch.linalg.vector_norm(predicted[:, lips] - true[:, lips], dim=-1).mean()
+    """(T, 111) metres -> mean distance of the lip points in millimetres."""
+    error = (predicted - true).unflatten(-1, (len(MOVING), 3))[:, len(JAW) :]
+    return 1000 * torch.linalg.vector_norm(error, dim=-1).mean()

@@ -1,11 +1,10 @@
-"""Pretraining of a base model on many clips: the speech of unknown voices, and a good start for fine-tuning.
+"""Pretraining of a base model on many clips: the speech of unknown voices, and what fine-tuning adds to.
 
-A base has no kernel path. Its transformer, and its encoder if wanted, learn by gradient, on one device or on several that
-torchrun started. Every process makes its share of each batch, and losses are those of the whole batch, so the number of
+It has no support points: its transformer learns by gradient, on one device or on several that torchrun started; the speech
+encoder is frozen. Every process makes its share of each batch, and losses are those of the whole batch, so the number of
 processes changes nothing but rounding and what dropout hides.
 """
 
-import dataclasses
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,41 +20,32 @@ from shared.clip import Clip
 from shared.config import config_to_dict, setting, with_default
 from shared.errors import TalkheadError
 from shared.files import sha256
-from shared.landmarks import lip_opening
-from shared.metrics import correlation
 from shared.resume import TrainState
 from shared.training import TensorBoard, ema_update, progress
 from stage1_audio2lmk import distributed
-from stage1_audio2lmk.audio.features import MELS
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, MELS, mean_log_mel
 from stage1_audio2lmk.av_sync import Sync, sync_loss
 from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import made_silence
-from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, load_speech_encoder
+from stage1_audio2lmk.dataset import FeatureFn, make_feature_fn, synthetic_silence
+from stage1_audio2lmk.encoders.speech_encoder import load_speech_encoder
 from stage1_audio2lmk.losses import landmark_loss, lip_error
-from stage1_audio2lmk.model import MOVING, LandmarkModel, pooled
-from stage1_audio2lmk.row_store import (
-    ClipRows,
-    ClipWindows,
-    fingerprint,
-    judging_windows,
-    open_rows,
-    person,
-    prepare,
-    set_statistics,
-)
-from stage1_audio2lmk.train import SILENT_ROWS
+from stage1_audio2lmk.model import LandmarkModel, new_model
+from stage1_audio2lmk.row_store import ClipRows, ClipWindows, fingerprint, open_rows, person, prepare, validation_windows
+from stage1_audio2lmk.statistics import set_statistics, statistics
+from stage1_audio2lmk.train import SILENCE_FRAMES, WARM_UP
+from stage1_audio2lmk.validation import motion_correlation
 
-JUDGING_WINDOWS = 128
-ENCODER_RATE = 0.1  # of the learning rate, for a pretrained encoder
+VALIDATION_WINDOWS = 128
 
 
 @dataclass(frozen=True)
 class PretrainConfig(Stage1Config):
     """Settings of stage 1 with other defaults, and what only pretraining has.
 
-    Settings of the kernel path and of an early end (`centres`, `worthwhile`, `patience`) do nothing here. With dropout, runs
-    on different numbers of processes hide different things and so differ a little.
+    Settings of the kernel and its regression, of an early end and of encoders of the transformers library (`support_points`,
+    `min_gain`, `patience`, `encoder` …) do nothing here. With dropout, runs on different numbers of processes hide different
+    things and so differ a little.
     """
 
     dropout: float = with_default(Stage1Config, "dropout", 0.1)
@@ -65,43 +55,45 @@ class PretrainConfig(Stage1Config):
     check_every: int = with_default(Stage1Config, "check_every", 100)
     save_every: int = with_default(Stage1Config, "save_every", 500)
     unknown_share: float = with_default(Stage1Config, "unknown_share", 0.5)
-    voices: int = setting(4, "in which each clip is heard: its own and made ones", 1, 100)
-    tune_encoder: bool = setting(False, "does the encoder learn too, with a tenth of the learning rate?")
-    sync_weight: float = setting(0.3, "of the loss that asks if lips go with the sound; 0 for none", 0, 1000)
-    sync_from: int = setting(500, "step from which predicted lips are asked; before, what asks has little idea itself",
+    voices: int = setting(4, "of each clip: its own and augmented ones", 1, 100)
+    sync_weight: float = setting(0.3, "weight of the sync loss, whether lips go with the sound; 0 for none", 0, 1000)
+    sync_from: int = setting(500, "first step with the sync loss on predicted lips; before, the sync network is untrained",
                              0, 10_000_000)
 
 
 class Learner(nn.Module):
-    """A model and what judges its timing, as one module: a process's share of a batch -> the losses of the whole batch."""
+    """Model and sync network in one module, so that DDP wraps both; takes this rank's part, returns losses of the whole batch."""
 
-    def __init__(self, model: LandmarkModel, sync: Sync | None) -> None:
+    def __init__(self, model: LandmarkModel, sync: Sync | None, config: Stage1Config) -> None:
         super().__init__()
-        self.model, self.sync = model, sync
+        self.model, self.sync, self.config = model, sync, config
 
     def forward(self, x: Tensor, y: Tensor, weight: Tensor, speaker: Tensor, sync_weight: float) -> dict[str, Tensor]:
         """Windows as of `ClipWindows.draw` -> "total", to minimise, and its parts.
 
-        Gradients of gathered rows reach one's own share only, and DistributedDataParallel averages: hence the factor.
+        Gradients of gathered rows reach this rank's share only, and DistributedDataParallel averages: hence the factor.
         """
         model = self.model.train()
-        if model.encoder is not None:
-            model.encoder.eval()  # also when it is tuned: its dropout rests
-        embedding, _ = model.embed(x)
-        moved = model.expand(model.correction(x, embedding, speaker)[0])[:, :, MOVING]
-        heard = model.normalise(x)[:, model.before : model.before + y.shape[1]]
-        audio = (pooled(heard) if embedding is None else embedding).detach()
+        moved, _ = model.motion(x, speaker)
+        audio = self.audio(x[:, model.left : model.left + y.shape[1]])
         moved, y, weight, audio = (distributed.gather(rows) for rows in (moved, y, weight, audio))
-        found = {"landmarks": landmark_loss(moved, y.unflatten(-1, (-1, 3)), weight, model.config)}
+        found = {"landmarks": landmark_loss(moved, y, weight, self.config)}
         own, everyones = found["landmarks"], moved.new_zeros(())
         if self.sync is not None:
             found["sync of true lips"] = everyones = sync_loss(self.sync, audio, y, weight, across=False)
             if sync_weight:
                 with _frozen(self.sync):
-                    found["sync"] = sync_loss(self.sync, audio, moved.flatten(2), weight, across=False)
+                    found["sync"] = sync_loss(self.sync, audio, moved, weight, across=False)
                 own = own + sync_weight * found["sync"]
         parts = {name: loss.detach() for name, loss in found.items()}
-        return {"total": distributed.count() * own + everyones, "loss": own.detach(), **parts}
+        return {"total": distributed.world_size() * own + everyones, "loss": own.detach(), **parts}
+
+    def audio(self, rows: Tensor) -> Tensor:
+        """Rows (B, L, FEATURE_SIZE + size) -> what the sync network reads of them: embedding or log-mel, about unit variance."""
+        if self.model.size:
+            return self.model.size**0.5 * rows[..., FEATURE_SIZE:]
+        assert self.model.transformer is not None
+        return mean_log_mel((rows - self.model.transformer.mean) / self.model.transformer.scale)
 
 
 @contextmanager
@@ -115,15 +107,15 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: torch.device, state_dir: Path,
              speech: Path | None = None, quiet: bool = False) -> dict[str, Any]:
-    """Train a base model on the train splits of `clips` and write it to `out`; returns numbers about what was held out.
+    """Train a base model on the train splits of `clips` and write it to `out`; returns figures of the validation split.
 
-    `speech` is the file of a speech encoder that the model shall hear with. The best step is kept by the lip error of
-    hidden speakers on held-out rows (see `clip_stream.open_rows`). Killed at any moment, the same call continues from
-    `state_dir` and ends as if it had never stopped. In several processes all make the same call, inside
-    `distributed.processes`, and see the same folders.
+    `speech` is the file of the speech encoder, if any. The best step is kept by the lip error of hidden speakers on the
+    validation split (see `row_store.open_rows`). Killed at any moment, the same call continues from `state_dir` and ends as if
+    it had never stopped. In several processes all make the same call, inside `distributed.processes`, and see the same folders.
     """
-    encoder = load_speech_encoder(speech) if speech else None
-    config = _checked(config, encoder)
+    _check(config)
+    encoder = load_speech_encoder(speech).to(device) if speech else None
+    feature_fn = make_feature_fn(encoder)
     first = distributed.rank() == 0
     quiet = quiet or not first
     prints = [fingerprint(clip, config.seed) for clip in clips]
@@ -131,13 +123,14 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     state = TrainState(state_dir, inputs)
     saved = state.load()
 
-    rows = _rows(clips, [state_dir / "rows" / name for name in prints], config, quiet)
-    learner = _learner(config, encoder, rows)
+    rows = _rows(clips, [state_dir / "rows" / name for name in prints], config, feature_fn, quiet)
+    silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fn).features
+    learner = _learner(config, encoder.size if encoder is not None else 0, rows, silence)
     model = learner.model
-    silence = made_silence(SILENT_ROWS, np.random.default_rng(config.seed)).features
-    windows = ClipWindows(rows, config, silence, model.scale.clone(), model.before)
-    judging = judging_windows(rows, config, silence, model.before, JUDGING_WINDOWS)
-    optimizer = _optimizer(learner.to(device), config)
+    assert model.transformer is not None
+    windows = ClipWindows(rows, config, silence, model.transformer.scale.clone(), model.left, model.ahead)
+    validation = validation_windows(rows, config, silence, model.left, model.ahead, VALIDATION_WINDOWS)
+    optimizer = torch.optim.AdamW(learner.to(device).parameters(), lr=config.lr, weight_decay=config.weight_decay)
     averaged = {name: value.detach().clone() for name, value in model.state_dict().items()}
     best = {name: value.clone() for name, value in averaged.items()}
     history: dict[str, Any] = {"step": 0, "best_step": 0, "best": float("inf"), "losses": []}
@@ -148,121 +141,99 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
         saved.restore_optimizer("optimizer", optimizer)
         history = saved.progress
     shared = distributed.share_gradients(learner, device)
-    part = config.batch // distributed.count()
+    part = config.batch // distributed.world_size()
     indices = range(distributed.rank() * part, (distributed.rank() + 1) * part)
 
     board = TensorBoard(state.curves) if first else None
     with progress(config.steps, "stage 1: base", initial=history["step"], quiet=quiet) as bar:
         for step in range(history["step"], config.steps):
             for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * min(1, (step + 1) / 50) * (1 - step / config.steps)
+                group["lr"] = config.lr * min(1, (step + 1) / WARM_UP) * (1 - step / config.steps)
             batch = [value.to(device) for value in windows.draw(step, indices)]
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed((config.seed * 1_000_003 + step) * 1024 + distributed.rank())  # dropout
                 losses = shared(*batch, config.sync_weight if step >= config.sync_from else 0.0)
             optimizer.zero_grad(set_to_none=True)
             losses["total"].backward()
-            for group in optimizer.param_groups:
-                nn.utils.clip_grad_norm_(group["params"], 1.0)
+            for module in (model, learner.sync):
+                if module is not None:
+                    nn.utils.clip_grad_norm_(module.parameters(), 1.0)
             optimizer.step()
             ema_update(averaged, model, step, config.ema)
             history["step"] = step + 1
             history["losses"].append(float(losses["loss"]))
             if (step + 1) % config.check_every == 0 or step + 1 == config.steps:
-                held = _judge(model, averaged, judging, device)
-                if held["lip mm"] < history["best"]:
-                    history |= {"best": held["lip mm"], "best_step": step + 1}
+                found = _validate(model, averaged, validation, device)
+                if found["lip mm"] < history["best"]:
+                    history |= {"best": found["lip mm"], "best_step": step + 1}
                     best = {name: value.clone() for name, value in averaged.items()}
-                for name, value in {**losses, **{f"held out/{name}": value for name, value in held.items()}}.items():
+                for name, value in {**losses, **{f"validation/{name}": value for name, value in found.items()}}.items():
                     if board is not None and name != "total":
                         board.scalar(name, float(value), step + 1)
-                bar.set_postfix_str(f"held-out lips {held['lip mm']:.2f} mm, r {held['opening r']:.2f}")
+                bar.set_postfix_str(f"validation: lips {found['lip mm']:.2f} mm, r {found['opening r']:.2f}")
             bar.update()
             if (step + 1) % config.save_every == 0 and first:
                 state.save({"learner": learner.state_dict(), "averaged": averaged, "best": best}, {"optimizer": optimizer},
                            **history)
-    held = _judge(model, best, judging, device)
+    found = _validate(model, best, validation, device)
     model.load_state_dict(best)
-    distributed.wait()
+    distributed.barrier()
     if board is not None:
         board.close()
-        save_model(out, model, list(dict.fromkeys(person(clip.info.name) for clip in clips)))
+        save_model(out, model, list(dict.fromkeys(person(clip.info.name) for clip in clips)), encoder, config)
         state.remove()
         shutil.rmtree(state_dir / "rows")
     return {"steps": history["step"], "seconds": state.seconds,
-            "val_split": "whole speakers" if any(not clip.fit for clip in rows) else "the end of each clip",
-            "val_lips_mm": held["lip mm"], "val_lips_at_rest_mm": held["lip mm at rest"], "val_opening_r": held["opening r"],
+            "val_split": "whole speakers" if any(not clip.val_start for clip in rows) else "the end of each clip",
+            "val_lips_mm": found["lip mm"], "val_lips_at_rest_mm": found["lip mm at rest"], "val_opening_r": found["opening r"],
             "best_step": history["best_step"], "losses": history["losses"]}
 
 
-def _rows(clips: list[Clip], folders: list[Path], config: PretrainConfig, quiet: bool) -> list[ClipRows]:
+def _rows(clips: list[Clip], folders: list[Path], config: PretrainConfig, feature_fn: FeatureFn, quiet: bool) -> list[ClipRows]:
     """Prepared rows of all clips, of which each process prepares its share."""
-    own = list(zip(clips, folders))[distributed.rank() :: distributed.count()]
+    own = list(zip(clips, folders))[distributed.rank() :: distributed.world_size()]
     with progress(len(own), "stage 1: sound of clips", quiet=quiet, unit="clip") as bar:
         for clip, folder in own:
-            prepare(clip, folder, config.voices, config)
+            prepare(clip, folder, config.voices, config, feature_fn)
             bar.update()
-    distributed.wait()
+    distributed.barrier()
     return open_rows(clips, folders, config.voices, config)
 
 
-def _learner(config: PretrainConfig, encoder: SpeechEncoder | None, rows: list[ClipRows]) -> Learner:
-    """A new model with the encoder and the data's statistics, and what judges its timing."""
-    plain = Stage1Config(**{field.name: getattr(config, field.name) for field in dataclasses.fields(Stage1Config)})
+def _learner(config: PretrainConfig, size: int, rows: list[ClipRows], silence: Tensor) -> Learner:
+    """A new model with the data's statistics for an embedding of `size` columns, and the sync network."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = LandmarkModel(plain, max(clip.speaker for clip in rows))
-        sync = Sync(encoder.config.size if encoder else MELS) if config.sync_weight else None
-    model.kernel_head.requires_grad_(False)  # a base has no kernel path
-    if model.encoder is not None and encoder is not None:
-        model.encoder.load_state_dict(encoder.state_dict())
-        model.encoder.requires_grad_(config.tune_encoder)
-    set_statistics(model, rows)
-    return Learner(model, sync)
+        model = new_model(config, max(clip.speaker for clip in rows), size)
+        sync = Sync(size or MELS) if config.sync_weight else None
+    model.silence.copy_(silence[0])
+    spoken = (clip.recording(voice) for clip in rows for voice in range(clip.voices))
+    set_statistics(model, statistics(spoken, (clip.recording() for clip in rows), config))
+    return Learner(model, sync, config)
 
 
-def _optimizer(learner: Learner, config: PretrainConfig) -> torch.optim.Optimizer:
-    """AdamW over encoder, rest of the model and sync, each a group with its own peak of the rate."""
-    encoder = [p for name, p in learner.model.named_parameters() if name.startswith("encoder.") and p.requires_grad]
-    decoder = [p for name, p in learner.model.named_parameters() if not name.startswith("encoder.") and p.requires_grad]
-    sync = list(learner.sync.parameters()) if learner.sync is not None else []
-    groups = [{"params": group, "peak": rate * config.lr}
-              for group, rate in ((encoder, ENCODER_RATE), (decoder, 1.0), (sync, 1.0)) if group]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def _checked(config: PretrainConfig, encoder: SpeechEncoder | None) -> PretrainConfig:
-    """Settings with the encoder's, if they go together. Raises TalkheadError."""
-    if config.batch % distributed.count():
-        raise TalkheadError(f"a batch of {config.batch} cannot be shared evenly by {distributed.count()} processes; change it "
-                            "with --set batch=N")
-    if config.encoder is not None or config.encoder_tune:
+def _check(config: PretrainConfig) -> None:
+    """Raise TalkheadError for settings that do not go together."""
+    if config.batch % distributed.world_size():
+        raise TalkheadError(f"a batch of {config.batch} cannot be shared evenly by {distributed.world_size()} processes; change "
+                            "it with --set batch=N")
+    if config.encoder is not None:
         raise TalkheadError(f"encoders of the transformers library are for fine-tuning, found {config.encoder}; a base model "
-                            "hears log-mel or with an encoder named by --speech")
-    if encoder is None:
-        if config.speech or config.tune_encoder:
-            raise TalkheadError("settings for a speech encoder, but no encoder; name its file with --speech")
-        return config
-    if encoder.config.look_ahead != config.look_ahead:
-        raise TalkheadError(f"the speech encoder looks {encoder.config.look_ahead} frames ahead, the model {config.look_ahead}; "
-                            f"use --set look_ahead={encoder.config.look_ahead}")
-    return dataclasses.replace(config, speech=encoder.config)
+                            "has none or one named by --speech")
 
 
 @torch.no_grad()
-def _judge(model: LandmarkModel, weights: dict[str, Tensor], judging: tuple[Tensor, Tensor, Tensor],
-           device: torch.device) -> dict[str, float]:
+def _validate(model: LandmarkModel, weights: dict[str, Tensor], validation: tuple[Tensor, Tensor, Tensor],
+              device: torch.device) -> dict[str, float]:
     """Mean lip distance in mm, beside that of a face at rest, and correlation of the lip opening: speakers are hidden."""
     current = {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(weights)
     model.eval()
-    x, y, weight = judging
+    x, y, weight = validation
     speaker = torch.zeros(1, dtype=torch.long, device=device)
-    moved = torch.cat([model.rows(part.to(device), speaker.expand(len(part)))[0].cpu() for part in x.split(16)])[weight > 0]
+    moved = torch.cat([model.motion(part.to(device), speaker.expand(len(part)))[0].cpu() for part in x.split(16)])[weight > 0]
     model.load_state_dict(current)
-    true = torch.zeros_like(moved)
-    true[:, MOVING] = y[weight > 0].unflatten(-1, (-1, 3))
-    rest = model.rest.cpu().unflatten(-1, (-1, 3)).expand(len(true), -1, -1)
-    return {"lip mm": float(lip_error(moved[:, MOVING], true[:, MOVING])),
-            "lip mm at rest": float(lip_error(rest, true[:, MOVING])),
-            "opening r": correlation(lip_opening(moved.numpy()), lip_opening(true.numpy()))}
+    true = y[weight > 0]
+    return {"lip mm": float(lip_error(moved, true)),
+            "lip mm at rest": float(lip_error(model.kernel.rest.cpu().expand(len(true), -1), true)),
+            "opening r": motion_correlation(moved, true)}

@@ -1,26 +1,26 @@
-"""Sound in pieces of any size -> landmarks, row by row, with a state that does not grow.
+"""Sound in pieces of any size -> landmarks, row by row, with a state that does not grow; and the same for whole recordings.
 
-A row of frame t is certain when the sound of frame t + look_ahead is complete: the latency is the look-ahead plus the one
+A row of frame t is certain when the sound of frame t + look-ahead is complete: the latency is the look-ahead plus the one
 frame in which sound is collected. With an encoder of the transformers library the look-ahead is the encoder's where that is
-longer, and rows come by its blocks (see `encoders`). Attention keeps the keys and values of its window, so that a frame
-costs one row.
+longer, and rows come by its blocks (see `encoders`). A KV cache holds what attention looks back on, so that a frame costs one
+row.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shared.errors import TalkheadError
 from shared.landmarks import N_LANDMARKS, SAMPLES_PER_FRAME
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
-from stage1_audio2lmk.audio.features import FeatureStream, frames_of, levels
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, FeatureStream, frames_of, levels
 from stage1_audio2lmk.checkpoint import load_model
-from stage1_audio2lmk.encoders.pretrained import Encoder, EncoderStream
-from stage1_audio2lmk.model import LandmarkModel, Memory, Prepared
+from stage1_audio2lmk.encoders.base import Encoder, EncoderStream
+from stage1_audio2lmk.model import LandmarkModel, ModelState, Prepared
 from stage1_audio2lmk.upper_face import Liveliness
 
 BLOCK = 250  # video frames that go through the network at once
@@ -28,7 +28,7 @@ BLOCK = 250  # video frames that go through the network at once
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model, its speakers' names (index k + 1), where it runs and the encoder, if any, that is not part of it."""
+    """A trained model, its speakers' names (index k + 1), where it runs and its encoder if it has one."""
 
     model: LandmarkModel
     speakers: list[str]
@@ -43,14 +43,14 @@ class Predictor:
 
     @property
     def look_ahead(self) -> int:
-        """Frames of future sound that a row hears at most."""
-        return max(self.model.config.look_ahead, self.encoder.look_ahead if self.encoder else 0)
+        """Frames of future sound that a row depends on at most."""
+        return max(self.model.ahead, self.encoder.look_ahead if self.encoder is not None else 0)
 
 
-def load_predictor(path: Path, device: torch.device, encoder: str | None = None) -> Predictor:
-    """Read a stage-1 checkpoint; `encoder` says where the encoder that it names lies now. Raises TalkheadError."""
-    model, speakers, outside = load_model(path, device, encoder)
-    return Predictor(model, speakers, device, outside)
+def load_predictor(path: Path, device: torch.device, encoder: Encoder | str | None = None) -> Predictor:
+    """Read a stage-1 checkpoint; `encoder` as in `checkpoint.load_model`. Raises TalkheadError."""
+    loaded = load_model(path, device, encoder)
+    return Predictor(loaded.model, loaded.speakers, device, loaded.encoder)
 
 
 def speaker_index(predictor: Predictor, speaker: str | None) -> int:
@@ -61,43 +61,53 @@ def speaker_index(predictor: Predictor, speaker: str | None) -> int:
 
 
 class ModelStream:
-    """The network for rows that come in pieces: what `LandmarkModel.forward` of all of them at once gives, to rounding."""
+    """A model for rows that come in pieces: what `LandmarkModel.forward` of all of them at once gives, to rounding."""
 
-    def __init__(self, model: LandmarkModel, speaker: Tensor, prepared: Prepared) -> None:
-        self.model, self.speaker, self.prepared = model, speaker, prepared
-        self.before, self.ahead = model.before, model.config.look_ahead
-        self.quiet = model.silence[None].cpu().numpy()
-        self.rows = np.repeat(self.quiet, self.before, axis=0)
-        self.heard = np.zeros((0, *model.heard), np.float32) if model.heard else None  # of the encoder outside
-        self.corrects, self.memory = model.corrects, Memory()
+    def __init__(self, model: LandmarkModel, speaker: int, prepared: Prepared) -> None:
+        self.model, self.prepared, self.state = model, prepared, ModelState()
+        self.speaker = torch.tensor([speaker], device=model.silence.device)
+        quiet = np.repeat(model.silence[None].cpu().numpy(), model.left, axis=0)
+        self.features, self.embedding = quiet[:, :FEATURE_SIZE], quiet[:, FEATURE_SIZE:]  # from `left` rows before the next on
 
-    def push(self, rows: np.ndarray, heard: np.ndarray | None = None) -> np.ndarray:
-        """Feature rows (n, FEATURE_SIZE), n ≥ 0 -> displacement (m,68,3) metres of the rows that are now certain.
+    def push(self, features: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        """Rows (n, FEATURE_SIZE) and (k, size), n, k ≥ 0 -> displacement (m,68,3) metres of the rows that are now certain.
 
-        `heard` (k, layers, width), k ≥ 0, are the next rows of the encoder if one is outside the model.
+        The embedding may come later than the features.
         """
-        self.rows = np.concatenate([self.rows, rows])
-        count = len(self.rows) - self.before - self.ahead
-        if self.heard is not None:
-            self.heard = self.heard if heard is None else np.concatenate([self.heard, heard])
-            count = min(count, len(self.heard))
+        self.features = np.concatenate([self.features, features])
+        self.embedding = np.concatenate([self.embedding, embedding])
+        left, ahead = self.model.left, self.model.ahead
+        count = min(len(self.features) - ahead, len(self.embedding)) - left
         if count <= 0:
             return np.zeros((0, N_LANDMARKS, 3), np.float32)
-        padded = self.rows[: self.before + count + self.ahead]
-        if self.heard is not None:
-            columns = self.heard[:count].reshape(count, -1)
-            padded = np.concatenate([padded, np.pad(columns, ((self.before, self.ahead), (0, 0)))], 1)
-            self.heard = self.heard[count:].copy()
+        known = self.embedding[: left + count]
+        rows = np.concatenate([self.features[: left + count + ahead], np.pad(known, ((0, ahead), (0, 0)))], 1)
         with torch.inference_mode():
-            sound = torch.from_numpy(padded)[None].to(self.model.mean.device)
-            moved, memory = self.model.rows(sound, self.speaker, self.memory, self.prepared, self.corrects)
-            self.memory = memory.detached()
-        self.rows = self.rows[count:].copy()
+            padded = torch.from_numpy(rows)[None].to(self.speaker.device)
+            moved, state = self.model.rows(padded, self.speaker, self.state, self.prepared)
+            self.state = state.detached()
+        self.features, self.embedding = self.features[count:].copy(), self.embedding[count:].copy()
         return moved[0].cpu().numpy()
 
-    def flush(self, heard: np.ndarray | None = None) -> np.ndarray:
-        """The rows that waited for the future, which turns out to be silent; `heard` are the encoder's last."""
-        return self.push(np.repeat(self.quiet, self.ahead, axis=0), heard)
+    def flush(self, embedding: np.ndarray) -> np.ndarray:
+        """The rows that waited for the future, which turns out to be silent; `embedding` (k, size) are the last rows."""
+        silence = self.model.silence[None, :FEATURE_SIZE].cpu().numpy()
+        return self.push(np.repeat(silence, self.model.ahead, axis=0), embedding)
+
+
+@dataclass
+class StreamState:
+    """What a `LandmarkStream` carries from one piece of sound to the next."""
+
+    features: FeatureStream
+    encoder: EncoderStream | None
+    model: ModelStream
+    upper_face: Liveliness | None
+    gate: DCBlocker = field(default_factory=DCBlocker)
+    samples: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # less than a frame
+    levels: np.ndarray = field(default_factory=lambda: np.zeros(0))  # dB of the frames whose rows are still to come
+    has_input: bool = False  # has a whole frame come?
+    ended: bool = False
 
 
 class LandmarkStream:
@@ -109,53 +119,81 @@ class LandmarkStream:
     def __init__(self, predictor: Predictor, neutral: np.ndarray, *, seed: int = 0, speaker: str | None = None,
                  blinks: bool = True, liveliness: float = 1.0) -> None:
         self.predictor, self.rest = predictor, np.asarray(neutral, np.float32).reshape(1, N_LANDMARKS, 3)
-        self.speaker = torch.tensor([speaker_index(predictor, speaker)], device=predictor.device)
-        self.seed, self.blinks, self.liveliness = seed, blinks, liveliness
+        self.speaker, self.seed, self.blinks, self.liveliness = speaker_index(predictor, speaker), seed, blinks, liveliness
         self.reset()
 
     def reset(self) -> None:
         """Forget all sound and begin anew: the same sound gives the same rows again."""
-        self.gate, self.network = DCBlocker(), ModelStream(self.predictor.model, self.speaker, self.predictor.prepared)
-        self.encoder = EncoderStream(self.predictor.encoder) if self.predictor.encoder else None
-        self.extras = Liveliness(self.seed, self.liveliness) if self.blinks else None
-        self.samples = np.zeros(0, np.float32)  # less than a frame
-        self.features = FeatureStream(self.predictor.model.hears_formants)
-        self.levels = np.zeros(0)  # dB of the frames whose rows are still to come
-        self.heard = self.ended = False
+        known = self.predictor
+        self.state = StreamState(FeatureStream(known.model.uses_formants),
+                                 known.encoder.stream() if known.encoder is not None else None,
+                                 ModelStream(known.model, self.speaker, known.prepared),
+                                 Liveliness(self.seed, self.liveliness) if self.blinks else None)
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """Any number of samples (n,) as floats within ±1 -> the rows that are now certain (k,68,3) float32.
 
         Raises TalkheadError for samples of another kind or after `flush`.
         """
-        if self.ended:
+        if self.state.ended:
             raise TalkheadError("this stream has been flushed; call reset() before the next sound")
-        return self._push(self.gate.pass_through(samples))
+        return self._push(self.state.gate.pass_through(samples))
 
     def flush(self) -> np.ndarray:
         """The rows still to come; a part of a frame is filled with silence, and no sound at all is one frame of it."""
-        if self.ended:
+        state = self.state
+        if state.ended:
             return np.zeros((0, N_LANDMARKS, 3), np.float32)
         rest = np.zeros((0, N_LANDMARKS, 3), np.float32)
-        if len(self.samples) or not self.heard:
-            rest = self._push(frames_of(self.samples)[len(self.samples) :])
-        self.ended = True
-        return np.concatenate([rest, self._finish(self.network.flush(self.encoder.flush() if self.encoder else None))])
+        if len(state.samples) or not state.has_input:
+            rest = self._push(frames_of(state.samples)[len(state.samples) :])
+        state.ended = True
+        last = state.encoder.flush() if state.encoder is not None else np.zeros((0, 0), np.float32)
+        return np.concatenate([rest, self._finish(state.model.flush(last))])
 
     def _push(self, samples: np.ndarray) -> np.ndarray:
-        rows = [np.zeros((0, N_LANDMARKS, 3), np.float32)]
-        sound = np.concatenate([self.samples, samples])
+        state, rows = self.state, [np.zeros((0, N_LANDMARKS, 3), np.float32)]
+        sound = np.concatenate([state.samples, samples])
         whole = len(sound) - len(sound) % SAMPLES_PER_FRAME
         for start in range(0, whole, BLOCK * SAMPLES_PER_FRAME):
             fresh = sound[start : min(start + BLOCK * SAMPLES_PER_FRAME, whole)]
-            self.levels = np.concatenate([self.levels, levels(fresh)])
-            moved = self.network.push(self.features.push(fresh), self.encoder.push(fresh) if self.encoder else None)
-            self.heard = True
-            rows.append(self._finish(moved))
-        self.samples = sound[whole:].copy()
+            state.levels, state.has_input = np.concatenate([state.levels, levels(fresh)]), True
+            features = state.features.push(fresh)
+            encoder = state.encoder
+            embedding = encoder.push(fresh, features) if encoder is not None else np.zeros((len(features), 0), np.float32)
+            rows.append(self._finish(state.model.push(features, embedding)))
+        state.samples = sound[whole:].copy()
         return np.concatenate(rows)
 
     def _finish(self, moved: np.ndarray) -> np.ndarray:
-        levels, self.levels = self.levels[: len(moved)], self.levels[len(moved) :].copy()
+        state = self.state
+        levels, state.levels = state.levels[: len(moved)], state.levels[len(moved) :].copy()
         landmarks = self.rest + moved
-        return self.extras.apply(landmarks, levels) if self.extras is not None else landmarks
+        return state.upper_face.apply(landmarks, levels) if state.upper_face is not None else landmarks
+
+
+def iter_predict(predictor: Predictor, audio: Iterable[np.ndarray], neutral: np.ndarray, *, seed: int = 0,
+                 speaker: str | None = None, blinks: bool = True, liveliness: float = 1.0) -> Iterator[np.ndarray]:
+    """Chunks of sound (n,) at 16 kHz -> chunks of landmarks (t,68,3) metres; equal to `predict` of the whole.
+
+    Memory is bounded by the chunk and the model's reach. At least one frame comes out, ceil(n/640) in all. `blinks` False
+    leaves the network's motion alone; `liveliness` scales what brows and lids do besides blinks, 0 is nothing. Raises
+    TalkheadError for a liveliness that is no number of 0 or more.
+    """
+    if not 0 <= liveliness < np.inf:
+        raise TalkheadError(f"liveliness should be a number from 0 on, found {liveliness}")
+    stream = LandmarkStream(predictor, neutral, seed=seed, speaker=speaker, blinks=blinks, liveliness=liveliness)
+    for chunk in audio:
+        rows = stream.push(chunk)
+        if len(rows):
+            yield rows
+    rows = stream.flush()
+    if len(rows):
+        yield rows
+
+
+def predict(predictor: Predictor, audio: np.ndarray, neutral: np.ndarray, *, seed: int = 0, speaker: str | None = None,
+            blinks: bool = True, liveliness: float = 1.0) -> np.ndarray:
+    """audio (n,) at 16 kHz, neutral (1,68,3) or (68,3) -> landmarks (ceil(n/640),68,3) float32 metres."""
+    return np.concatenate(list(iter_predict(predictor, [audio], neutral, seed=seed, speaker=speaker, blinks=blinks,
+                                            liveliness=liveliness)))

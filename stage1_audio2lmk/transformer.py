@@ -1,4 +1,4 @@
-"""Causal transformer with a sliding window and a KV cache, which the speech encoder and stage 1's own transformer are made of.
+"""Causal transformer with a sliding window and a KV cache, and the landmark transformer, which corrects the kernel regression.
 
 Rows can come in pieces: each call returns the KV cache for the next one, so a stream runs the same code as training.
 """
@@ -9,6 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.landmarks import MOTION_DIM
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS
+from stage1_audio2lmk.config import TransformerConfig
+
+STEM_CONTEXT = 4  # frames before a row that the stem convolution sees
 KVCache = list[Tensor]  # for each block keys and values (2, B, heads, p, size), before rotation, of the p < window rows before
 
 
@@ -74,3 +79,52 @@ class Transformer(nn.ModuleList):
             x, past = block(x, cache[k] if cache else None)
             kept.append(past)
         return x, kept
+
+
+class LandmarkTransformer(nn.Module):
+    """Rows [features | embedding] -> what is to be added to the displacement of the moving points (B, T, 111) metres.
+
+    Its input is the embedding, which has its look-ahead in it, with the formants `ahead` rows later; or all features where there
+    is no embedding. `left` and `ahead`: rows before and after the first and the last that it needs.
+    Speaker 0 is "unknown". A new one adds nothing.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    basis: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config, self.left, self.ahead = config, STEM_CONTEXT, config.look_ahead
+        self.register_buffer("mean", torch.zeros(FEATURE_SIZE))
+        self.register_buffer("scale", torch.ones(FEATURE_SIZE))
+        self.register_buffer("basis", torch.zeros(config.components, MOTION_DIM))
+        inputs, future = (config.size + FORMANT_SIZE, 0) if config.size else (FEATURE_SIZE, config.look_ahead)
+        self.stem = nn.Conv1d(inputs, config.dim, STEM_CONTEXT + 1 + future)
+        self.speaker = nn.Embedding(config.speakers + 1, config.dim)
+        self.blocks = Transformer(config.layers, config.dim, config.heads, config.window, config.dropout)
+        self.norm = nn.LayerNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.components)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        nn.init.zeros_(self.speaker.weight)
+
+    def inputs(self, rows: Tensor) -> Tensor:
+        """Padded rows (B, left + T + ahead, FEATURE_SIZE + size) -> what the stem reads, each column of about unit variance.
+
+        Without an embedding (B, left + T + ahead, FEATURE_SIZE), with one (B, left + T, size + FORMANT_SIZE).
+        """
+        x = (rows[..., :FEATURE_SIZE] - self.mean) / self.scale
+        mel, formants = x.split((HOPS * MELS, FORMANT_SIZE), -1)
+        if not self.config.formants:
+            formants = torch.zeros_like(formants)
+        if not self.config.size:
+            return torch.cat([mel, formants], -1)
+        embedding = self.config.size**0.5 * rows[:, : rows.shape[1] - self.ahead, FEATURE_SIZE:]
+        return torch.cat([embedding, formants[:, self.ahead :]], -1)
+
+    def forward(self, padded: Tensor, speaker: Tensor, cache: KVCache | None = None) -> tuple[Tensor, KVCache]:
+        """padded (B, left + T + ahead, FEATURE_SIZE + size), speaker (B,) -> (B, T, 111) metres, the next cache."""
+        hidden = F.gelu(self.stem(self.inputs(padded).transpose(1, 2))).transpose(1, 2) + self.speaker(speaker)[:, None]
+        hidden, cache = self.blocks(hidden, cache)
+        return self.head(self.norm(hidden)) @ self.basis, cache

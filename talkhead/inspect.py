@@ -180,11 +180,14 @@ def _part(avatar: Avatar, part: str) -> str:
         return UNTRAINED
     avatar.verify(part)
     if part == "stage1":
-        from stage1_audio2lmk.checkpoint import load_model
+        from stage1_audio2lmk.checkpoint import check_format, load_model
+        from stage1_audio2lmk.encoders.transformers_encoder import TRANSFORMERS
 
-        meta = load_checkpoint(path)[1]
-        if isinstance(meta.get("encoder"), dict):  # its encoder lies elsewhere
-            check_finite(load_checkpoint(path)[0], path)
+        tensors, meta = load_checkpoint(path)
+        info = meta.get("encoder")
+        if isinstance(info, dict) and info.get("kind") == TRANSFORMERS:  # it lies elsewhere
+            check_format(meta, path)
+            check_finite(tensors, path)
         else:
             load_model(path, "cpu")
     elif part == "stage2":

@@ -31,8 +31,7 @@ from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
 from shared.publish import finish_move
 from shared.training import pick_device, progress
-from stage1_audio2lmk.predict import iter_predict, load_predictor
-from stage1_audio2lmk.stream import LandmarkStream
+from stage1_audio2lmk.stream import LandmarkStream, iter_predict, load_predictor
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.render import render_head
 from torso_styleunet.checkpoint import load_torso

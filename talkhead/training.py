@@ -43,7 +43,7 @@ def pretrain(clips: Sequence[Clip], output: Path | str, *, config: PretrainConfi
              quiet: bool = False) -> dict[str, Any] | None:
     """Train a base model on many people's clips -> `output` (.safetensors); returns figures. Raises TalkheadError.
 
-    `speech` is the checkpoint of the speech encoder to hear with. Under torchrun all processes share the work; only the
+    `speech` is the checkpoint of the speech encoder. Under torchrun all processes share the work; only the
     first gets the figures, the others None.
     """
     output, encoder = Path(output), None if speech is None else Path(speech)
@@ -54,7 +54,7 @@ def pretrain(clips: Sequence[Clip], output: Path | str, *, config: PretrainConfi
     with distributed.processes(pick_device(device)) as own:
         first = distributed.rank() == 0
         with training_of(output, state, overwrite) if first else nullcontext():
-            distributed.wait()
+            distributed.barrier()
             numbers = stage1_pretrain.pretrain(list(clips), output, config=config or PretrainConfig(), device=own,
                                                state_dir=state, speech=encoder, quiet=quiet)
         return numbers if first else None
@@ -65,8 +65,8 @@ def finetune(clip: Clip, avatar: Avatar, *, config: Stage1Config | None = None, 
              quiet: bool = False) -> dict[str, Any]:
     """Train stage 1 of `avatar` on one person's `clip`; returns figures. Raises TalkheadError.
 
-    `base` is the model to start from: a file, None for nothing, or "shipped" for the one in the package, which an `encoder`
-    (a speech encoder of the transformers library, by name or folder) replaces.
+    `base` is the base model, a share of which goes into the person's: a file, None for nothing, or "shipped" for the one in
+    the package, which an `encoder` (a speech encoder of the transformers library, by name or folder) replaces.
     """
     start = (None if encoder else SHIPPED_BASE) if str(base) == "shipped" else None if base is None else Path(base)
     config = config or Stage1Config()
@@ -75,7 +75,7 @@ def finetune(clip: Clip, avatar: Avatar, *, config: Stage1Config | None = None, 
     refuse_inputs(avatar.stage1, start)
     with _part(avatar, clip, "stage1", overwrite) as state:
         numbers = stage1.train([clip], avatar.work("stage1"), config=config, device=pick_device(device), state_dir=state,
-                               init=start, quiet=quiet)
+                               base=start, quiet=quiet)
         create_from_clip(avatar, clip, part="stage1")
     return numbers
 

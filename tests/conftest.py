@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # With several test processes these files go first, so that nobody waits at the end for one that began late
 LONGEST = ("test_packaging.py", "test_end_to_end.py", "test_pipeline.py", "test_adnerf.py", "test_bad_inputs.py",
            "test_editability.py", "test_public.py", "test_people.py", "test_any_machine.py", "test_train.py", "test_workers.py",
-           "test_kill.py", "test_external_encoder.py", "test_edited_files.py")
+           "test_kill.py", "test_transformers_training.py", "test_edited_files.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -66,7 +66,7 @@ def chain(made_once) -> Path:
 
         truth = make_actor(root, size=128, seconds=6.4, seed=0, quiet=True)
         talkhead("process", truth.video, "me", cwd=root)
-        talkhead("stage1", "finetune", "me", "--set", "steps=100", "--set", "other_voices=false", cwd=root)
+        talkhead("stage1", "finetune", "me", "--set", "steps=100", "--set", "voice_augmentation=false", cwd=root)
         talkhead("stage2", "train", "me", "--set", "steps=150", cwd=root)
         talkhead("torso", "train", "me", "--set", "steps=25", "--set", "channels=8", cwd=root)
         sound, spoken = actor_landmarks("test", seed=0)

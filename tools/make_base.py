@@ -1,4 +1,4 @@
-"""The base model that ships: decoder pretrained on all clips, then the kernel path solved on the tracked people among them.
+"""The base model that ships: transformer pretrained on all clips, then the kernel regression fitted to tracked people.
 
     talkhead process hdtf1.mp4 clips/people/hdtf1    # and the others
     python -m tools.speech_corpora label … --test 8 --test 61 --test 62 --test 63 -o corpora/librispeech
@@ -7,8 +7,8 @@
     python -m stage1_audio2lmk.encoders.train_speech_encoder corpora/* --minutes 4 --steps 100000 -o encoder.safetensors
     python tools/make_base.py --speech encoder.safetensors --made clips/read --tracked clips/people -o base.safetensors
 
-Rules teach the decoder what every sound looks like; the few seconds of real people correct how far lips really go. On those
-alone the decoder would learn nothing, and rules alone move nobody's lips as people do (EXPERIMENTS.md).
+Rules teach the transformer what every sound looks like; the few seconds of real people correct how far lips really go. On
+those alone it would learn nothing, and rules alone move nobody's lips as people do (EXPERIMENTS.md).
 """
 
 import tempfile
@@ -18,13 +18,30 @@ import click
 
 from shared.clip import Clip
 from shared.training import pick_device
+from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.pretrain import PretrainConfig, pretrain
 from stage1_audio2lmk.train import train
 
 
+def without_prior(model: LandmarkModel) -> LandmarkModel:
+    """Kernel + share · (a transformer about rest) as one model: the share goes into the transformer's basis, rest adds up.
+
+    `model` has no transformer of its own, and its prior, fresh from pretraining, has no support points.
+    """
+    prior, kernel = model.prior, model.kernel
+    assert model.transformer is None and (prior is None or not len(prior.kernel.support_mel))
+    if prior is not None and prior.transformer is not None:
+        kernel.rest += model.share * prior.kernel.rest
+        prior.transformer.basis *= model.share
+    merged = LandmarkModel(kernel, prior.transformer if prior is not None else None)
+    merged.silence.copy_(model.silence)
+    return merged
+
+
 @click.command()
-@click.option("--speech", required=True, type=click.Path(path_type=Path), help="Encoder from train_speech.")
+@click.option("--speech", required=True, type=click.Path(path_type=Path), help="Encoder from train_speech_encoder.")
 @click.option("--made", required=True, type=click.Path(path_type=Path), help="Folder of clips of actors that follow rules.")
 @click.option("--tracked", required=True, type=click.Path(path_type=Path), help="Folder of clips of people.")
 @click.option("--steps", default=1200, show_default=True)
@@ -38,7 +55,10 @@ def main(speech: Path, made: Path, tracked: Path, steps: int, device: str, outpu
         learned = Path(scratch) / "learned.safetensors"
         print(pretrain([*people, *actors], learned, config=settings, device=where, state_dir=Path(scratch) / "pretrain",
                        speech=speech))
-        print(train(people, output, config=Stage1Config(steps=0), device=where, state_dir=Path(scratch) / "solve", init=learned))
+        solved = Path(scratch) / "solved.safetensors"
+        print(train(people, solved, config=Stage1Config(steps=0), device=where, state_dir=Path(scratch) / "solve", base=learned))
+        model, _, encoder = load_model(solved, "cpu")
+        save_model(output, without_prior(model), load_model(learned, "cpu").speakers, encoder, settings)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ CONFIGS = {
     "`talkhead stage1 pretrain`": PretrainConfig,
     "`talkhead stage2 train`": Stage2Config,
     "`talkhead torso train`": TorsoConfig,
-    "`speech`, the encoder inside a stage-1 model": SpeechEncoderConfig,
+    "sizes of the built-in speech encoder, in its file": SpeechEncoderConfig,
     "`python -m stage1_audio2lmk.encoders.train_speech_encoder`": SpeechTraining,
 }
 INTRODUCTION = """# Settings

@@ -65,7 +65,7 @@ def mouth_of(marks: Marks, frames: int) -> np.ndarray:
 
 
 def recognise(samples: np.ndarray, decoder) -> Marks:
-    """Samples at 16 kHz -> the phones that pocketsphinx's own model hears: words first, then their phones aligned."""
+    """Samples at 16 kHz -> the phones that pocketsphinx's own model recognises: words first, then their phones aligned."""
     raw = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
 
     def decode() -> None:
@@ -154,7 +154,7 @@ def main() -> None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
 @click.option("--test", multiple=True, help="Beginning of the names of recordings that are kept for tests.")
 def label(recordings: tuple[Path, ...], output: Path, test: tuple[str, ...]) -> None:
-    """Label recordings with the phones that pocketsphinx hears; those in which it hears next to none are left out."""
+    """Label recordings with the phones that pocketsphinx recognises; those in which it finds next to none are left out."""
     from pocketsphinx import Decoder
 
     def found() -> Iterator[tuple[str, np.ndarray, Marks]]:

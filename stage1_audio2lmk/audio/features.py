@@ -1,4 +1,4 @@
-"""What the network hears: for each video frame four log-mel spectra and two formant analyses.
+"""The features of stage 1: for each video frame four log-mel spectra and two formant analyses.
 
 Every window ends inside its own video frame, so features look into no future at all, and the same numbers come out
 offline and in a stream. Formants remember the past. Nothing is normalised over the file.
@@ -22,6 +22,7 @@ FORMANTS_A_FRAME = 2
 HISTORY = formants.PITCH_WINDOW - SAMPLES_PER_FRAME // FORMANTS_A_FRAME  # samples before a frame that it needs
 MEL_FLOOR = 1e-5
 FORMANT_SIZE = FORMANTS_A_FRAME * len(formants.COLUMNS)
+ENERGY_SCALE = 30  # dB that are 1 in the column of the energy
 FEATURE_SIZE = HOPS * MELS + FORMANT_SIZE
 
 
@@ -62,9 +63,9 @@ def log_mel(samples: Tensor) -> Tensor:
 
 
 class FeatureStream:
-    """Features of sound that comes in pieces: the same numbers as of the whole. A new one has heard endless silence.
+    """Features of sound that comes in pieces: the same numbers as of the whole. A new one starts after endless silence.
 
-    `voice` False leaves the columns of the formants at 0, for a model that does not hear them.
+    `voice` False leaves the columns of the formants at 0, for a model that does not use them.
     """
 
     def __init__(self, voice: bool = True) -> None:
@@ -84,7 +85,7 @@ class FeatureStream:
         self.history = padded[-HISTORY:].copy()
         # torch.stft centres a 400-sample window in 512 samples: start so that the window itself ends with its hop
         offset = HISTORY - (FFT - HOP) + (FFT - WINDOW) // 2
-        tail = np.zeros((FFT - WINDOW) // 2, np.float32)  # zeros under the window's padding, never heard
+        tail = np.zeros((FFT - WINDOW) // 2, np.float32)  # zeros under the window's padding, never used
         mel = log_mel(torch.from_numpy(np.concatenate([padded[offset:], tail])))[: count * HOPS].numpy()
         if self.voice is None:
             return np.concatenate([mel.reshape(count, -1), np.zeros((count, FORMANT_SIZE), np.float32)], axis=1)
@@ -114,7 +115,7 @@ def mean_log_mel(rows: Tensor) -> Tensor:
 
 def scale_formants(table: np.ndarray) -> np.ndarray:
     """(n, 9) of `FormantStream` -> (n, 9) of order one."""
-    return (table / np.array([1000, 2000, 3000, 200, 200, 200, 1, 200, 30], np.float32)).astype(np.float32)
+    return (table / np.array([1000, 2000, 3000, 200, 200, 200, 1, 200, ENERGY_SCALE], np.float32)).astype(np.float32)
 
 
 def frames_of(samples: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ SAME = 0.01  # hypotheses nearer than this are one
 
 
 class FormantTracker:
-    """State of the recursion; a new one has heard endless silence."""
+    """State of the recursion; a new one starts after endless silence."""
 
     def __init__(self) -> None:
         self.tracks = np.tile(np.concatenate([NEUTRAL, np.full(3, NEUTRAL_BANDWIDTH)]), (BEAM, 1))

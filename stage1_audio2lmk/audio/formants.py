@@ -34,7 +34,7 @@ COLUMNS = ("F1", "F2", "F3", "B1", "B2", "B3", "voicing", "F0", "energy dB")
 
 
 class FormantStream:
-    """Analyses in the order of time; a new one has heard endless silence."""
+    """Analyses in the order of time; a new one starts after endless silence."""
 
     def __init__(self) -> None:
         self.tracker, self.f0 = FormantTracker(), NEUTRAL_F0

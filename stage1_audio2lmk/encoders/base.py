@@ -1,8 +1,9 @@
 """What stage 1 asks of a speech encoder: one embedding a video frame of 40 ms, in a stream the same as of the whole.
 
-Sound comes both as samples and as the rows of `audio.features.FeatureStream`, which everything else needs anyway; an encoder
-reads whichever it likes. Around the sound there is silence. A row has unit total variance over speech: the variances of its
-columns add up to about 1, so that the squared distance of two rows of unlike sounds is about 2, whatever the encoder.
+Sound comes both as samples and as the rows of `audio.features.FeatureStream`, which everything else needs anyway. An encoder
+reads whichever it likes, but of the features the log-mel only: formants are 0 where the model does without. Around the sound
+there is silence. A row has unit total variance over speech: the variances of its columns add up to about 1, so that the squared
+distance of two rows of unlike sounds is about 2, whatever the encoder.
 """
 
 from typing import Any, Protocol
@@ -29,7 +30,7 @@ class EncoderStream(Protocol):
 class Encoder(Protocol):
     """A speech encoder, always frozen.
 
-    `size`: width of a row. `look_ahead`: frames of future sound, of 40 ms each, that a row hears at most.
+    `size`: width of a row. `look_ahead`: frames of future sound, of 40 ms each, that a row depends on at most.
     """
 
     @property

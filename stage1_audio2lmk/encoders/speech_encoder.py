@@ -17,17 +17,12 @@ from shared.checkpoint import load_checkpoint, load_module, save_checkpoint
 from shared.config import Settings, config_from_dict, config_to_dict, setting, shown
 from shared.errors import TalkheadError
 from stage1_audio2lmk.audio.features import HOPS, MELS, silence_row
+from stage1_audio2lmk.config import check_heads
 from stage1_audio2lmk.encoders.base import encode_in_pieces
 from stage1_audio2lmk.transformer import KVCache, Transformer
 
 SPEECH_ENCODER = "speech encoder"  # the kind, in files
 LEFT_CONTEXT = 4  # frames before a row that its convolution sees
-
-
-def check_heads(dim: int, heads: int) -> None:
-    """Raise TalkheadError unless attention of width `dim` can be shared by its `heads`: rotary positions turn pairs."""
-    if dim % (2 * heads):
-        raise TalkheadError(f"dim should be a multiple of twice the heads, {2 * heads}, found {dim}")
 
 
 @dataclass(frozen=True)

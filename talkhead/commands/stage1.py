@@ -26,20 +26,20 @@ def stage1() -> None:
 @stage1.command()
 @click.argument("clips", type=PATH, nargs=-1, required=True, metavar="CLIP...")
 @click.option("-o", "--output", type=PATH, required=True, help="Where the base model goes (.safetensors).")
-@click.option("--speech", type=PATH, metavar="FILE", help="Speech encoder that the model hears with (.safetensors).")
+@click.option("--speech", type=PATH, metavar="FILE", help="Speech encoder of the model (.safetensors).")
 @overwrite_option
 @device_option
 @config_options
 def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwrite: bool, device: str,
              config_file: Path | None, overrides: tuple[str, ...]) -> None:
-    """Train a base model on many people's clips, for voices that it has never heard and as a start for `finetune`.
+    """Train a base model on many people's clips, for unknown voices and to take a share of in `finetune`.
 
     Clips are read from disk piece by piece. Under torchrun, all its processes share the work, each with a GPU of its own
     if there are any.
 
     \b
     talkhead stage1 pretrain clips/* -o base.safetensors
-    talkhead stage1 pretrain clips/* -o base.safetensors --speech encoder.safetensors --set tune_encoder=true
+    talkhead stage1 pretrain clips/* -o base.safetensors --speech encoder.safetensors --set steps=5000
     torchrun --nproc-per-node 2 --no-python talkhead stage1 pretrain clips/* -o base.safetensors
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
@@ -57,10 +57,10 @@ def pretrain(clips: tuple[Path, ...], output: Path, speech: Path | None, overwri
 @stage1.command()
 @click.argument("clip", type=PATH)
 @avatar_option
-@click.option("--base", type=PATH, help="Base model to start from, whose sizes win over --set; "
-              "`none` for nothing.  [default: the one that ships]")
-@click.option("--encoder", metavar="NAME|FOLDER", help="Speech encoder of the transformers library to hear with; with --base, "
-              "where the base's lies now.")
+@click.option("--base", type=PATH, help="Base model, a share of which goes into the person's; its speech encoder is "
+              "used. `none` for nothing.  [default: the one that ships]")
+@click.option("--encoder", metavar="NAME|FOLDER", help="Speech encoder of the transformers library; with --base, where the "
+              "base's lies now.")
 @overwrite_option
 @device_option
 @config_options
@@ -71,9 +71,9 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
     \b
     talkhead stage1 finetune me
     talkhead stage1 finetune me --base base.safetensors --set steps=2000
-    talkhead stage1 finetune me --base none --set other_voices=false
+    talkhead stage1 finetune me --base none --set voice_augmentation=false
     talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus
-    talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus --set encoder_tune=2
+    talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus --set mel_terms=false
     """
     when_stopped(CONTINUES_UNASKED if overwrite else CONTINUES)
     from shared.avatar import Avatar, avatar_folder

@@ -29,7 +29,8 @@ from shared.poses import load_poses
 from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
-from stage1_audio2lmk.model import LandmarkModel
+from stage1_audio2lmk.kernel import KernelRegressor
+from stage1_audio2lmk.model import LandmarkModel, new_model
 from stage2_gaussian.checkpoint import load_head, save_head
 from stage2_gaussian.head import Head
 from stage2_gaussian.ply import read_ply
@@ -125,7 +126,8 @@ def make_avatar(folder):
     write_png(avatar.background, np.zeros((16, 16, 3), np.uint8))
     small = Stage1Config(dim=8, layers=1, heads=2, components=4, window=5)
     torch.manual_seed(0)
-    save_model(avatar.stage1, LandmarkModel(small, 1, centres=5), ["me"])
+    model = LandmarkModel(KernelRegressor(small.kernel(0), 5), new_model(small, 1).transformer, new_model(small, 2), 0.5)
+    save_model(avatar.stage1, model, ["me"])
     save_head(avatar.stage2, Head(torch.from_numpy(TEMPLATE).float(), torch.randn(20, 3) * 0.05, torch.full((20,), 0.005),
                                   torch.rand(20, 3), moving=10, rank=5, hidden=4, pose_rank=2), {})
     save_torso(avatar.torso, Torso(TorsoConfig(steps=1, batch=2, channels=2, max_channels=4, levels=1, style_dim=4), 16, 16, 2))
@@ -371,8 +373,9 @@ INPUTS |= {
     "a stage 2 with a tensor of another shape": checkpoint("stage2", lambda t, m: t.update(colors=torch.zeros(3, 3))),
     "a stage 2 with whole numbers": checkpoint("stage2", lambda t, m: t.update(opacities=t["opacities"].long())),
     "a stage 2 of another format": checkpoint("stage2", lambda t, m: m.update(format=3)),
-    "an avatar with a damaged stage 1": checkpoint("stage1", spoil("basis", np.inf)),
-    "an avatar with an absurd stage 1": checkpoint("stage1", lambda t, m: m["config"].update(dim=2048, layers=48, heads=8)),
+    "an avatar with a damaged stage 1": checkpoint("stage1", spoil("kernel.basis", np.inf)),
+    "an avatar with an absurd stage 1": checkpoint("stage1", lambda t, m: m["model"]["transformer"].update(
+        dim=2048, layers=48, heads=8)),
     "an avatar with an absurd torso": checkpoint("torso", lambda t, m: m.update(width=8000, height=8000)),
     "an avatar with a torso of negative size": checkpoint("torso", lambda t, m: m.update(margin=-5)),
     "an avatar with a plate of another size": lambda d: (write_png(make_avatar(d).background, np.zeros((8, 16, 3), np.uint8)),
@@ -426,10 +429,15 @@ def test_checkpoints_with_other_meta_or_tensors_are_refused(name, load, tmp_path
     load(path)
     tensors, meta = load_checkpoint(path)
     metas = [{}, {**meta, "kind": ["x"], "format": 5}]
-    if name != "stage2":
+    if name not in ("stage1", "stage2"):
         metas += [{**meta, "config": None}, {**meta, "config": {"dim": "8"}}, {**meta, "config": {"unknown": 1}}]
     if name == "stage1":
-        metas += [{**meta, "speakers": 3}, {**meta, "speakers": []}, {**meta, "encoder": {"a": 1}}, {**meta, "encoder": None}]
+        model = meta["model"]
+        metas += [{**meta, "speakers": 3}, {**meta, "speakers": []}, {**meta, "encoder": {"a": 1}}, {**meta, "encoder": 5},
+                  {**meta, "encoder": {"kind": "speech encoder", "config": {}}}, {**meta, "format": True}, {**meta, "format": 3},
+                  {**meta, "model": None}, {**meta, "model": {**model, "kernel": {"past": "4"}}},
+                  {**meta, "model": {**model, "transformer": {"unknown": 1}}}, {**meta, "model": {**model, "share": 2.0}},
+                  {**meta, "model": {**model, "prior": {**model["prior"], "prior": model["prior"]}}}]
     if name == "torso":
         metas += [{**meta, "width": "16"}, {**meta, "height": 16.0}, {**meta, "margin": True}, {**meta, "width": None}]
     for other in metas:

@@ -71,7 +71,6 @@ def test_the_page_of_settings_is_up_to_date():
 @pytest.mark.parametrize("cls, values, sentence", [
     (Stage1Config, {"heads": 3}, "dim should be a multiple of twice the heads, 6, found 128"),
     (Stage1Config, {"dim": 4, "heads": 4}, "dim should be a multiple of twice the heads, 8, found 4"),
-    (Stage1Config, {"speech": {"heads": 5}}, "speech: dim should be a multiple of twice the heads, 10, found 192"),
     (Stage2Config, {"rank": 4}, "rank should be 0 or at least 5, found 4"),
     (CONFIGS["`talkhead torso train`"], {"batch": 3}, "batch should be even, found 3"),
     (CONFIGS["`talkhead process`, `talkhead import adnerf`"], {"max_size": 64},

@@ -10,10 +10,10 @@ from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import save_array, save_landmarks
 from shared.media.audio_io import save_wav
 from shared.training import cpu_threads
-from stage1_audio2lmk.audio.features import FEATURE_SIZE
+from stage1_audio2lmk.audio.features import MELS
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.model import LandmarkModel
-from stage1_audio2lmk.predict import Predictor
+from stage1_audio2lmk.model import LandmarkModel, new_model
+from stage1_audio2lmk.stream import Predictor
 
 INTRINSICS = (1126.4, 1126.4, 256.0, 256.0)
 
@@ -59,21 +59,33 @@ def actor_clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
                       {"train": [(0, cut)], "test": [(cut, frames)]})
 
 
+def random_model(config: Stage1Config, speakers: int = 1, size: int = 0, points: int = 40) -> LandmarkModel:
+    """A model whose every weight is random, drawn from torch's own generator, in evaluation mode."""
+    model = new_model(config, speakers, size)
+    kernel, transformer = model.kernel, model.transformer
+    assert transformer is not None
+    for value in transformer.parameters():
+        torch.nn.init.normal_(value, std=0.1)
+    transformer.mean.fill_(-3.0)
+    transformer.scale.fill_(3.0)
+    kernel.similarity.mean.fill_(-3.0)
+    kernel.similarity.scale.fill_(3.0)
+    kernel.support_mel = torch.empty(points, kernel.similarity.taps, MELS).normal_(-3, 3).half()
+    kernel.support_embedding = (torch.randn(points, size) / max(1, size) ** 0.5).half()
+    kernel.weights = 0.1 * torch.randn(config.components, points)
+    kernel.bias = 0.1 * torch.randn(config.components)
+    for part in (kernel, transformer):
+        torch.nn.init.normal_(part.basis, std=0.002)
+    return model.eval().requires_grad_(False)
+
+
 @pytest.fixture
 def predictor() -> Predictor:
     """An untrained network of two speakers whose every weight is random, so that nothing is hidden by zeros."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LandmarkModel(Stage1Config(dim=32, layers=2, heads=2, window=6, components=4), speakers=2, centres=40)
-        for value in model.parameters():
-            torch.nn.init.normal_(value, std=0.1)
-        torch.nn.init.normal_(model.basis, std=0.002)
-        model.mean.copy_(torch.full((FEATURE_SIZE,), -3.0))
-        model.scale.fill_(3.0)
-        model.kernel.mean.copy_(torch.full_like(model.kernel.mean, -3.0))
-        model.kernel.scale.fill_(3.0)
-        model.kernel.centres.normal_(-3, 3)
-    return Predictor(model.eval(), ["first", "second"], torch.device("cpu"))
+        model = random_model(Stage1Config(dim=32, layers=2, heads=2, window=6, components=4), speakers=2)
+    return Predictor(model, ["first", "second"], torch.device("cpu"))
 
 
 @pytest.fixture

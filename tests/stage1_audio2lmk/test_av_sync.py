@@ -3,7 +3,8 @@ import torch
 from torch import Tensor
 
 from shared.errors import TalkheadError
-from stage1_audio2lmk.av_sync import LIPS, WINDOW, Sync, sync_loss, sync_offset
+from shared.landmarks import MOTION_DIM
+from stage1_audio2lmk.av_sync import WINDOW, Sync, sync_loss, sync_offset
 
 AUDIO = 12
 
@@ -15,11 +16,11 @@ def seeded(seed: int) -> torch.Generator:
 def pairs(count: int, frames: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Sound and lips of one speaker: both show the same three smooth motions, the lips a bend of them, each its noise."""
     fixed = seeded(99)
-    to_audio, to_lips = torch.randn(3, AUDIO, generator=fixed), torch.randn(3, LIPS, generator=fixed)
+    to_audio, to_lips = torch.randn(3, AUDIO, generator=fixed), torch.randn(3, MOTION_DIM, generator=fixed)
     white = torch.randn(count, 3, frames + 4, generator=rng)
     smooth = (white.unfold(2, 5, 1) * torch.tensor([1.0, 2, 3, 2, 1])).sum(-1).mT / 19**0.5
     audio = smooth @ to_audio + 0.3 * torch.randn(count, frames, AUDIO, generator=rng)
-    lips = 0.002 * (torch.tanh(smooth) @ to_lips + 0.3 * torch.randn(count, frames, LIPS, generator=rng))
+    lips = 0.002 * (torch.tanh(smooth) @ to_lips + 0.3 * torch.randn(count, frames, MOTION_DIM, generator=rng))
     return audio, lips
 
 
@@ -116,8 +117,8 @@ def test_loss_equals_a_slow_reference() -> None:
     total, shares = 0.0, 0.0
     for b in range(2):
         windows = range(14 - WINDOW + 1)
-        hear = [sync.hear(audio[b : b + 1, t : t + WINDOW])[0, 0] for t in windows]
-        see = [sync.see(lips[b : b + 1, t : t + WINDOW])[0, 0] for t in windows]
+        hear = [sync.embed_audio(audio[b : b + 1, t : t + WINDOW])[0, 0] for t in windows]
+        see = [sync.embed_lips(lips[b : b + 1, t : t + WINDOW])[0, 0] for t in windows]
         for t in windows:
             share = float(weight[b, t : t + WINDOW].min())
             forth = torch.stack([10 * hear[t] @ v for v in see]).log_softmax(0)[t]
@@ -150,7 +151,7 @@ class Score(torch.nn.Module):
 
 def test_bad_shapes_are_named() -> None:
     sync = made()
-    audio, lips, weight = torch.zeros(2, 20, AUDIO), torch.zeros(2, 20, LIPS), torch.ones(2, 20)
+    audio, lips, weight = torch.zeros(2, 20, AUDIO), torch.zeros(2, 20, MOTION_DIM), torch.ones(2, 20)
     for a, y, w in ((audio[..., :5], lips, weight), (audio, lips[:, :19], weight), (audio, lips, weight[0]),
                     (audio[:, :8], lips[:, :8], weight[:, :8])):
         with pytest.raises(TalkheadError) as error:

@@ -21,8 +21,8 @@ from shared.media.audio_io import save_wav
 from stage1_audio2lmk import evaluate as evaluation
 from stage1_audio2lmk.baselines import ridge
 from stage1_audio2lmk.checkpoint import save_model
-from stage1_audio2lmk.evaluate import Curves, clip_samples, compare, evaluate, levels, liveliness, pauses, plot
-from stage1_audio2lmk.predict import Predictor
+from stage1_audio2lmk.evaluate import Curves, clip_samples, compare, evaluate, levels, opening_stats, pauses, plot
+from stage1_audio2lmk.stream import Predictor
 
 CPU = torch.device("cpu")
 
@@ -98,13 +98,13 @@ def test_levels_and_pauses() -> None:
     assert pauses(np.full(20, -100.0)).all()
 
 
-def test_liveliness_of_a_known_opening() -> None:
+def test_statistics_of_a_known_opening() -> None:
     level = np.where(np.arange(100) < 60, -20.0, -80.0)
     opening = np.where(np.arange(100) % 2, 0.006, 0.0015)
     opening[60:] = 0.0025
-    row = liveliness(opening, level, rest=0.001, spread=0.002)
+    row = opening_stats(opening, level, rest=0.001, spread=0.002)
     assert row == pytest.approx({"seconds": 4, "amplitude": opening.std() / 0.002, "closed": 0.3, "pauses mm": 1.5})
-    assert "pauses mm" not in liveliness(opening, np.full(100, -20.0), 0.001, 0.002)
+    assert "pauses mm" not in opening_stats(opening, np.full(100, -20.0), 0.001, 0.002)
 
 
 def test_a_plot_shows_the_curves_where_they_are() -> None:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -5,8 +7,10 @@ import torch
 from shared.landmarks import JAW, LIPS
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.model import LandmarkModel
-from stage1_audio2lmk.predict import Predictor, predict
+from stage1_audio2lmk.model import LandmarkModel, new_model
+from stage1_audio2lmk.stream import Predictor, predict
+from stage1_audio2lmk.transformer import STEM_CONTEXT
+from tests.stage1_audio2lmk.conftest import random_model
 
 SPEAKER = torch.tensor([1])
 
@@ -28,7 +32,7 @@ def test_rows_see_two_frames_ahead_and_no_further(predictor: Predictor) -> None:
 @torch.no_grad()
 def test_rows_forget_what_lies_beyond_their_reach(predictor: Predictor) -> None:
     model = predictor.model
-    reach, x = model.reach_back, rows(60)
+    reach, x = STEM_CONTEXT + 2 * (6 - 1), rows(60)  # stem and two blocks of window 6
     changed = x.clone()
     changed[:, 10] += 100.0
     difference = (model(x, SPEAKER) - model(changed, SPEAKER)).abs().amax((0, 2, 3))
@@ -43,7 +47,7 @@ def test_eighty_milliseconds_of_sound_ahead(predictor: Predictor, speech: np.nda
     changed[sample:] = 0.3 * np.random.default_rng(1).normal(size=len(speech) - sample)
     difference = np.abs(predict(predictor, speech, neutral, blinks=False)
                         - predict(predictor, changed, neutral, blinks=False)).max((1, 2))
-    frame, look_ahead = 50, predictor.model.config.look_ahead
+    frame, look_ahead = 50, predictor.model.ahead
     assert look_ahead * 40 == 80
     assert difference[: frame - look_ahead].max() < 1e-7
     assert difference[frame - look_ahead] > 1e-6
@@ -56,9 +60,8 @@ def test_around_a_recording_there_is_silence(predictor: Predictor) -> None:
     quiet = torch.from_numpy(features(np.zeros(640 * 60, np.float32)))[None]
     for whole in (torch.cat([x, quiet], 1), torch.cat([x, quiet[:, :2]], 1)):
         torch.testing.assert_close(model(whole, SPEAKER)[:, :30], model(x, SPEAKER), atol=1e-6, rtol=0)
-    config = model.config  # attention does see whether silence was there before, the kernel path does not
-    torch.nn.init.zeros_(model.head.weight)
-    later = model(torch.cat([quiet[:, : config.kernel_past + 3], x], 1), SPEAKER)[:, config.kernel_past + 3 :]
+    model.transformer = None  # attention does see whether silence was there before, the kernel does not
+    later = model(torch.cat([quiet[:, : model.left + 3], x], 1), SPEAKER)[:, model.left + 3 :]
     torch.testing.assert_close(later, model(x, SPEAKER), atol=1e-6, rtol=0)
 
 
@@ -87,9 +90,8 @@ def test_speakers_differ_and_the_unknown_is_one(predictor: Predictor) -> None:
 
 @torch.no_grad()
 def test_formants_can_be_left_out(predictor: Predictor) -> None:
-    model = LandmarkModel(Stage1Config(dim=32, layers=1, heads=2, components=4, formants=False), 1, centres=10).eval()
-    for value in (*model.parameters(), model.basis):
-        torch.nn.init.normal_(value, std=0.1)
+    model = random_model(Stage1Config(dim=32, layers=1, heads=2, components=4, formants=False))
+    assert not model.uses_formants and predictor.model.uses_formants
     x = rows(5)
     changed = x.clone()
     changed[..., 320:] += 1.0
@@ -97,8 +99,25 @@ def test_formants_can_be_left_out(predictor: Predictor) -> None:
 
 
 def test_size() -> None:
-    count = sum(value.numel() for value in LandmarkModel(Stage1Config(), 1, centres=Stage1Config.centres).parameters())
+    count = sum(value.numel() for value in new_model(Stage1Config(), 1).parameters())
     assert 0.3e6 < count < 2e6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [0, 6])
+def test_a_share_of_the_prior_is_added(size: int) -> None:
+    """The prior looks further than the model itself, both ways; it knows nobody's name, and either may lack log-mel."""
+    torch.manual_seed(0)
+    small = Stage1Config(dim=16, layers=1, heads=2, window=4, components=3)
+    prior = random_model(dataclasses.replace(small, kernel_past=7, look_ahead=3, mel_terms=not size), 2, size)
+    own = random_model(dataclasses.replace(small, look_ahead=1), 2, size)
+    x = torch.randn(1, 30, FEATURE_SIZE + size)
+    both = LandmarkModel(own.kernel, own.transformer, prior, 0.6)
+    both.silence.copy_(own.silence)
+    assert (both.left, both.ahead) == (max(prior.left, own.left), 3) and prior.kernel.left == (0 if size else 7)
+    expected = own(x, SPEAKER) + 0.6 * prior(x, torch.tensor([0]))
+    torch.testing.assert_close(both(x, SPEAKER), expected, atol=1e-6, rtol=0)
+    assert LandmarkModel(own.kernel).share == 0 and not LandmarkModel(own.kernel, share=0.5).share
 
 
 @pytest.mark.gpu

@@ -21,26 +21,27 @@ from shared.errors import TalkheadError
 from shared.landmarks import lip_opening, save_landmarks
 from shared.media.audio_io import save_wav
 from shared.metrics import correlation
-from stage1_audio2lmk import closed_form, distributed
+from stage1_audio2lmk import distributed
 from stage1_audio2lmk import pretrain as training
-from stage1_audio2lmk.audio.features import FEATURE_SIZE, MELS
+from stage1_audio2lmk.audio.features import FEATURE_SIZE, MELS, features, mean_log_mel
 from stage1_audio2lmk.av_sync import Sync
-from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import load_recording, made_silence
+from stage1_audio2lmk.dataset import load_recording, synthetic_silence
 from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
-from stage1_audio2lmk.model import LandmarkModel
-from stage1_audio2lmk.predict import iter_predict, load_predictor, predict
+from stage1_audio2lmk.losses import coordinate_weights
+from stage1_audio2lmk.model import new_model
 from stage1_audio2lmk.pretrain import Learner, PretrainConfig, pretrain
 from stage1_audio2lmk.row_store import (
     ClipRows,
     ClipWindows,
     fingerprint,
-    judging_windows,
+    hide_moments,
     open_rows,
     person,
     prepare,
-    set_statistics,
+    validation_windows,
 )
+from stage1_audio2lmk.statistics import statistics
+from stage1_audio2lmk.stream import iter_predict, load_predictor, predict
 
 CPU = torch.device("cpu")
 SMALL = PretrainConfig(dim=32, layers=1, heads=2, window=10, dropout=0.0, steps=12, batch=4, length=50, voices=2, check_every=4,
@@ -82,7 +83,7 @@ def roots(clips: list[Clip]) -> list[str]:
 def rows_of(clips: list[Clip], root: Path, config: PretrainConfig) -> list[ClipRows]:
     folders = [root / fingerprint(clip, config.seed) for clip in clips]
     for clip, folder in zip(clips, folders):
-        prepare(clip, folder, config.voices, config)
+        prepare(clip, folder, config.voices, config, features)
     return open_rows(clips, folders, config.voices, config)
 
 
@@ -96,7 +97,7 @@ def test_rows_on_disk_are_those_of_the_clip(people: list[Clip], tmp_path: Path) 
     rows = rows_of([clip], tmp_path, SMALL)[0]
     expected = load_recording(clip, 1, SMALL)
     plain, other = rows.recording(0), rows.recording(1)
-    for name in ("features", "displacement", "good", "speaker", "held_from", "name"):
+    for name in ("features", "displacement", "good", "speaker", "val_start", "name"):
         value, wanted = getattr(plain, name), getattr(expected, name)
         assert torch.equal(value, wanted) if isinstance(wanted, torch.Tensor) else value == wanted
     assert torch.isfinite(other.features).all() and other.features.shape == plain.features.shape
@@ -105,7 +106,7 @@ def test_rows_on_disk_are_those_of_the_clip(people: list[Clip], tmp_path: Path) 
     assert len(written) == 4
     content = (rows.folder / "voice1.npy").read_bytes()
     (rows.folder / "voice1.npy").unlink()  # as if the process had died before
-    prepare(clip, rows.folder, 2, SMALL)
+    prepare(clip, rows.folder, 2, SMALL, features)
     assert (rows.folder / "voice1.npy").read_bytes() == content
     assert (rows.folder / "voice0.npy").stat().st_mtime_ns == written[rows.folder / "voice0.npy"]
 
@@ -127,13 +128,22 @@ def test_a_changed_clip_gets_other_rows(people: list[Clip], tmp_path: Path) -> N
 
 
 def test_statistics_from_disk_are_those_of_all_rows(people: list[Clip], tmp_path: Path) -> None:
-    ours, theirs = LandmarkModel(SMALL, 2), LandmarkModel(SMALL, 2)
-    set_statistics(ours, rows_of(people, tmp_path, dataclasses.replace(SMALL, voices=1)))
-    closed_form.set_statistics(theirs, [load_recording(clip, k + 1, SMALL) for k, clip in enumerate(people)])
-    for name in ("mean", "scale", "rest"):
-        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-5, rtol=1e-4)
-    sign = (ours.basis * theirs.basis).sum(1, keepdim=True).sign()
-    torch.testing.assert_close(ours.basis[:8] * sign[:8], theirs.basis[:8], atol=1e-7, rtol=1e-3)
+    clips = [clip.recording() for clip in rows_of(people, tmp_path, dataclasses.replace(SMALL, voices=1))]
+    found = statistics(clips, clips, SMALL)
+    recordings = [load_recording(clip, k + 1, SMALL) for k, clip in enumerate(people)]
+    x, y = (torch.cat([getattr(r, name)[: r.val_start][r.good[: r.val_start]] for r in recordings]).double()
+            for name in ("features", "displacement"))
+    mel = mean_log_mel(x)
+    parts = torch.cat([mel, mel - mel.mean(1, keepdim=True), mel.mean(1, keepdim=True)], 1)
+    weights = coordinate_weights(SMALL).sqrt()
+    _, singular, vt = torch.linalg.svd((y - y.mean(0)) * weights, full_matrices=False)
+    basis = (vt * singular[:, None] / len(y) ** 0.5 / weights)[: SMALL.components]
+    expected = x.mean(0), x.std(0).clamp_min(0.05), parts.mean(0), parts.std(0).clamp_min(0.05), y.mean(0)
+    for ours, theirs in zip(found, expected):
+        torch.testing.assert_close(ours, theirs.float(), atol=1e-5, rtol=1e-4)
+    basis = basis.float()
+    sign = (found.basis * basis).sum(1, keepdim=True).sign()
+    torch.testing.assert_close((found.basis * sign)[:8], basis[:8], atol=1e-7, rtol=1e-3)
 
 
 @pytest.mark.slow
@@ -153,23 +163,22 @@ def test_memory_does_not_grow_with_the_clips(tmp_path: Path) -> None:
             del rows
         clips.append(ClipRows(str(k), folder, k + 1, 1, 7400, 8000))
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*.npy")) > 2e9
-    model = LandmarkModel(SMALL, 200)
-    silence = made_silence(100, np.random.default_rng(0)).features
-    windows = ClipWindows(clips, SMALL, silence, model.scale, model.before)
-    set_statistics(model, clips[:2])
+    silence = synthetic_silence(100, np.random.default_rng(0)).features
+    windows = ClipWindows(clips, SMALL, silence, torch.ones(FEATURE_SIZE), 4, 2)
+    statistics((clip.recording() for clip in clips[:2]), (clip.recording() for clip in clips[:2]), SMALL)
     windows.draw(0, range(4))
     before, files = anonymous(), len(os.listdir("/proc/self/fd"))
     for step in range(20):
         windows.draw(step, range(4))
-    set_statistics(model, clips[:8])
-    assert judging_windows(clips, SMALL, silence, model.before, 128)[0].shape == (128, model.before + 52, FEATURE_SIZE)
+    statistics((clip.recording() for clip in clips[:8]), (clip.recording() for clip in clips[:8]), SMALL)
+    assert validation_windows(clips, SMALL, silence, 4, 2, 128)[0].shape == (128, 4 + 52, FEATURE_SIZE)
     assert anonymous() - before < 40 and len(os.listdir("/proc/self/fd")) == files
 
 
 def test_a_batch_is_the_same_however_it_is_shared(people: list[Clip], tmp_path: Path) -> None:
     rows = rows_of(people, tmp_path, SMALL)
-    silence = made_silence(100, np.random.default_rng(0)).features
-    windows = ClipWindows(rows, SMALL, silence, torch.ones(FEATURE_SIZE), 4)
+    silence = synthetic_silence(100, np.random.default_rng(0)).features
+    windows = ClipWindows(rows, SMALL, silence, torch.ones(FEATURE_SIZE), 4, 2)
     whole, first, second = windows.draw(7, range(4)), windows.draw(7, range(2)), windows.draw(7, range(2, 4))
     for all_, a, b in zip(whole, first, second):
         assert torch.equal(all_, torch.cat([a, b]))
@@ -183,23 +192,23 @@ def test_what_is_held_out(people: list[Clip], make_clip: Callable[..., Clip], tm
     """The end of each clip, or of ten speakers one as a whole; the sentences of one VOCASET actor are one speaker."""
     assert person("FaceTalk_1_TA_sentence07") == "FaceTalk_1_TA" and person("hdtf_2") == "hdtf_2"
     few = open_rows(people, [tmp_path] * 2, 2, SMALL)
-    assert [(clip.speaker, clip.fit, clip.stop) for clip in few] == [(1, 167, 190), (2, 167, 190)]
+    assert [(clip.speaker, clip.val_start, clip.stop) for clip in few] == [(1, 167, 190), (2, 167, 190)]
     source = people[0]
     names = [f"p{k}_sentence0{n}" for k in range(10) for n in (1, 2)]
     sound, landmarks, neutral = source.load_audio(), source.load_landmarks(), source.load_neutral()
     clips = [make_clip(tmp_path / name, sound, landmarks, neutral, {"train": [(0, 190)]}) for name in names]
     rows = open_rows(clips, [tmp_path] * 20, 2, SMALL)
     assert [clip.speaker for clip in rows] == [1 + k // 2 for k in range(20)]
-    judges = [clip.speaker for clip in rows if clip.fit == 0]
-    assert len(judges) == 2 and judges[0] == judges[1] and {clip.fit for clip in rows} == {0, 190}
-    windows = ClipWindows(rows, SMALL, torch.zeros(100, FEATURE_SIZE), torch.ones(FEATURE_SIZE), 4)
+    judges = [clip.speaker for clip in rows if clip.val_start == 0]
+    assert len(judges) == 2 and judges[0] == judges[1] and {clip.val_start for clip in rows} == {0, 190}
+    windows = ClipWindows(rows, SMALL, torch.zeros(100, FEATURE_SIZE), torch.ones(FEATURE_SIZE), 4, 2)
     assert len(windows.clips) == 18
 
 
-def test_judging_windows_are_the_clip(people: list[Clip], tmp_path: Path) -> None:
+def test_validation_windows_are_the_clip(people: list[Clip], tmp_path: Path) -> None:
     rows = rows_of(people, tmp_path, SMALL)
     silence = torch.full((1, FEATURE_SIZE), -9.0)
-    x, y, weight = judging_windows(rows, dataclasses.replace(SMALL, length=20), silence, 4, 100)
+    x, y, weight = validation_windows(rows, dataclasses.replace(SMALL, length=20), silence, 4, 2, 100)
     r = rows[0].recording()
     assert x.shape == (4, 26, FEATURE_SIZE) and weight.sum(1).tolist() == [20, 3, 20, 3]
     assert torch.equal(x[0, :26], torch.cat([r.features[163:189]])) and torch.equal(y[0], r.displacement[167:187])
@@ -215,8 +224,8 @@ def test_base_speaks_for_an_unknown_voice(people: list[Clip], tmp_path: Path) ->
     assert len(numbers["losses"]) == 90 and np.mean(numbers["losses"][-10:]) < 0.8 * np.mean(numbers["losses"][:10])
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["curves"]
     predictor = load_predictor(tmp_path / "m.safetensors", CPU)
-    assert predictor.speakers == ["a", "b"] and len(predictor.model.kernel.centres) == 0
-    assert type(predictor.model.config) is Stage1Config and predictor.model.config.dim == 48
+    assert predictor.speakers == ["a", "b"] and len(predictor.model.kernel.support_mel) == 0
+    assert predictor.model.transformer is not None and predictor.model.transformer.config.dim == 48
     clip = people[1]
     audio, neutral = clip.load_audio(), clip.load_neutral()
     whole = predict(predictor, audio, neutral, speaker="unknown", blinks=False)
@@ -226,29 +235,41 @@ def test_base_speaks_for_an_unknown_voice(people: list[Clip], tmp_path: Path) ->
     assert correlation(lip_opening(whole[20:]), lip_opening(clip.load_landmarks()[20:])) > 0.5
 
 
-def test_encoder_is_heard_and_tuned_only_if_wanted(people: list[Clip], speech: Path, tmp_path: Path) -> None:
-    before = load_checkpoint(speech)[0]
-    changed = {}
-    for tune in (False, True):
-        _, after = run(people, tmp_path / str(tune), dataclasses.replace(SMALL, steps=4, tune_encoder=tune), speech=speech)
-        changed[tune] = max(float((after[f"encoder.{name}"] - value.float()).abs().max()) for name, value in before.items())
-    assert changed[False] == 0 < changed[True] < 4 * SMALL.lr
-    assert load_predictor(tmp_path / "True" / "m.safetensors", CPU).model.config.speech == SPEECH
+def test_the_encoder_is_frozen_and_goes_into_the_file(people: list[Clip], speech: Path, tmp_path: Path) -> None:
+    _, after = run(people, tmp_path, dataclasses.replace(SMALL, steps=4), speech=speech)
+    for name, value in load_checkpoint(speech)[0].items():
+        assert torch.equal(after[f"encoder.{name}"], value) and value.dtype == torch.float16
+    predictor = load_predictor(tmp_path / "m.safetensors", CPU)
+    assert isinstance(predictor.encoder, SpeechEncoder) and predictor.encoder.config == SPEECH and predictor.model.size == 8
+    assert np.isfinite(predict(predictor, people[0].load_audio(), people[0].load_neutral())).all()
 
 
-def test_predicted_lips_teach_the_model_and_not_the_judge() -> None:
+def test_hidden_moments_become_the_mean() -> None:
+    for size in (0, 8):
+        rows = torch.randn(3, 60, FEATURE_SIZE + size, generator=torch.Generator().manual_seed(0))
+        found = hide_moments(rows, torch.Generator().manual_seed(1))
+        columns = slice(FEATURE_SIZE, None) if size else slice(0, 320)
+        changed = (found != rows).any(-1).sum(1)
+        assert found.shape == rows.shape and changed.max() <= 8 and changed.sum() > 0
+        found[..., columns] = rows[..., columns]
+        assert torch.equal(found, rows)
+
+
+def test_predicted_lips_teach_the_model_and_not_the_sync_network() -> None:
     torch.manual_seed(0)
-    model = LandmarkModel(SMALL, 1)
-    torch.nn.init.normal_(model.basis, std=0.002)
-    torch.nn.init.normal_(model.head.weight, std=0.1)
-    learner = Learner(model, Sync(MELS))
+    model = new_model(SMALL, 1)
+    transformer = model.transformer
+    assert transformer is not None
+    torch.nn.init.normal_(transformer.basis, std=0.002)
+    torch.nn.init.normal_(transformer.head.weight, std=0.1)
+    learner = Learner(model, Sync(MELS), SMALL)
     x, y = torch.randn(2, 4 + 30 + 2, FEATURE_SIZE), 0.002 * torch.randn(2, 30, 111)
     grads = {}
     for share in (0.0, 1.0):
         learner.zero_grad()
         losses = learner(x, y, torch.ones(2, 30), torch.zeros(2, dtype=torch.long), share)
         losses["total"].backward()
-        grads[share] = [module.weight.grad.clone() for module in (learner.sync.audio[0], learner.sync.lips[0], model.head)]
+        grads[share] = [module.weight.grad.clone() for module in (learner.sync.audio[0], learner.sync.lips[0], transformer.head)]
         assert ("sync" in losses) == bool(share)
         assert losses["total"].item() == pytest.approx(losses["loss"].item() + losses["sync of true lips"].item(), rel=1e-6)
     assert torch.equal(grads[0.0][0], grads[1.0][0]) and torch.equal(grads[0.0][1], grads[1.0][1])
@@ -304,7 +325,7 @@ def test_two_processes_learn_what_one_does(people: list[Clip], tmp_path: Path, m
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    monkeypatch.setattr(distributed, "PATIENCE", timedelta(seconds=100))
+    monkeypatch.setattr(distributed, "TIMEOUT", timedelta(seconds=100))
     for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port), ("WORLD_SIZE", 2), ("RANK", 1), ("LOCAL_RANK", 1)):
         monkeypatch.setenv(name, str(value))
     command = [sys.executable, "-c", OTHER, str(tmp_path / "two"), json.dumps(dataclasses.asdict(SMALL)), *roots(people)]
@@ -312,7 +333,7 @@ def test_two_processes_learn_what_one_does(people: list[Clip], tmp_path: Path, m
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with distributed.processes(CPU):
-        assert distributed.rank() == 0 and distributed.count() == 2
+        assert distributed.rank() == 0 and distributed.world_size() == 2
         ours, together = run(people, tmp_path / "two", SMALL)
     told, bars = other.communicate(timeout=100)
     assert other.returncode == 0 and "stage 1" not in bars, bars
@@ -324,17 +345,16 @@ def test_two_processes_learn_what_one_does(people: list[Clip], tmp_path: Path, m
 
 def test_one_process_is_alone() -> None:
     rows = torch.ones(2, 3, requires_grad=True)
-    assert distributed.gather(rows) is rows and distributed.rank() == 0 and distributed.count() == 1
-    distributed.wait()
+    assert distributed.gather(rows) is rows and distributed.rank() == 0 and distributed.world_size() == 1
+    distributed.barrier()
     with distributed.processes(CPU) as device:
         assert device == CPU and not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize(("settings", "with_speech", "message"), [
     ({"voices": 0}, False, "voices should be at least 1, found 0"),
-    ({"tune_encoder": True}, False, "no encoder; name its file with --speech"),
-    ({"encoder": "wavlm"}, False, "are for fine-tuning, found wavlm; a base model hears log-mel or with an encoder named by"),
-    ({"look_ahead": 3}, True, "encoder looks 2 frames ahead, the model 3; use --set look_ahead=2"),
+    ({"encoder": "wavlm"}, False, "are for fine-tuning, found wavlm; a base model has none or one named by --speech"),
+    ({"mel_terms": False}, False, "without a speech encoder mel_terms should be true"),
 ])
 def test_settings_that_do_not_go_together(people: list[Clip], speech: Path, tmp_path: Path, settings: dict, with_speech: bool,
                                           message: str) -> None:
@@ -343,7 +363,7 @@ def test_settings_that_do_not_go_together(people: list[Clip], speech: Path, tmp_
 
 
 def test_a_batch_must_be_shared_evenly(people: list[Clip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(TalkheadError, match="a batch of 4 cannot be shared evenly by 3 processes"):
         run(people, tmp_path, SMALL)
 

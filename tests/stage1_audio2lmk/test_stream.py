@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import time
 
 import numpy as np
@@ -9,9 +10,9 @@ from shared.errors import TalkheadError
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.model import LandmarkModel, pooled
-from stage1_audio2lmk.predict import predict
-from stage1_audio2lmk.stream import BLOCK, LandmarkStream, ModelStream, Predictor
+from stage1_audio2lmk.model import LandmarkModel
+from stage1_audio2lmk.stream import BLOCK, LandmarkStream, ModelStream, Predictor, predict
+from tests.stage1_audio2lmk.conftest import random_model
 
 NEUTRAL = np.random.default_rng(3).normal(scale=0.03, size=(68, 3)).astype(np.float32)
 
@@ -56,37 +57,35 @@ def test_single_samples_and_random_chunks_equal_the_whole(predictor: Predictor, 
 
 
 @pytest.mark.parametrize("changes", [{}, {"kernel_past": 7}, {"look_ahead": 0, "kernel_past": 0}, {"look_ahead": 3},
-                                     {"layers": 0}, {"window": 1}, {"formants": False}])
+                                     {"layers": 0}, {"window": 1}, {"formants": False}, {"size": 8},
+                                     {"size": 8, "mel_terms": False, "look_ahead": 0}])
 def test_rows_are_those_of_the_network_on_everything(speech: np.ndarray, changes: dict) -> None:
     """The reference is one pass of `LandmarkModel.forward`, which knows neither caches nor pieces."""
     torch.manual_seed(0)
+    size = changes.pop("size", 0)
     config = Stage1Config(**{"dim": 32, "layers": 2, "heads": 2, "window": 9, "components": 4} | changes)
-    model = LandmarkModel(config, speakers=1, centres=30).eval()
-    for value in (*model.parameters(), model.mean, model.basis, model.rest):
-        torch.nn.init.normal_(value, std=0.1)
+    prior = random_model(dataclasses.replace(config, kernel_past=6), size=size)
+    model = random_model(config, size=size)
+    with_prior = LandmarkModel(model.kernel, model.transformer, prior, 0.5)
+    with_prior.silence.copy_(model.silence)
     rows = features(speech[: 640 * 70])
-    model.kernel.set_statistics(pooled(torch.from_numpy(rows)))
-    model.kernel.centres.normal_(-8, 3)
-    with torch.no_grad():
-        whole = model(torch.from_numpy(rows)[None], torch.tensor([1]))[0].numpy()
-    for cuts in ([], [1, 2, 3, 4, 5, 40], [30, 31]):
-        stream = ModelStream(model, torch.tensor([1]), model.prepare())
-        parts = [stream.push(part) for part in np.split(rows, cuts)]
-        np.testing.assert_allclose(np.concatenate([*parts, stream.flush()]), whole, rtol=0, atol=1e-5)
+    embedding = np.random.default_rng(0).normal(size=(70, size)).astype(np.float32)
+    for tried in (model, with_prior):
+        with torch.no_grad():
+            whole = tried(torch.from_numpy(np.concatenate([rows, embedding], 1))[None], torch.tensor([1]))[0].numpy()
+        for cuts in ([], [1, 2, 3, 4, 5, 40], [30, 31]):
+            stream, late = ModelStream(tried, 1, tried.prepare()), [max(0, cut - 3) for cut in cuts]
+            parts = [stream.push(*pair) for pair in zip(np.split(rows, cuts), np.split(embedding, late), strict=True)]
+            found = np.concatenate([*parts, stream.flush(embedding[:0])])
+            np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
 
 
-def test_a_transformer_that_was_not_kept_is_not_run(predictor: Predictor, speech: np.ndarray) -> None:
+def test_without_a_transformer_there_are_no_formants(predictor: Predictor, speech: np.ndarray) -> None:
     model = copy.deepcopy(predictor.model)
-    torch.nn.init.zeros_(model.head.weight)
-    torch.nn.init.zeros_(model.head.bias)
-    silent = Predictor(model, predictor.speakers, predictor.device)
-    for block in model.blocks:
-        block.register_forward_hook(lambda *_: pytest.fail("a block ran"))
-    stream = LandmarkStream(silent, NEUTRAL, blinks=False)
-    assert stream.features.voice is None  # formants would be heard by nobody
+    model.transformer = None
+    stream = LandmarkStream(Predictor(model, predictor.speakers, predictor.device), NEUTRAL, blinks=False)
+    assert stream.state.features.voice is None  # nothing reads formants
     rows = run(stream, speech, [3000]) - NEUTRAL
-    for block in model.blocks:
-        block._forward_hooks.clear()
     with torch.no_grad():
         whole = model(torch.from_numpy(features(DCBlocker().pass_through(speech)))[None], torch.tensor([0]))[0].numpy()
     np.testing.assert_allclose(rows, whole, rtol=0, atol=1e-5)
@@ -112,10 +111,10 @@ def test_short_sound(predictor: Predictor, count: int, frames: int) -> None:
 
 def test_streams_share_the_kernels_table(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     first = LandmarkStream(predictor, NEUTRAL)
-    monkeypatch.setattr(type(predictor.model.kernel), "table", lambda _: pytest.fail("made again"))
+    monkeypatch.setattr(type(predictor.model.kernel), "prepare", lambda _: pytest.fail("made again"))
     second = LandmarkStream(predictor, NEUTRAL)
     second.reset()
-    assert first.network.prepared is second.network.prepared
+    assert first.state.model.prepared is second.state.model.prepared
 
 
 def test_reset_begins_anew(predictor: Predictor, speech: np.ndarray) -> None:
@@ -155,9 +154,9 @@ def test_a_long_chunk_goes_through_in_blocks(predictor: Predictor, monkeypatch: 
     seen: list[int] = []
     forward = ModelStream.push
 
-    def watched(self: ModelStream, rows: np.ndarray, heard: np.ndarray | None = None) -> np.ndarray:
-        seen.append(len(rows))
-        return forward(self, rows, heard)
+    def watched(self: ModelStream, features: np.ndarray, embedding: np.ndarray) -> np.ndarray:
+        seen.append(len(features))
+        return forward(self, features, embedding)
 
     monkeypatch.setattr(ModelStream, "push", watched)
     assert len(LandmarkStream(predictor, NEUTRAL).push(np.zeros(640 * 2000, np.float32))) == 1998
@@ -201,8 +200,7 @@ def test_other_samples_are_refused(predictor: Predictor, samples: np.ndarray) ->
 def test_keeps_up_with_the_sound_frame_by_frame(speech: np.ndarray) -> None:
     """The network in its usual size on one core; the goal is 0.1 of real time, the limit allows for a loaded machine."""
     torch.manual_seed(0)
-    model = LandmarkModel(Stage1Config(), 1, centres=Stage1Config.centres).eval()
-    torch.nn.init.normal_(model.head.weight, std=0.1)
+    model = random_model(Stage1Config(), points=Stage1Config.support_points)
     stream = LandmarkStream(Predictor(model, ["one"], torch.device("cpu")), NEUTRAL)
     stream.push(speech[:6400])
     start = time.process_time()

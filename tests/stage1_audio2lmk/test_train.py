@@ -12,26 +12,30 @@ from shared.landmarks import LIPS, lip_opening
 from shared.metrics import correlation
 from stage1_audio2lmk import train as training
 from stage1_audio2lmk.audio.augment import shift_voice
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.checkpoint import save_model
-from stage1_audio2lmk.closed_form import SILENCE_CENTRES, set_statistics
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import (
-    QUIET_LEVELS,
+    SILENCE_LEVELS,
     VOICES,
     Windows,
+    augmented_voices,
     clip_samples,
-    in_other_voices,
     load_recording,
-    made_silence,
+    make_feature_fn,
+    synthetic_silence,
 )
+from stage1_audio2lmk.encoders.base import encode_in_pieces
 from stage1_audio2lmk.evaluate import evaluate
+from stage1_audio2lmk.kernel_ridge import SILENCE_POINTS
 from stage1_audio2lmk.losses import lip_error
-from stage1_audio2lmk.model import LandmarkModel
-from stage1_audio2lmk.predict import load_predictor, predict
+from stage1_audio2lmk.model import new_model
+from stage1_audio2lmk.statistics import set_statistics, statistics
+from stage1_audio2lmk.stream import LandmarkStream, load_predictor, predict
 from stage1_audio2lmk.train import train
 
-SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, centres=300, steps=60, batch=4, length=50,
+SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, support_points=300, steps=60, batch=4, length=50,
                      check_every=10, save_every=20)
 CPU = torch.device("cpu")
 
@@ -51,8 +55,7 @@ def trained(actor_clip: Clip, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config, out = Stage1Config(steps=60), folder / "m.safetensors"
     numbers = train([actor_clip], out, config=config, device=CPU, state_dir=folder / "state", quiet=True)
     recording = load_recording(actor_clip, 1, config)
-    held = (torch.arange(len(recording.good)) >= recording.held_from) & recording.good
-    tail = recording.displacement[held].unflatten(-1, (-1, 3))
+    tail = recording.displacement[(torch.arange(len(recording.good)) >= recording.val_start) & recording.good]
     assert numbers["val_lips_mm"] < 0.8 * float(lip_error(torch.zeros_like(tail), tail))  # of a mouth that does not move
     assert list(folder.glob("*partial*")) == []
     return out
@@ -92,7 +95,7 @@ def test_nothing_pops_where_a_quiet_file_begins_or_ends(trained: Path, actor_cli
 
 
 def test_resumed_equals_uninterrupted(actor_clip: Clip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"config": SMALL, "device": CPU, "quiet": True}
+    settings = {"config": dataclasses.replace(SMALL, min_gain=-10.0), "device": CPU, "quiet": True}
     train([actor_clip], tmp_path / "a.safetensors", state_dir=tmp_path / "a", **settings)
     calls = 0
     real = training.landmark_loss
@@ -112,23 +115,30 @@ def test_resumed_equals_uninterrupted(actor_clip: Clip, tmp_path: Path, monkeypa
     train([actor_clip], tmp_path / "b.safetensors", state_dir=tmp_path / "b", **settings)
     assert calls < 47 + 30
     once, twice = weights(tmp_path / "a.safetensors"), weights(tmp_path / "b.safetensors")
+    assert "transformer.head.weight" in once
     for name in once:
         torch.testing.assert_close(once[name], twice[name], atol=1e-6, rtol=1e-5)
 
 
+def save_base(clip: Clip, path: Path) -> None:
+    """A base model without support points whose transformer is random."""
+    model, recordings = new_model(SMALL, 1), [load_recording(clip, 1, SMALL)]
+    assert model.transformer is not None
+    set_statistics(model, statistics(recordings, recordings, SMALL))
+    torch.nn.init.normal_(model.transformer.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    save_model(path, model, ["base"])
+
+
 @pytest.mark.slow
 def test_finetuning_is_the_same_in_another_process(actor_clip: Clip, tmp_path: Path) -> None:
-    """From a base whose transformer was kept, whatever the global random state."""
-    model = LandmarkModel(SMALL, 1)
-    set_statistics(model, [load_recording(actor_clip, 1, SMALL)])
-    torch.nn.init.normal_(model.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
-    save_model(tmp_path / "base.safetensors", model, ["base"])
+    """From a base with a transformer, whatever the global random state."""
+    save_base(actor_clip, tmp_path / "base.safetensors")
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         out = tmp_path / f"{seed}.safetensors"
         train([actor_clip], out, config=dataclasses.replace(SMALL, steps=2), device=CPU, state_dir=tmp_path / str(seed),
-              init=tmp_path / "base.safetensors", quiet=True)
+              base=tmp_path / "base.safetensors", quiet=True)
         found.append(weights(out))
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], atol=1e-6, rtol=1e-5)
@@ -151,15 +161,12 @@ def test_other_settings_do_not_continue_a_training(actor_clip: Clip, tmp_path: P
 
 @pytest.mark.slow
 def test_pretrain_on_two_then_finetune(actor_clip: Clip, make_clip: Callable[..., Clip], tmp_path: Path) -> None:
-    """What a base's transformer learned helps a third who has two seconds; the base's sizes win over the config's.
-
-    The base's kernel path keeps two centres of speech, so that its transformer has something to learn.
-    """
+    """What a base learned helps a third who has two seconds, and goes into that person's file; settings are one's own."""
     sound, landmarks, neutral = actor_clip.load_audio(), actor_clip.load_landmarks(), actor_clip.load_neutral()
     other = make_clip(tmp_path / "other", sound, neutral + 0.7 * (landmarks - neutral), neutral,
                        {"train": [(0, len(landmarks) // 2)]})
     base = tmp_path / "base.safetensors"
-    train([actor_clip, other], base, config=dataclasses.replace(SMALL, centres=SILENCE_CENTRES + 2, steps=120), device=CPU,
+    train([actor_clip, other], base, config=dataclasses.replace(SMALL, steps=20), device=CPU,
           state_dir=tmp_path / "s0", quiet=True)
     assert load_predictor(base, CPU).speakers == ["actor", "other"]
     few = make_clip(tmp_path / "few", sound, landmarks, neutral,
@@ -168,10 +175,15 @@ def test_pretrain_on_two_then_finetune(actor_clip: Clip, make_clip: Callable[...
     for name, init in (("alone", None), ("from the base", base)):
         out = tmp_path / f"{name}.safetensors"
         train([few], out, config=dataclasses.replace(SMALL, dim=16, steps=20), device=CPU, state_dir=tmp_path / name,
-              init=init, quiet=True)
+              base=init, quiet=True)
         rows[name] = evaluate(few, out, splits=["test"], device=CPU)["test: stage 1"]
-    model = load_predictor(tmp_path / "from the base.safetensors", CPU).model
-    assert model.config.dim == 32 and model.config.centres == SMALL.centres and len(model.kernel.centres) == 50 + SILENCE_CENTRES
+    model, theirs = (load_predictor(path, CPU).model for path in (tmp_path / "from the base.safetensors", base))
+    assert model.prior is not None and 0 < model.share <= 1 and len(model.kernel.support_mel) == 50 + SILENCE_POINTS
+    for name, value in model.prior.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name])
+    with pytest.raises(TalkheadError, match="from the base.safetensors is a person's model, which has a base itself; name a"):
+        train([few], tmp_path / "x", config=SMALL, device=CPU, state_dir=tmp_path / "y", quiet=True,
+              base=tmp_path / "from the base.safetensors")
     assert rows["from the base"]["opening r"] > rows["alone"]["opening r"] + 0.05
 
 
@@ -185,11 +197,11 @@ def test_too_short_a_clip_is_refused(actor_clip: Clip, make_clip: Callable[..., 
 def test_windows_keep_to_the_fitting_part_and_follow_the_generator(actor_clip: Clip) -> None:
     recording = load_recording(actor_clip, 1, SMALL)
     assert int(recording.good.sum()) == len(actor_clip.split("train"))
-    assert 0 < recording.held_from < int(torch.nonzero(recording.good)[-1])
+    assert 0 < recording.val_start < int(torch.nonzero(recording.good)[-1])
     poisoned = dataclasses.replace(recording, features=recording.features.clone())
-    poisoned.features[recording.held_from :] = torch.nan
-    quiet = made_silence(300, np.random.default_rng(0)).features
-    windows = Windows([poisoned], SMALL, quiet, torch.ones(recording.features.shape[1]), before=6)
+    poisoned.features[recording.val_start :] = torch.nan
+    quiet = synthetic_silence(300, np.random.default_rng(0)).features
+    windows = Windows([poisoned], SMALL, quiet, torch.ones(recording.features.shape[1]), left=6, ahead=SMALL.look_ahead)
     a, b = (windows.draw(torch.Generator().manual_seed(3)) for _ in range(2))
     for first, second in zip(a, b):
         assert torch.isfinite(first).all() and torch.equal(first, second)
@@ -200,75 +212,75 @@ def test_windows_keep_to_the_fitting_part_and_follow_the_generator(actor_clip: C
 
 def test_windows_of_several_recordings_start_where_a_list_of_all_places_says(actor_clip: Clip) -> None:
     recording = load_recording(actor_clip, 1, SMALL)
-    recordings = [dataclasses.replace(recording, held_from=held_from, speaker=k) for k, held_from in enumerate((40, 10, 60), 1)]
+    recordings = [dataclasses.replace(recording, val_start=val_start, speaker=k) for k, val_start in enumerate((40, 10, 60), 1)]
     config = dataclasses.replace(SMALL, batch=500, unknown_share=0.0)
-    windows = Windows(recordings, config, made_silence(300, np.random.default_rng(0)).features,
-                      torch.ones(recording.features.shape[1]), before=6)
+    windows = Windows(recordings, config, synthetic_silence(300, np.random.default_rng(0)).features,
+                      torch.ones(recording.features.shape[1]), left=6, ahead=SMALL.look_ahead)
     asked: list[tuple[int, int]] = []
     windows._window = lambda which, start, rng: asked.append((which, start)) or (torch.zeros(1),) * 3  # type: ignore[method-assign]
     speakers = windows.draw(torch.Generator().manual_seed(5))[3]
-    places = [(k, t) for k, r in enumerate(recordings) for t in range(max(1, r.held_from - SMALL.length + 1))]
+    places = [(k, t) for k, r in enumerate(recordings) for t in range(max(1, r.val_start - SMALL.length + 1))]
     rows = torch.randint(len(places), (500,), generator=torch.Generator().manual_seed(5))
     assert asked == [places[row] for row in rows] and set(asked) == set(places)
     assert speakers.tolist() == [which + 1 for which, _ in asked]
 
 
-def test_windows_hear_what_lies_before_and_after_them(actor_clip: Clip) -> None:
-    """And silence where the recording has not begun or where its held-out tail would be."""
+def test_windows_include_what_lies_before_and_after_them(actor_clip: Clip) -> None:
+    """And silence where the recording has not begun or where its validation split would be."""
     recording = load_recording(actor_clip, 1, SMALL)
     count = torch.arange(len(recording.good)).float()[:, None]
     recording = dataclasses.replace(recording, displacement=count.expand(-1, 111), features=recording.features + 1 + count / 100)
     config = dataclasses.replace(SMALL, silence_share=0.0, batch=32, look_ahead=3)
-    silence = made_silence(300, np.random.default_rng(0)).features
+    silence = synthetic_silence(300, np.random.default_rng(0)).features
     voice = [column for column in range(320, recording.features.shape[1]) if column not in (328, 337)]  # louder and quieter
-    for held_from in (recording.held_from, 30):  # the second is shorter than a window
-        short = dataclasses.replace(recording, held_from=held_from)
-        windows = Windows([short], config, silence, torch.zeros(recording.features.shape[1]), before=6)
+    for val_start in (recording.val_start, 30):  # the second is shorter than a window
+        short = dataclasses.replace(recording, val_start=val_start)
+        windows = Windows([short], config, silence, torch.zeros(recording.features.shape[1]), left=6, ahead=3)
         starts = []
         x, y, w, _ = windows.draw(torch.Generator().manual_seed(0))
         for sound, moved, weight in zip(x, y, w):
             start = int(moved[0, 0])
             starts.append(start)
             for row, t in zip(sound, range(start - 6, start + config.length + 3)):
-                expected = recording.features[t] if 0 <= t < held_from else silence[0]
+                expected = recording.features[t] if 0 <= t < val_start else silence[0]
                 assert torch.equal(row[voice], expected[voice])
-            known = torch.arange(start, start + config.length) < held_from
+            known = torch.arange(start, start + config.length) < val_start
             assert torch.equal(weight > 0, known)
             assert moved[known, 0].tolist() == list(range(start, start + int(known.sum())))
-        assert set(starts) == {0} if held_from == 30 else len(set(starts)) > 10
+        assert set(starts) == {0} if val_start == 30 else len(set(starts)) > 10
 
 
-def test_made_silence_is_at_rest() -> None:
-    count = 20 * len(QUIET_LEVELS)
-    silence = made_silence(count, np.random.default_rng(0))
-    assert silence.weight == 0.3 and silence.good.all() and silence.held_from == len(silence.features) == count
+def test_synthetic_silence_is_at_rest() -> None:
+    count = 20 * len(SILENCE_LEVELS)
+    silence = synthetic_silence(count, np.random.default_rng(0))
+    assert silence.weight == 0.3 and silence.good.all() and silence.val_start == len(silence.features) == count
     assert not silence.displacement.any()
-    level = silence.features[:, :320].mean(1).unflatten(0, (len(QUIET_LEVELS), 20))
+    level = silence.features[:, :320].mean(1).unflatten(0, (len(SILENCE_LEVELS), 20))
     assert (level[0] == level[0, 0]).all() and (level[:, 2:].mean(1).diff() > 0.1).all()  # from digital silence upwards
 
 
-def test_the_same_lips_in_other_voices(actor_clip: Clip) -> None:
+def test_the_same_lips_augmented_voices(actor_clip: Clip) -> None:
     own = load_recording(actor_clip, 1, SMALL)
-    voices = in_other_voices(actor_clip, own, 0.3)
+    voices = augmented_voices(actor_clip, own, 0.3)
     assert len(voices) == len(VOICES)
     for voice in voices:
-        assert voice.weight == 0.3 and voice.speaker == own.speaker and voice.held_from == own.held_from
+        assert voice.weight == 0.3 and voice.speaker == own.speaker and voice.val_start == own.val_start
         assert voice.displacement is own.displacement and voice.good is own.good
         assert voice.features.shape == own.features.shape and (voice.features - own.features)[:, :320].abs().mean() > 0.2
 
 
 @pytest.mark.slow
-def test_other_voices_are_understood_better(actor_clip: Clip, tmp_path: Path) -> None:
-    """The held-out words in a voice that no training heard, with pitch and formants a fifth higher."""
+def test_augmented_voices_are_understood_better(actor_clip: Clip, tmp_path: Path) -> None:
+    """The test words in a voice that no training had, with pitch and formants a fifth higher."""
     test, neutral = actor_clip.split("test"), actor_clip.load_neutral()
     sound = shift_voice(torch.from_numpy(clip_samples(actor_clip)), 1.2, 1.2).clamp(-1, 1).numpy()
     found = {}
-    for told in (True, False):
-        out = tmp_path / f"{told}.safetensors"
-        config = Stage1Config(steps=0, other_voices=told)
+    for augmented in (True, False):
+        out = tmp_path / f"{augmented}.safetensors"
+        config = Stage1Config(steps=0, voice_augmentation=augmented)
         train([actor_clip], out, config=config, device=CPU, state_dir=tmp_path / "s", quiet=True)
         spoken = predict(load_predictor(out, CPU), sound, neutral, blinks=False)
-        found[told] = correlation(lip_opening(spoken)[test], lip_opening(actor_clip.load_landmarks())[test])
+        found[augmented] = correlation(lip_opening(spoken)[test], lip_opening(actor_clip.load_landmarks())[test])
     assert found[True] > found[False] + 0.02
 
 
@@ -283,3 +295,55 @@ def test_baselines(actor_clip: Clip) -> None:
     leaked = landmarks.copy()
     leaked[held] += 1.0
     np.testing.assert_array_equal(ridge(sound, leaked, fit)[:, LIPS], rows[:, LIPS])
+
+
+class ToyEncoder:
+    """Loudness of a frame, and of the one after it: an encoder that talkhead knows nothing about."""
+
+    size, look_ahead = 2, 1
+
+    def info(self) -> dict[str, object]:
+        return {"kind": "toy", "columns": ["now", "next"]}
+
+    def encode(self, samples: np.ndarray, features: np.ndarray) -> np.ndarray:
+        return encode_in_pieces(self.stream(), samples, features)
+
+    def stream(self) -> "ToyStream":
+        return ToyStream()
+
+
+class ToyStream:
+    def __init__(self) -> None:
+        self.waiting = np.zeros((0, 1), np.float32)
+
+    def push(self, samples: np.ndarray, features: np.ndarray) -> np.ndarray:
+        power = np.square(samples.reshape(-1, 640)).mean(1, keepdims=True)
+        self.waiting = np.concatenate([self.waiting, np.log10(power + 1e-8) / 3 + 2])
+        now, self.waiting = self.waiting, self.waiting[-1:]
+        return np.concatenate([now[:-1], now[1:]], 1).astype(np.float32)
+
+    def flush(self) -> np.ndarray:
+        return self.push(np.zeros(640, np.float32), np.zeros((1, 0), np.float32))
+
+
+def test_any_encoder_that_keeps_to_the_protocol_will_do(actor_clip: Clip, tmp_path: Path) -> None:
+    """Training, a base for another training, prediction at once and in a stream."""
+    toy, settings = ToyEncoder(), {"device": CPU, "quiet": True}
+    config = dataclasses.replace(SMALL, steps=4, check_every=2, min_gain=-10.0, mel_terms=False, voice_augmentation=False)
+    base, out = tmp_path / "base", tmp_path / "m"
+    train([actor_clip], base, config=config, state_dir=tmp_path / "a", encoder=toy, **settings)
+    train([actor_clip], out, config=dataclasses.replace(config, mel_terms=True), state_dir=tmp_path / "b", base=base, encoder=toy,
+          **settings)
+    predictor, sound = load_predictor(out, CPU, toy), actor_clip.load_audio()[: 640 * 60]
+    model = predictor.model
+    assert model.size == 2 and model.transformer is not None and predictor.look_ahead == 2
+    rows = make_feature_fn(toy)(DCBlocker().pass_through(sound))
+    with torch.no_grad():
+        whole = model(torch.from_numpy(rows)[None], torch.tensor([1]))[0].numpy()
+    neutral = np.zeros((68, 3), np.float32)
+    np.testing.assert_allclose(predict(predictor, sound, neutral, blinks=False), whole, rtol=0, atol=1e-5)
+    stream = LandmarkStream(predictor, neutral, blinks=False)
+    pieces = [stream.push(part) for part in np.split(sound, [1, 700, 5000, 5001, 30000])]
+    np.testing.assert_allclose(np.concatenate([*pieces, stream.flush()]), whole, rtol=0, atol=1e-5)
+    with pytest.raises(TalkheadError, match="m needs an encoder that talkhead cannot load, {.*'toy'"):
+        load_predictor(out, CPU)

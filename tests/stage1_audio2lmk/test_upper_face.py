@@ -3,8 +3,7 @@ import pytest
 
 from shared.landmark_edit import natural_blinks
 from shared.landmarks import BROW_LEFT, BROW_RIGHT, JAW, LIPS, MIRROR, NOSE, eye_opening
-from stage1_audio2lmk.predict import predict
-from stage1_audio2lmk.stream import Predictor
+from stage1_audio2lmk.stream import Predictor, predict
 from stage1_audio2lmk.upper_face import HIGHEST_BROW, LID_SHARE, Blinks, Brows, Liveliness, raise_brows
 
 MINUTE = 1500

@@ -17,7 +17,7 @@ from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
-from stage1_audio2lmk.predict import iter_predict
+from stage1_audio2lmk.stream import iter_predict
 from talkhead import synthesis as module
 from talkhead.evaluation import _good_frames, evaluate_avatar
 from talkhead.free_view import HeadView, Orbit

@@ -1,0 +1,280 @@
+"""Kernel ridge regression of displacement on sound: weights of the kernel regressor, and everything that is chosen with them.
+
+On a subset of regressors (Rasmussen and Williams 2006, 8.3.1): the least |XW − Y|² + penalty·WᵀKW, X the similarity of rows to
+the support points, K that of the support points to each other. With every row a support point it is kernel ridge regression.
+Where there is a base model, the prior, Y is what a share of its output leaves of the displacement.
+
+Inner folds, contiguous parts of the frames before the validation split, choose penalty and share together. Squared error
+flattens motion, so an unsharp mask is added to the targets, just as strong as makes the folds' lips move at
+TARGET_VELOCITY_RATIO of their true speed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shared.landmarks import JAW
+from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.dataset import Recording
+from stage1_audio2lmk.kernel import KernelRegressor, Sound, Table
+from stage1_audio2lmk.losses import coordinate_weights
+
+PENALTIES = (0.35, 0.7, 1.4, 2.8, 5.6)
+SHARES = (0.0, 0.2, 0.35, 0.5, 0.6, 0.75, 0.85, 1.0)  # of the prior that may be kept
+SHARPENINGS = tuple(0.25 * k for k in range(13))  # strengths of the unsharp mask
+TARGET_VELOCITY_RATIO = 0.83  # of lip velocities on held-out folds, predicted over true
+FOLDS = 4
+GAP = 25  # frames beside a fold that are too much like it to help predict it
+CHUNK = 256  # rows whose similarities are held at once
+SILENCE_POINTS = 96  # support points of silence
+
+Solution = tuple[Tensor, Tensor]  # weights (K, m), bias (K,) of a KernelRegressor
+
+
+@dataclass(frozen=True)
+class KernelFit:
+    """What `fit_kernel_ridge` found; `KernelRegressor.load` takes it."""
+
+    support: Sound  # windows (m, taps, 80), embedding (m, size)
+    solution: Solution  # of all rows before the validation split
+    final: Solution  # of the validation split too
+    penalty: float
+    share: float  # of the prior
+    sharpening: float
+    residuals: list[Tensor]  # (T, 111) metres of each recording, see `out_of_fold_residuals`
+    errors: dict[float, dict[float, float]]  # squared error on held-out folds by share and penalty, weighted metres²
+
+
+class NormalEquations(NamedTuple):
+    """Sums over rows of similarities X (m and a column of ones), of components of targets T, prior P and unsharp mask E (K)."""
+
+    xx: Tensor  # (m + 1, m + 1)
+    xt: Tensor  # (m + 1, K)
+    xp: Tensor
+    xe: Tensor
+    tt: Tensor  # (K,)
+    tp: Tensor
+    pp: Tensor
+    outside: Tensor  # (3,) weighted squares tt, tp and pp of what lies outside the components, metres²
+
+    def error(self, share: float, weights: Tensor, metric: Tensor) -> float:
+        """Squared error, weighted metres², of X @ weights (m + 1, K) plus a share of P; metric (K,) is a component's."""
+        xy, yy = self.xt - share * self.xp, self.tt - 2 * share * self.tp + share**2 * self.pp
+        inside = (weights * (self.xx @ weights - 2 * xy)).sum(0) + yy
+        return float(inside @ metric + self.outside @ self.outside.new_tensor([1, -2 * share, share**2]))
+
+
+def total(parts: Iterable[NormalEquations]) -> NormalEquations:
+    """Sum of normal equations."""
+    return NormalEquations(*(torch.stack(kind).sum(0) for kind in zip(*parts)))
+
+
+class Components:
+    """Displacement about `rest` as weights of the regressor's principal components, by weighted least squares in float64."""
+
+    def __init__(self, basis: Tensor, rest: Tensor, weights: Tensor) -> None:
+        self.basis, self.rest, self.weights = basis.cpu().double(), rest.cpu().double(), weights.double()
+        self.metric = self.basis.square() @ self.weights  # (K,) weighted squared metres of a unit of each component
+
+    def of(self, displacement: Tensor) -> Tensor:
+        """Displacement rows (n, 111) metres, not about `rest` -> (n, K)."""
+        root = self.weights.sqrt()
+        return torch.linalg.lstsq((self.basis * root).T, (displacement.double() * root).T, driver="gelsd").solution.T
+
+
+class Rows(NamedTuple):
+    """A recording as it is fitted to: what is compared, and frames by inner fold and of the validation split."""
+
+    recording: Recording
+    sound: Sound  # (T, ...)
+    prior: Tensor  # (T, 111) metres
+    mask: Tensor  # (T, 111) metres, `unsharp_mask`
+    folds: tuple[Tensor, ...]
+    validation: Tensor
+
+
+@torch.no_grad()
+def fit_kernel_ridge(kernel: KernelRegressor, recordings: Sequence[Recording], silence: Recording, config: Stage1Config,
+                     priors: Sequence[Tensor] | None = None, shares: Sequence[float] = SHARES) -> KernelFit:
+    """Fit the weights of `kernel`, whose scales, rest and basis are set and which stays as it is, to the recordings.
+
+    `priors` are the base model's displacement (T, 111) metres of each recording and, last, of silence. `silence` begins with a
+    row of digital silence, which is what lies around a recording; all of it is in every fit. Recordings of another weight than
+    1 give no support points. Runs on the CPU.
+    """
+    all_rows = [*recordings, silence]
+    given = list(priors) if priors is not None else [torch.zeros_like(r.displacement) for r in all_rows]
+    data = [_rows(kernel, r, prior, silence.features[0]) for r, prior in zip(all_rows, given, strict=True)]
+    spoken, quiet = data[:-1], data[-1]
+    problem = Problem(kernel, select_support(spoken, quiet, config.support_points), config)
+    silent = problem.normal_equations(quiet, torch.arange(len(silence.features)))
+    folds = [total(problem.normal_equations(rows, rows.folds[k]) for rows in spoken) for k in range(FOLDS)]
+    near = [total(problem.normal_equations(rows, _beside(rows.folds, k)) for rows in spoken) for k in range(FOLDS)]
+    fit = total([*folds, silent])
+    without = [NormalEquations(*(a - b - c for a, b, c in zip(fit, fold, gap))) for fold, gap in zip(folds, near)]
+
+    errors = held_out_errors(problem, without, folds, shares if priors is not None else (0.0,))
+    _, share, penalty = min((error, share, penalty) for share, row in errors.items() for penalty, error in row.items())
+    solved = [problem.solve(equations, share, penalty) for equations in without]
+    sharpening = choose_sharpening(problem, spoken, solved, share)
+    final = total([fit, *(problem.normal_equations(rows, rows.validation) for rows in spoken)])
+    solution, everything = (_sharpened(problem.solve(equations, share, penalty), sharpening) for equations in (fit, final))
+    return KernelFit(problem.support, solution, everything, penalty, share, sharpening,
+                     out_of_fold_residuals(problem, spoken, solved, share), errors)
+
+
+class Problem:
+    """What all fits have in common: support points, their penalty matrix, components of the displacement."""
+
+    def __init__(self, kernel: KernelRegressor, support: Sound, config: Stage1Config) -> None:
+        self.similarity, self.support = kernel.similarity, support
+        self.components = Components(kernel.basis, kernel.rest, coordinate_weights(config))
+        self.table: Table = self.similarity.table(support)
+        count = len(support.windows)
+        gram = self.similarity(Sound(*(part.float() for part in support)), self.table).double()
+        self.roughness = torch.zeros(count + 1, count + 1, dtype=torch.float64)
+        self.roughness[:-1, :-1] = gram + 1e-4 * torch.eye(count)
+
+    def similarities(self, rows: Rows, frames: Tensor) -> Tensor:
+        """Similarity of frames (n,) to the support points, and a column of ones: (n, m + 1) float64."""
+        x = torch.cat([self.similarity(Sound(*(part[some] for part in rows.sound)), self.table) for some in frames.split(CHUNK)])
+        return torch.cat([x, torch.ones(len(x), 1)], 1).double()
+
+    def normal_equations(self, rows: Rows, frames: Tensor) -> NormalEquations:
+        """Sums over frames (n,) of a recording, times its weight."""
+        size, count = len(self.roughness), len(self.components.basis)
+        if not len(frames):
+            shapes = (size, size), *[(size, count)] * 3, *[(count,)] * 3, (3,)
+            return NormalEquations(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        c, target, prior = self.components, rows.recording.displacement[frames].double(), rows.prior[frames].double()
+        target = target - c.rest
+        t, p, e = (c.of(kind) for kind in (target, prior, rows.mask[frames]))
+        x = self.similarities(rows, frames)
+        beyond_t, beyond_p = target - t @ c.basis, prior - p @ c.basis
+        outside = torch.stack([(a * b @ c.weights).sum() for a, b in (
+            (beyond_t, beyond_t), (beyond_t, beyond_p), (beyond_p, beyond_p))])
+        sums = x.T @ x, x.T @ t, x.T @ p, x.T @ e, t.square().sum(0), (t * p).sum(0), p.square().sum(0), outside
+        return NormalEquations(*(rows.recording.weight * kind for kind in sums))
+
+    def solve_all(self, equations: NormalEquations, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (m + 1, K) for the targets, for the prior and for the unsharp mask; the constant is hardly penalised."""
+        pull = penalty * self.roughness
+        pull[-1, -1] = 1e-6
+        every = torch.cat([equations.xt, equations.xp, equations.xe], 1)
+        t, p, e = torch.cholesky_solve(every, torch.linalg.cholesky(equations.xx + pull)).chunk(3, 1)
+        return t, p, e
+
+    def solve(self, equations: NormalEquations, share: float, penalty: float) -> tuple[Tensor, Tensor]:
+        """Weights (m + 1, K) for what a share of the prior leaves, and for the unsharp mask."""
+        t, p, e = self.solve_all(equations, penalty)
+        return t - share * p, e
+
+
+def select_support(spoken: Sequence[Rows], quiet: Rows, count: int) -> Sound:
+    """`count` good rows of the recordings of weight 1, evenly, or all, SILENCE_POINTS of them of silence; in half precision."""
+    kinds = []
+    for k in range(len(Sound._fields)):
+        every = torch.cat([rows.sound[k][torch.cat([*rows.folds, rows.validation])] for rows in spoken
+                           if rows.recording.weight == 1])
+        some = _evenly(every, min(count - SILENCE_POINTS, len(every)))
+        kinds.append(torch.cat([some, _evenly(quiet.sound[k], SILENCE_POINTS)]).half())
+    return Sound(*kinds)
+
+
+def held_out_errors(problem: Problem, without: Sequence[NormalEquations], folds: Sequence[NormalEquations],
+                    shares: Sequence[float]) -> dict[float, dict[float, float]]:
+    """Squared error by share and penalty, each fold predicted from the equations of all `without` it."""
+    errors = {share: dict.fromkeys(PENALTIES, 0.0) for share in shares}
+    for penalty in PENALTIES:
+        for equations, fold in zip(without, folds):
+            t, p, _ = problem.solve_all(equations, penalty)
+            for share in shares:
+                errors[share][penalty] += fold.error(share, t - share * p, problem.components.metric)
+    return errors
+
+
+def unsharp_mask(recording: Recording) -> Tensor:
+    """How far each displacement (T, 111) is from its neighbours' mean, y/2 − (y₋₁ + y₊₁)/4; 0 where one is missing."""
+    rows, follows = recording.displacement, consecutive(recording)
+    out = torch.zeros_like(rows)
+    out[1:-1] = (rows[1:-1] / 2 - (rows[:-2] + rows[2:]) / 4) * (follows[:-1] & follows[1:])[:, None]
+    return out
+
+
+def consecutive(recording: Recording) -> Tensor:
+    """(T − 1,) bool: are frames t and t + 1 both good, in one shot and on one side of the start of the validation split?"""
+    out = recording.good[:-1] & recording.good[1:]
+    for cut in (*recording.cuts, recording.val_start):
+        if 0 < cut <= len(out):
+            out[cut - 1] = False
+    return out
+
+
+def choose_sharpening(problem: Problem, spoken: Sequence[Rows], solved: Sequence[tuple[Tensor, Tensor]], share: float) -> float:
+    """The least of SHARPENINGS with which held-out lips move at TARGET_VELOCITY_RATIO of their speed, or the largest."""
+    basis, distances, true = problem.components.basis, torch.zeros(len(SHARPENINGS)), 0.0
+    for k, (weights, mask) in enumerate(solved):
+        for rows in spoken:
+            frames, r = rows.folds[k], rows.recording
+            if r.weight < 1 or len(frames) < 2:
+                continue
+            steps = (frames.diff() == 1) & consecutive(r)[frames[:-1]]
+            x = problem.similarities(rows, frames)
+            plain, extra = share * rows.prior[frames] + x @ weights @ basis, x @ mask @ basis
+            true += _distance(r.displacement[frames], steps)
+            distances += torch.tensor([_distance(plain + amount * extra, steps) for amount in SHARPENINGS])
+    enough = [amount for amount, distance in zip(SHARPENINGS, distances) if distance >= TARGET_VELOCITY_RATIO * true]
+    return enough[0] if enough else SHARPENINGS[-1]
+
+
+def out_of_fold_residuals(problem: Problem, spoken: Sequence[Rows], solved: Sequence[tuple[Tensor, Tensor]],
+                          share: float) -> list[Tensor]:
+    """Displacement (T, 111) less the prior's share and what the regression predicts of each fold from the others.
+
+    On its own training frames the regression errs too little, and a network trained on that error learns noise; hence, as in
+    stacking (Wolpert 1992), each fold gets the error of a solution fitted to the others. Frames in no fold keep theirs.
+    """
+    found = [rows.recording.displacement.clone() for rows in spoken]
+    for k, (weights, _) in enumerate(solved):
+        for residual, rows in zip(found, spoken):
+            frames = rows.folds[k]
+            known = problem.components.rest + problem.similarities(rows, frames) @ weights @ problem.components.basis
+            residual[frames] -= (known + share * rows.prior[frames]).float()
+    return found
+
+
+def _rows(kernel: KernelRegressor, recording: Recording, prior: Tensor, silence: Tensor) -> Rows:
+    quiet = silence.expand(max(kernel.left, kernel.ahead), -1)
+    padded = torch.cat([quiet[: kernel.left], recording.features, quiet[: kernel.ahead]])
+    sound = Sound(*(part[0] for part in kernel.similarity.sound(padded[None])))
+    folds = torch.nonzero(recording.good[: recording.val_start])[:, 0].tensor_split(FOLDS)
+    validation = recording.val_start + torch.nonzero(recording.good[recording.val_start :])[:, 0]
+    return Rows(recording, sound, prior, unsharp_mask(recording), folds, validation)
+
+
+def _sharpened(solved: tuple[Tensor, Tensor], sharpening: float) -> Solution:
+    weights = (solved[0] + sharpening * solved[1]).float()
+    return weights[:-1].T.contiguous(), weights[-1]
+
+
+def _beside(folds: tuple[Tensor, ...], k: int) -> Tensor:
+    """Frames (n,) of the other folds within GAP frames of fold k, fewer where the folds themselves are short."""
+    if not len(folds[k]):
+        return folds[k]
+    others = torch.cat([fold for j, fold in enumerate(folds) if j != k])
+    gap = min(GAP, len(folds[k]) // 2)
+    return others[(others >= folds[k][0] - gap) & (others <= folds[k][-1] + gap)]
+
+
+def _evenly(rows: Tensor, count: int) -> Tensor:
+    """`count` of the rows, evenly."""
+    return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+
+
+def _distance(displacement: Tensor, steps: Tensor) -> float:
+    """Rows (n, 111) -> metres that the lip points go, over the steps (n − 1,) bool between neighbouring frames."""
+    lips = displacement.unflatten(-1, (-1, 3))[:, len(JAW) :]
+    return float(torch.linalg.vector_norm(lips.diff(dim=0)[steps], dim=-1).sum())

@@ -1,0 +1,173 @@
+"""Stage 1 with a speech encoder of the transformers library: in training, as part of a base, in streams and on disk."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from shared.checkpoint import load_checkpoint
+from shared.clip import Clip
+from shared.errors import TalkheadError
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
+from stage1_audio2lmk.checkpoint import load_model, save_model
+from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.dataset import make_feature_fn
+from stage1_audio2lmk.encoders.transformers_encoder import Projection, TransformersEncoder, load_encoder
+from stage1_audio2lmk.evaluate import evaluate
+from stage1_audio2lmk.stream import LandmarkStream, Predictor, load_predictor, predict
+from stage1_audio2lmk.train import train
+from tests.stage1_audio2lmk.conftest import random_model
+from tests.stage1_audio2lmk.tiny_encoders import save_models
+
+pytest.importorskip("transformers", reason="speech encoders need the extra `encoders`")
+
+pytestmark = pytest.mark.slow  # loads models of the transformers library
+
+CPU = torch.device("cpu")
+NEUTRAL = np.zeros((68, 3), np.float32)
+SMALL = Stage1Config(dim=16, layers=1, heads=2, window=6, components=4, support_points=200, encoder_size=6, encoder_context=4,
+                     encoder_block=3, steps=6, batch=2, length=40, check_every=3, save_every=2, min_gain=-10.0)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_models(tmp_path_factory.mktemp("models"), "wavlm", "hubert")
+
+
+@pytest.fixture(scope="module")
+def config(models: Path) -> Stage1Config:
+    return dataclasses.replace(SMALL, encoder=str(models / "wavlm"))
+
+
+def made(config: Stage1Config, sound: np.ndarray, **frames: int) -> Predictor:
+    """An encoder whose projection is fitted to the sound, and a random model."""
+    encoder = load_encoder(config.encoder or "", CPU, **frames)
+    encoder.projection = Projection((0, 1, 2), encoder.width, config.encoder_size)
+    encoder.projection.fit(encoder.projection.pool(torch.from_numpy(np.concatenate(list(encoder.hidden_states(sound))))))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Predictor(random_model(config, 1, encoder.size), ["one"], CPU, encoder)
+
+
+def in_pieces(stream: LandmarkStream, sound: np.ndarray, sizes: list[int]) -> np.ndarray:
+    rows, at, turn = [], 0, 0
+    while at < len(sound):
+        rows.append(stream.push(sound[at : at + sizes[turn % len(sizes)]]))
+        at, turn = at + sizes[turn % len(sizes)], turn + 1
+    return np.concatenate([*rows, stream.flush()])
+
+
+@pytest.mark.parametrize("block, ahead, look_ahead", [(3, 0, 2), (5, 0, 2), (2, 3, 1), (1, 0, 4), (3, 1, 0)])
+def test_a_stream_equals_one_pass_over_everything(config: Stage1Config, speech: np.ndarray, block: int, ahead: int,
+                                                  look_ahead: int) -> None:
+    """And it waits for what is ahead, of the encoder's block or of the model, not for one after the other."""
+    sound = speech[: 640 * 44]
+    predictor = made(dataclasses.replace(config, look_ahead=look_ahead), sound, block=block, context=4, ahead=ahead)
+    rows = make_feature_fn(predictor.encoder)(DCBlocker().pass_through(sound))
+    with torch.no_grad():
+        whole = predictor.model(torch.from_numpy(rows)[None], torch.tensor([1]))[0].numpy()
+    assert predictor.look_ahead == max(look_ahead, block - 1 + ahead) and np.abs(whole).max() > 1e-4
+    for sizes in ([640], [999, 1, 0, 5000], [64000]):
+        stream = LandmarkStream(predictor, NEUTRAL, blinks=False)
+        for _ in range(2):
+            np.testing.assert_allclose(in_pieces(stream, sound, sizes), whole, rtol=0, atol=1e-5)
+            stream.reset()
+    counts = np.cumsum([len(stream.push(sound[640 * k : 640 * (k + 1)])) for k in range(44)])
+    expected = [min(max(0, k - look_ahead), max(0, k - ahead) // block * block) for k in range(1, 45)]
+    assert counts.tolist() == expected
+    assert min(expected[k] - (k + 1) for k in range(44)) >= -predictor.look_ahead - (block > 1)
+    assert len(predict(predictor, sound[:100], NEUTRAL)) == 1
+
+
+def test_sound_after_the_look_ahead_changes_nothing(config: Stage1Config, speech: np.ndarray) -> None:
+    sound = speech[: 640 * 44]
+    predictor, changed = made(config, sound, block=5, context=4), sound.copy()
+    changed[640 * 25 :] = 0.3 * np.random.default_rng(1).normal(size=640 * 19)
+    difference = np.abs(predict(predictor, sound, NEUTRAL, blinks=False)
+                        - predict(predictor, changed, NEUTRAL, blinks=False)).max((1, 2))
+    assert predictor.look_ahead == 4 and difference[: 25 - 2].max() < 1e-7 and difference[23:25].min() > 1e-6
+    changed[640 * 24 : 640 * 25] = 0.1  # the last frame of a block, which its first row depends on
+    difference = np.abs(predict(predictor, sound, NEUTRAL, blinks=False)
+                        - predict(predictor, changed, NEUTRAL, blinks=False)).max((1, 2))
+    assert difference[:20].max() < 1e-7 and difference[20] > 1e-6
+
+
+@pytest.fixture(scope="module")
+def trained(actor_clip: Clip, config: Stage1Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train([actor_clip], folder / "m.safetensors", config=config, device=CPU, state_dir=folder / "state", quiet=True)
+    return folder / "m.safetensors"
+
+
+def test_hidden_states_are_kept_on_disk(trained: Path, actor_clip: Clip, config: Stage1Config, tmp_path: Path,
+                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    files = list((actor_clip.training / "encoder").iterdir())
+    assert len(files) == 2 and all(file.name.startswith("wavlm-") for file in files)  # the clip and synthetic silence
+    monkeypatch.setattr(TransformersEncoder, "forward", lambda *_: pytest.fail("the encoder ran again"))
+    train([actor_clip], tmp_path / "again", config=config, device=CPU, state_dir=tmp_path / "state", quiet=True)
+    once, twice = load_checkpoint(trained)[0], load_checkpoint(tmp_path / "again")[0]
+    assert once.keys() == twice.keys()
+    for name, value in once.items():
+        torch.testing.assert_close(value, twice[name], atol=1e-6, rtol=1e-5)
+    assert once["kernel.support_embedding"].float().var(0).sum() == pytest.approx(1, abs=0.3)
+    assert {name for name in once if name.startswith("encoder.")} == {"encoder.mean", "encoder.components"}
+
+
+def test_a_checkpoint_names_its_encoder(trained: Path, actor_clip: Clip, models: Path) -> None:
+    _, meta = load_checkpoint(trained)
+    encoder = load_encoder(str(models / "wavlm"), CPU, block=3, context=4)
+    assert meta["encoder"] == encoder.info() | {"layers": [0, 1, 2], "size": 6}
+    loaded = load_predictor(trained, CPU)
+    assert loaded.encoder is not None and loaded.encoder.info() == meta["encoder"]
+    assert evaluate(actor_clip, trained, splits=["test"], device=CPU)["test: stage 1"]["opening r"] > 0.5
+
+
+def test_an_encoder_that_moved_or_is_absent(trained: Path, models: Path, tmp_path: Path, speech: np.ndarray) -> None:
+    elsewhere = Path(shutil.copytree(models / "wavlm", tmp_path / "moved"))
+    here, there = load_predictor(trained, CPU), load_predictor(trained, CPU, str(elsewhere))
+    np.testing.assert_array_equal(predict(here, speech, NEUTRAL), predict(there, speech, NEUTRAL))
+    with pytest.raises(TalkheadError, match="is not the encoder that this model was trained with: its weights"):
+        load_predictor(trained, CPU, str(models / "hubert"))
+    gone = models / "gone"
+    (models / "wavlm").rename(gone)
+    try:
+        with pytest.raises(TalkheadError, match="neither a folder nor in the local cache, and HF_HUB_OFFLINE is set; download"):
+            load_predictor(trained, CPU)
+    finally:
+        gone.rename(models / "wavlm")
+
+
+def test_a_model_that_needs_no_encoder_takes_none(predictor: Predictor, tmp_path: Path) -> None:
+    save_model(tmp_path / "plain", predictor.model, ["one", "two"])
+    assert load_model(tmp_path / "plain", CPU).encoder is None
+    with pytest.raises(TalkheadError, match="plain has no encoder and takes none, found some/where$"):
+        load_predictor(tmp_path / "plain", CPU, "some/where")
+
+
+def test_a_projection_of_another_size_is_damage(trained: Path, tmp_path: Path) -> None:
+    from shared.checkpoint import save_checkpoint
+
+    tensors, meta = load_checkpoint(trained)
+    save_checkpoint(tmp_path / "m", tensors | {"encoder.mean": torch.zeros(3)}, meta)
+    with pytest.raises(TalkheadError, match="m is damaged: the projection in it is not of its encoder"):
+        load_model(tmp_path / "m", CPU)
+
+
+def test_a_base_brings_its_encoder_and_projection(trained: Path, actor_clip: Clip, make_clip: Callable[..., Clip], models: Path,
+                                                  tmp_path: Path) -> None:
+    """Wherever the encoder lies now; blocks and projection are the base's, whatever the settings."""
+    landmarks = actor_clip.load_landmarks()[:200]
+    other = make_clip(tmp_path / "other", actor_clip.load_audio()[: 640 * 200], landmarks, actor_clip.load_neutral(),
+                      {"train": [(0, 200)]})
+    moved = Path(shutil.copytree(models / "wavlm", tmp_path / "moved"))
+    train([other], tmp_path / "m", config=dataclasses.replace(SMALL, steps=0, encoder=str(moved), encoder_block=7), device=CPU,
+          state_dir=tmp_path / "t", base=trained, quiet=True)
+    theirs, before = load_checkpoint(trained)
+    ours, meta = load_checkpoint(tmp_path / "m")
+    assert meta["encoder"] == before["encoder"] | {"name": str(moved)}
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("encoder.mean", "encoder.components"))
+    assert meta["model"]["share"] > 0 and torch.equal(ours["prior.kernel.weights"], theirs["kernel.weights"])
