@@ -182,6 +182,11 @@ class KernelRegressor(nn.Module):
         self.support_embedding = fit.support.embedding.to(self.support_embedding)
         self.weights, self.bias = (value.to(self.bias) for value in (fit.final if final else fit.solution))
 
+    def projector(self) -> Tensor:
+        """(111, 111) P: displacement @ P is the nearest one that the principal components can make."""
+        basis = self.basis.double()
+        return (torch.linalg.pinv(basis) @ basis).to(self.basis)
+
     def prepare(self) -> PreparedKernel:
         """What `forward` needs of the support points in every call."""
         table = self.similarity.table(Sound(self.support_mel, self.support_embedding))

@@ -101,9 +101,9 @@ def fit_kernel_ridge(kernel: KernelRegressor, recordings: Sequence[Recording], s
                      priors: Sequence[Tensor] | None = None, shares: Sequence[float] = SHARES) -> KernelFit:
     """Fit the weights of `kernel`, whose scales, rest and basis are set and which stays as it is, to the recordings.
 
-    `priors` are the base model's displacement (T, 111) metres of each recording and, last, of silence. `silence` begins with a
-    row of digital silence, which is what lies around a recording; all of it is in every fit. Recordings of another weight than
-    1 give no support points. Runs on the CPU.
+    `priors` are the base model's displacement (T, 111) metres of each recording and, last, of silence, as the model adds it.
+    `silence` begins with a row of digital silence, which is what lies around a recording; all of it is in every fit. Recordings
+    of another weight than 1 give no support points. Runs on the CPU.
     """
     all_rows = [*recordings, silence]
     given = list(priors) if priors is not None else [torch.zeros_like(r.displacement) for r in all_rows]

@@ -1,4 +1,7 @@
-"""The model of stage 1: kernel regression, a transformer that corrects it, and a share of a base model, added up."""
+"""The model of stage 1: kernel regression, a transformer that corrects it, and a share of a base model, added up.
+
+Of the base's motion only that in the person's own principal components is taken: the rest is how other faces move.
+"""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -29,7 +32,7 @@ class Prepared(NamedTuple):
     """What depends on weights alone, for many calls."""
 
     kernel: PreparedKernel
-    prior: "Prepared | None"
+    prior: "tuple[Prepared, Tensor] | None"  # the prior's, and `KernelRegressor.projector` of the model's own kernel
 
 
 class _Part(Protocol):
@@ -43,7 +46,8 @@ class _Part(Protocol):
 class LandmarkModel(nn.Module):
     """Rows [features | embedding] -> displacement from the speaker's neutral = kernel + transformer + share · prior.
 
-    `prior` is a base model, which knows the person as speaker 0, "unknown"; a base has none. A transformer that training did
+    `prior` is a base model, which knows the person as speaker 0, "unknown", and whose displacement is projected onto the
+    kernel's principal components; a base has none. A transformer that training did
     not keep is None. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there is `silence`
     (FEATURE_SIZE + size,), the row of digital silence.
     """
@@ -92,7 +96,8 @@ class LandmarkModel(nn.Module):
 
     def prepare(self) -> Prepared:
         """What `rows` needs of the weights in every call."""
-        return Prepared(self.kernel.prepare(), self.prior.prepare() if self.prior is not None else None)
+        prior = None if self.prior is None else (self.prior.prepare(), self.kernel.projector())
+        return Prepared(self.kernel.prepare(), prior)
 
     def motion(self, padded: Tensor, speaker: Tensor, state: ModelState | None = None,
                prepared: Prepared | None = None) -> tuple[Tensor, ModelState]:
@@ -102,10 +107,10 @@ class LandmarkModel(nn.Module):
         if self.transformer is not None:
             added, after.cache = self.transformer(self.cut(padded, self.transformer), speaker, state.cache)
             out = out + added
-        if self.prior is not None:
-            known, after.prior = self.prior.motion(self.cut(padded, self.prior), torch.zeros_like(speaker), state.prior,
-                                                   prepared.prior)
-            out = out + self.share * known
+        if self.prior is not None and prepared.prior is not None:
+            of_prior, projector = prepared.prior
+            known, after.prior = self.prior.motion(self.cut(padded, self.prior), torch.zeros_like(speaker), state.prior, of_prior)
+            out = out + self.share * known @ projector
         return out, after
 
     def rows(self, padded: Tensor, speaker: Tensor, state: ModelState | None = None,

@@ -131,7 +131,10 @@ def _load(clips: list[Clip], config: Stage1Config, encoder: Encoder | None) -> _
 def _fit(model: LandmarkModel, data: _Data, config: Stage1Config, prior: LandmarkModel | None) -> KernelFit:
     """Fit the model's kernel regression and give it the share of the prior that was chosen."""
     fitted = [*data.recordings, *data.voices]
-    priors = [motion_of(prior, r.features, 0) for r in (*fitted, data.silence)] if prior is not None else None
+    priors = None
+    if prior is not None:
+        projector = model.kernel.projector()
+        priors = [motion_of(prior, r.features, 0) @ projector for r in (*fitted, data.silence)]
     fit = fit_kernel_ridge(model.kernel, fitted, data.silence, config, priors)
     model.kernel.load(fit)
     if fit.share:

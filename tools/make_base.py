@@ -26,15 +26,16 @@ from stage1_audio2lmk.train import train
 
 
 def without_prior(model: LandmarkModel) -> LandmarkModel:
-    """Kernel + share · (a transformer about rest) as one model: the share goes into the transformer's basis, rest adds up.
+    """Kernel + share · (a transformer about rest) as one model: the share goes into the transformer's basis, rests add up.
 
     `model` has no transformer of its own, and its prior, fresh from pretraining, has no support points.
     """
     prior, kernel = model.prior, model.kernel
     assert model.transformer is None and (prior is None or not len(prior.kernel.support_mel))
     if prior is not None and prior.transformer is not None:
-        kernel.rest += model.share * prior.kernel.rest
-        prior.transformer.basis *= model.share
+        projector = model.share * kernel.projector()
+        kernel.rest += prior.kernel.rest @ projector
+        prior.transformer.basis.copy_(prior.transformer.basis @ projector)
     merged = LandmarkModel(kernel, prior.transformer if prior is not None else None)
     merged.silence.copy_(model.silence)
     return merged
