@@ -33,11 +33,11 @@ from shared.config import shown
 from shared.errors import TalkheadError
 from shared.files import atomic_path
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
+from stage1_audio2lmk.config import LARGEST_EMBEDDING
 from stage1_audio2lmk.encoders.base import encode_in_pieces
 
 FAMILIES = ("data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert",
             "wav2vec2-conformer", "wavlm", "whisper")
-LARGEST = 2048  # columns of an embedding
 TRANSFORMERS = "transformers"  # the kind, in files
 BATCH = 8  # windows that go through the encoder at once
 CHUNK = 1000  # rows of cached hidden states that are read at once
@@ -304,7 +304,8 @@ def _check_info(info: dict[str, Any]) -> None:
         if not isinstance(info.get(key), kind):
             raise TalkheadError(f"the description of an encoder should have {key!r}, a {kind.__name__}, found "
                                 f"{shown(info.get(key))}")
-    if not info["layers"] or not all(type(layer) is int for layer in info["layers"]) or not 1 <= info["size"] <= LARGEST:
+    sized = 1 <= info["size"] <= LARGEST_EMBEDDING
+    if not sized or not info["layers"] or not all(type(layer) is int for layer in info["layers"]):
         raise TalkheadError(f"an encoder's description names no layers or an odd size, found {shown(info['layers'])} and "
                             f"{shown(info['size'])}")
 
