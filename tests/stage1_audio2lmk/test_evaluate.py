@@ -18,9 +18,11 @@ from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import LIPS, lip_opening
 from shared.media.audio_io import save_wav
+from shared.phones import save_phones
 from stage1_audio2lmk import evaluate as evaluation
 from stage1_audio2lmk.baselines import ridge
 from stage1_audio2lmk.checkpoint import save_model
+from stage1_audio2lmk.closure import CONTACT, SOUNDS
 from stage1_audio2lmk.evaluate import Curves, clip_samples, compare, evaluate, levels, liveliness, pauses, plot
 from stage1_audio2lmk.predict import Predictor
 
@@ -61,8 +63,7 @@ def test_a_perfect_stage_1_is_called_perfect(actor_clip: Clip, avatar: Avatar, m
     def knows(predictor: Predictor, samples: np.ndarray, neutral: np.ndarray, blinks: bool) -> np.ndarray:
         if len(samples) == len(truth) * 640:
             return truth
-        level = levels(samples)
-        assert (np.abs(level + 40) < 1).all() or (level == -100).all()
+        assert any(np.array_equal(samples, make()) for make in SOUNDS.values())
         rows = np.repeat(neutral, len(samples) // 640, axis=0)
         rows[:, 60:68, 1] += np.array([0, 1, 1, 1, 0, -1, -1, -1]) * (0.003 if samples.any() else 0.001)
         return rows
@@ -77,8 +78,8 @@ def test_a_perfect_stage_1_is_called_perfect(actor_clip: Clip, avatar: Avatar, m
     samples, held = clip_samples(actor_clip), actor_clip.split("test")
     linear = compare(ridge(samples, truth, train)[held], truth[held], actor_clip.load_poses()[held], actor_clip.info.intrinsics)
     assert {key: table["test: ridge ±4"][key] for key in linear} == pytest.approx(linear)
-    for name, amplitude in evaluation.QUIET.items():
-        more = np.concatenate([samples, evaluation.quiet_sound(amplitude)])
+    for name, sound in evaluation.QUIET.items():
+        more = np.concatenate([samples, SOUNDS[sound]()])
         rows = ridge(more, np.pad(truth, ((0, 100), (0, 0), (0, 0))), train)[-75:-4]
         expected = 1000 * (lip_opening(rows) - lip_opening(neutral)).mean()
         assert table["test: ridge ±4"][name] == pytest.approx(expected, abs=1e-2)
@@ -143,10 +144,15 @@ def test_the_command_writes_tables_curves_and_plots(actor_clip: Clip, avatar: Av
                tmp_path / "b" / "german.wav", "--audio", tmp_path / "german.wav", "--base", avatar.stage1, "-o", out)
     assert done.exit_code == 0, done.output
     assert str(out / "eval.html") in done.output and "opening r" in done.output
+    assert evaluation.NO_PHONES in done.output and evaluation.NO_PHONES in (out / "eval.html").read_text()
     record = json.loads((out / "eval.json").read_text())
     held, other = record["tables"]["stage 1 against its baselines"], record["tables"]["other recordings"]
     assert list(held) == [f"test: {name}" for name in ("stage 1", "base, zero-shot", "ridge ±4", "mean face")]
     assert held["test: stage 1"] == held["test: base, zero-shot"]
+    quiet = record["tables"]["lips where nobody speaks"]
+    assert list(quiet) == list(SOUNDS) and "lips by phones" not in record["tables"]
+    assert quiet["digital silence"]["stage 1 mean mm"] == pytest.approx(held["test: stage 1"]["silence mm"])
+    assert quiet["music"]["ridge ±4 95 % mm"] > quiet["music"]["ridge ±4 mean mm"]
     long, short = str(tmp_path / "german.wav"), str(tmp_path / "b" / "german.wav")
     assert list(other) == ["train split, tracked", f"{long}: stage 1", f"{long}: base, zero-shot", f"{short}: stage 1",
                            f"{short}: base, zero-shot"]
@@ -158,6 +164,31 @@ def test_the_command_writes_tables_curves_and_plots(actor_clip: Clip, avatar: Av
     page = (out / "eval.html").read_text()
     assert page.count("<img") == -(-len(rows) // evaluation.STRIP_FRAMES) + 3 and "http" not in page
     assert sorted(path.name for path in out.iterdir()) == ["eval.html", "eval.json"]
+
+
+def test_phones_of_the_clip_bring_a_table(actor_clip: Clip, avatar: Avatar, tmp_path: Path) -> None:
+    """The actor closes its lips for the one /p b m/ in its held-out frames that has them closed, and the mean face never."""
+    root = tmp_path / "clip"
+    shutil.copytree(actor_clip.root, root)
+    clip, opening = Clip(root), 1000 * lip_opening(actor_clip.load_landmarks())
+    rest = 1000 * float(lip_opening(clip.load_neutral())[0])
+    inside = clip.split("test")[10:-10]
+    closed = int(inside[np.argmin(opening[inside])])
+    wide = int(inside[np.argmax(opening[inside])])
+    marks = sorted([(closed / 25 - 0.04, "B"), (closed / 25 + 0.08, "T"), (wide / 25 - 0.04, "AA"), (wide / 25 + 0.08, "T")])
+    save_phones(clip.phones, [(0.0, "T"), *marks], "a test")
+    out = tmp_path / "out"
+    done = run(root, "--avatar", avatar.root, "-o", out)
+    assert done.exit_code == 0 and evaluation.NO_PHONES not in done.output, done.output
+    table = json.loads((out / "eval.json").read_text())["tables"]["lips by phones"]
+    assert list(table) == [f"test: {name}" for name in ("tracked", "stage 1", "ridge ±4", "mean face")]
+    spread = np.percentile(opening, 90) - rest
+    touching = float(opening[closed] < rest + CONTACT * spread)
+    assert table["test: tracked"] == pytest.approx(table["test: tracked"] | {"p b m": 1, "contact": touching, "peaks": 1})
+    assert touching == 1 and table["test: mean face"]["contact"] == 0
+    (clip.phones).write_text("{}")
+    done = run(root, "--avatar", avatar.root, "-o", tmp_path / "again")
+    assert done.exit_code == 2 and 'expected "phones"' in done.output and not (tmp_path / "again").exists()
 
 
 def test_other_sound_may_come_from_a_pipe(actor_clip: Clip, avatar: Avatar, tmp_path: Path) -> None:
