@@ -53,3 +53,8 @@ def intervals(marks: Marks, seconds: float) -> list[Phone]:
     """Marks of a recording of so many seconds -> phones that last; what comes before the first mark is left out."""
     stops = [start for start, _ in marks[1:]] + [seconds]
     return [Phone(start, min(stop, seconds), name) for (start, name), stop in zip(marks, stops) if start < min(stop, seconds)]
+
+
+def shifted(marks: Marks, seconds: float) -> Marks:
+    """The same phones so much later; what would begin before 0 begins there."""
+    return [(max(0.0, start + seconds), name) for start, name in marks]

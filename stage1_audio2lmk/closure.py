@@ -6,6 +6,7 @@ never closes has every peak and no false contact, so read contact, false contact
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -107,7 +108,8 @@ def apex_errors_ms(opening: np.ndarray, tracked: np.ndarray, scale: Scale, phone
     """(n,) how far the predicted lips' lowest moment is from the tracked one's, for each /p b m/ where those touch and dip.
 
     The predicted one is looked for within APEX_REACH frames of the tracked one; where the lips do not dip there, NO_APEX_MS.
-    Phones are left out where the tracked lips do not open before and after, as after a pause: their closing has no moment.
+    Phones are left out where the tracked lips do not open before and after, as after a pause, and where they are closer yet
+    within that reach, as for another phone: their closing has no moment.
     """
     errors, last = [], len(seen) - 1
     for frames in _measured(phones, CLOSED_PHONES, seen):
@@ -115,7 +117,7 @@ def apex_errors_ms(opening: np.ndarray, tracked: np.ndarray, scale: Scale, phone
         near = np.arange(true - APEX_REACH - APEX_SIDE, true + APEX_REACH + APEX_SIDE + 1)
         if tracked[true] >= scale.contact or near[0] < 0 or near[-1] > last or not seen[near].all():
             continue
-        if not _dips(tracked, true, TRUE_RISE * scale.spread):
+        if tracked[near[APEX_SIDE:-APEX_SIDE]].min() < tracked[true] or not _dips(tracked, true, TRUE_RISE * scale.spread):
             continue
         found, when = _lowest(opening, near[APEX_SIDE:-APEX_SIDE])
         late = 1000 * abs(when - at) / FPS
@@ -257,7 +259,7 @@ def _tilted(noise: np.ndarray, power: float) -> np.ndarray:
 
 SOUNDS: dict[str, Callable[[], np.ndarray]] = {
     "digital silence": lambda: np.zeros(_samples(SHORT_SECONDS), np.float32),
-    "white noise −40 dB": lambda: white_noise(-40.0),
-    **{f"room noise −{level} dB": (lambda level=level: room_noise(-float(level))) for level in (60, 50, 40, 30)},
+    "white noise −40 dB": partial(white_noise, -40.0),
+    **{f"room noise −{level} dB": partial(room_noise, -float(level)) for level in (60, 50, 40, 30)},
     "breath": breath, "music": music,
 }

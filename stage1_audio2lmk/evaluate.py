@@ -15,7 +15,7 @@ from shared.landmarks import FPS, LIPS, SAMPLES_PER_FRAME, lip_opening
 from shared.media.audio_io import load_audio
 from shared.media.spool import readable_again
 from shared.metrics import correlation, lag_ms, landmark_distance, velocity_ratio
-from shared.phones import load_phones
+from shared.phones import load_phones, shifted
 from shared.report_page import ReportPage
 from stage1_audio2lmk.audio.features import levels
 from stage1_audio2lmk.baselines import REACH, mean_face, ridge
@@ -27,6 +27,7 @@ Table = dict[str, dict[str, float]]
 QUIET = {"silence mm": "digital silence", "noise mm": "white noise −40 dB"}  # columns of the first table, and their sounds
 HELD, NOBODY, PHONES, OTHERS = ("stage 1 against its baselines", "lips where nobody speaks", "lips by phones",
                                 "other recordings")  # titles of tables
+IN_SYNC, LEAST_LAG_MS = "tracked, lag taken out", 40  # row of a video that is so much out of step with its sound
 LEAST_FRAMES = 10  # of a split, for a correlation to be one
 CLOSED = 0.001  # metres above the neutral's opening
 PAUSE_DB, SILENT_DB = 30, -60  # below the loud parts of a recording; of full scale, whatever the loud parts
@@ -46,12 +47,13 @@ NOBODY_SPEAKS = (
     "Lip opening above the neutral's in sound in which nobody speaks, all of it made: mean and 95th percentile, in millimetres. "
     "Levels are below full scale; breath is at −35 dB, music at −20 dB.")
 BY_PHONES = (
-    f"Lips touch below the neutral's opening plus {CONTACT:g} of the clip's spread (the 90th percentile of the tracked opening). "
-    "Contact: share of /p b m/ in which they do. False contact: share of the frames of unrounded vowels, 80 ms away from "
-    "/p b m f v w/ and pauses, in which they do. Apex ms: how far the lowest moment is from the tracked one, median; 120 where "
-    "the lips do not dip. Peaks: height of the widest opening in open vowels over the tracked one, median. After speech: mean speed "
-    "of the lips in the first 200 ms of a pause. None is good alone: a closed mouth has every contact, an open one every peak; "
-    "and the tracked row, which is the video itself, has gaps of its own.")
+    f"Lips touch below the neutral's opening plus {CONTACT:g} of the clip's spread (the 90th percentile of the tracked opening "
+    "above it). Contact: share of /p b m/ in which they do. False contact: share of the frames of unrounded vowels, 80 ms away "
+    "from /p b m f v w/ and pauses, in which they do. Apex ms: how far the lowest moment is from the tracked one, median; 120 "
+    "where the lips do not dip. Peaks: height of the widest opening in open vowels over the tracked one, median. After speech: "
+    "mean speed of the lips in the first 200 ms of a pause. None is good alone: a closed mouth has every contact, an open one "
+    "every peak; and the tracked row, which is the video itself, is not perfect either. Phones are where the sound has them; of "
+    "a video out of step with its sound, a row shows its lips with that lag taken out.")
 NO_PHONES = ("Contacts by phones are left out, since the clip has no phones.json; `python -m tools.phone_times CLIP` writes it, "
              "and docs/formats.md describes it.")
 OTHER_SOUND = (
@@ -129,8 +131,14 @@ def _tables(clip: Clip, predictors: dict[str, Predictor], splits: list[str]) -> 
                                for column, value in gap_figures(found[sound]).items()} for sound in SOUNDS}}
     if marks:
         scale = opening_scale(openings["tracked"][good_frames(info.excluded, info.frames)], float(lip_opening(neutral)[0]))
-        tables[PHONES] = {f"{split}: {name}": phone_figures(row, landmarks, scale, marks, np.isin(np.arange(info.frames), frames))
-                          for split, frames in held.items() for name, row in ({"tracked": landmarks} | rows).items()}
+        tables[PHONES] = {}
+        for split, frames in held.items():
+            seen, late = np.isin(np.arange(info.frames), frames), info.lag_ms or 0.0
+            table = {"tracked": phone_figures(landmarks, landmarks, scale, marks, seen)}
+            if abs(late) >= LEAST_LAG_MS:
+                table[IN_SYNC] = phone_figures(landmarks, landmarks, scale, shifted(marks, late / 1000), seen)
+            table |= {name: phone_figures(row, landmarks, scale, marks, seen) for name, row in rows.items()}
+            tables[PHONES] |= {f"{split}: {name}": row for name, row in table.items()}
     return tables, {split: Curves(openings, levels(samples), frames) for split, frames in held.items()}
 
 

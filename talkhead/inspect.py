@@ -262,6 +262,9 @@ def _json(path: Path) -> Iterator[str]:
         Clip(path.parent).check()
     elif kind == "avatar":
         Avatar(path.parent).check()
+    elif path.name == "phones.json":
+        yield f"{len(load_phones(path))} phones and pauses, valid"
+        return
     keys = ", ".join(map(str, list(values)[:12]))
     yield f"JSON{f' of the {kind} {path.parent}' if kind else ''}: {len(values)} keys ({keys[:100]}): valid"
     if kind:

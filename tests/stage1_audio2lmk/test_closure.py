@@ -8,7 +8,7 @@ import pytest
 
 from shared.errors import TalkheadError
 from shared.landmarks import LIPS_INNER, lip_opening, load_landmarks
-from shared.phones import Marks, intervals, load_phones, save_phones
+from shared.phones import Marks, intervals, load_phones, save_phones, shifted
 from stage1_audio2lmk import closure
 from stage1_audio2lmk.audio.features import levels
 from stage1_audio2lmk.closure import opening_scale, phone_figures
@@ -117,6 +117,15 @@ def test_a_contact_after_a_pause_has_no_moment() -> None:
     assert first.tolist() == [] and second == pytest.approx([0.0])
 
 
+def test_of_two_contacts_nearby_the_closer_one_counts() -> None:
+    opening = np.full(50, 0.010)
+    opening[20], opening[23] = 0.0005, 0.0
+    first, second = (closure.apex_errors_ms(opening, opening, closure.Scale(0.0, 0.010, 0.001), [phone], np.ones(50, bool))
+                     for phone in intervals([(0.0, "T"), (0.78, "B"), (0.82, "T"), (0.9, "M"), (0.94, "T")], 2.0)
+                     if phone.name in ("B", "M"))
+    assert first.tolist() == [] and second == pytest.approx([0.0])
+
+
 def test_open_frames_lie_away_from_lips_that_may_touch() -> None:
     marks: Marks = [(0.0, "SIL"), (0.4, "AA"), (1.0, "F"), (1.2, "IY"), (1.6, "T"), (1.8, "EH"), (2.0, "UW"), (2.4, "SPN")]
     found = np.flatnonzero(closure.open_frames(intervals(marks, 3.0), np.ones(75, bool)))
@@ -181,6 +190,7 @@ def test_phones_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert load_phones(tmp_path / "phones.json") == MARKS
     assert json.loads((tmp_path / "phones.json").read_text())["source"] == "a test"
     assert intervals([(0.2, "AA"), (0.5, "M"), (0.5, "P"), (0.9, "SIL")], 0.8) == [(0.2, 0.5, "AA"), (0.5, 0.8, "P")]
+    assert shifted([(0.0, "SIL"), (0.5, "P")], -0.25) == [(0.0, "SIL"), (0.25, "P")]
 
 
 @pytest.mark.parametrize("phones, told", [

@@ -1,5 +1,6 @@
 """What `stage1 eval` measures of a stage 1 that is known, what it writes, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,12 +19,12 @@ from shared.errors import TalkheadError
 from shared.files import write_json
 from shared.landmarks import LIPS, lip_opening
 from shared.media.audio_io import save_wav
-from shared.phones import save_phones
+from shared.phones import save_phones, shifted
 from stage1_audio2lmk import evaluate as evaluation
 from stage1_audio2lmk.baselines import ridge
 from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.closure import CONTACT, SOUNDS
-from stage1_audio2lmk.evaluate import Curves, clip_samples, compare, evaluate, levels, liveliness, pauses, plot
+from stage1_audio2lmk.evaluate import Curves, _tables, clip_samples, compare, evaluate, levels, liveliness, pauses, plot
 from stage1_audio2lmk.predict import Predictor
 
 CPU = torch.device("cpu")
@@ -186,7 +187,12 @@ def test_phones_of_the_clip_bring_a_table(actor_clip: Clip, avatar: Avatar, tmp_
     touching = float(opening[closed] < rest + CONTACT * spread)
     assert table["test: tracked"] == pytest.approx(table["test: tracked"] | {"p b m": 1, "contact": touching, "peaks": 1})
     assert touching == 1 and table["test: mean face"]["contact"] == 0
-    (clip.phones).write_text("{}")
+    clip.save_info(dataclasses.replace(clip.info, lag_ms=-80.0))
+    save_phones(clip.phones, shifted([(0.0, "T"), *marks], 0.08), "a test")
+    rows = _tables(Clip(root), {}, ["test"])[0]["lips by phones"]
+    assert list(rows)[:2] == ["test: tracked", "test: tracked, lag taken out"]
+    assert rows["test: tracked, lag taken out"] == pytest.approx(table["test: tracked"])
+    clip.phones.write_text("{}")
     done = run(root, "--avatar", avatar.root, "-o", tmp_path / "again")
     assert done.exit_code == 2 and 'expected "phones"' in done.output and not (tmp_path / "again").exists()
 
