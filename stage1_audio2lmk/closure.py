@@ -15,8 +15,8 @@ from scipy.signal import butter, sosfilt
 from shared.landmarks import FPS, LIPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening
 from shared.phones import SILENCE, UNKNOWN, Marks, Phone, intervals
 
-CONTACT = 0.1  # of the spread above the neutral's opening: lips below it touch
-SPREAD_PERCENTILE = 90
+CONTACT = 0.15  # of the spread above closed lips: lips below it touch
+CLOSED_AND_OPEN = (5, 90)  # percentiles of the tracked opening
 LEAST_SPREAD = 0.002  # metres
 CLOSED_PHONES = frozenset("P B M".split())
 NARROW_PHONES = CLOSED_PHONES | {"F", "V", "W", SILENCE, UNKNOWN}  # lips may touch in and around them
@@ -37,18 +37,23 @@ SHORT_SECONDS, LONG_SECONDS = 4, 8
 class Scale(NamedTuple):
     """What one person's lip openings are compared with, all in metres.
 
-    `rest` is the neutral's opening, `spread` how far above it the tracked lips open; below `contact` lips touch.
+    `closed` is the opening of closed lips, `spread` how far above it the tracked lips open; below `contact` lips touch.
     """
 
-    rest: float
+    closed: float
     spread: float
     contact: float
 
 
 def opening_scale(tracked: np.ndarray, rest: float) -> Scale:
-    """Tracked openings (n,) of good frames, and the neutral's. The same scale serves tracked and predicted lips."""
-    spread = max(float(np.percentile(tracked, SPREAD_PERCENTILE)) - rest, LEAST_SPREAD)
-    return Scale(rest, spread, rest + CONTACT * spread)
+    """Tracked openings (n,) of good frames, and the neutral's. The same scale serves tracked and predicted lips.
+
+    Closed lips are the neutral's, or, of a neutral that stands open, those of the least open twentieth of the frames.
+    """
+    low, high = np.percentile(tracked, CLOSED_AND_OPEN)
+    closed = min(rest, float(low))
+    spread = max(float(high) - closed, LEAST_SPREAD)
+    return Scale(closed, spread, closed + CONTACT * spread)
 
 
 def frames_of(start: float, stop: float, count: int) -> np.ndarray:
@@ -126,8 +131,8 @@ def apex_errors_ms(opening: np.ndarray, tracked: np.ndarray, scale: Scale, phone
 
 
 def peak_retention(opening: np.ndarray, tracked: np.ndarray, scale: Scale, phones: list[Phone], seen: np.ndarray) -> np.ndarray:
-    """(n,) predicted over tracked height above the neutral of the widest opening in each open vowel whose tracked peak is one."""
-    peaks = [(opening[frames].max() - scale.rest, tracked[frames].max() - scale.rest)
+    """(n,) predicted over tracked height above closed lips of the widest opening in each open vowel whose tracked peak is one."""
+    peaks = [(opening[frames].max() - scale.closed, tracked[frames].max() - scale.closed)
              for frames in _measured(phones, PEAK_PHONES, seen)]
     return np.array([found / true for found, true in peaks if true >= PEAK * scale.spread])
 

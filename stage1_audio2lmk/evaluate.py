@@ -47,13 +47,14 @@ NOBODY_SPEAKS = (
     "Lip opening above the neutral's in sound in which nobody speaks, all of it made: mean and 95th percentile, in millimetres. "
     "Levels are below full scale; breath is at −35 dB, music at −20 dB.")
 BY_PHONES = (
-    f"Lips touch below the neutral's opening plus {CONTACT:g} of the clip's spread (the 90th percentile of the tracked opening "
-    "above it). Contact: share of /p b m/ in which they do. False contact: share of the frames of unrounded vowels, 80 ms away "
-    "from /p b m f v w/ and pauses, in which they do. Apex ms: how far the lowest moment is from the tracked one, median; 120 "
-    "where the lips do not dip. Peaks: height of the widest opening in open vowels over the tracked one, median. After speech: "
-    "mean speed of the lips in the first 200 ms of a pause. None is good alone: a closed mouth has every contact, an open one "
-    "every peak; and the tracked row, which is the video itself, is not perfect either. Phones are where the sound has them; of "
-    "a video out of step with its sound, a row shows its lips with that lag taken out.")
+    f"Lips touch below the opening of closed lips plus {CONTACT:g} of the clip's spread (from there to the 90th percentile of "
+    "the tracked opening); closed are the neutral's, or the tracked 5th percentile where that is lower. Contact: share of /p b "
+    "m/ in which they do. False contact: share of the frames of unrounded vowels, 80 ms away from /p b m f v w/ and pauses, in "
+    "which they do. Apex ms: how far the lowest moment is from the tracked one, median; 120 where the lips do not dip. Peaks: "
+    "height of the widest opening in open vowels over the tracked one, median. After speech: mean speed of the lips in the "
+    "first 200 ms of a pause. None is good alone: a closed mouth has every contact, an open one every peak; and the tracked "
+    "row, which is the video itself, is not perfect either. Phones are where the sound has them; of a video out of step with "
+    "its sound, a row shows its lips with that lag taken out.")
 NO_PHONES = ("Contacts by phones are left out, since the clip has no phones.json; `python -m tools.phone_times CLIP` writes it, "
              "and docs/formats.md describes it.")
 OTHER_SOUND = (

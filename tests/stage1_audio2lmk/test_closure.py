@@ -55,6 +55,10 @@ def figures(opening: np.ndarray) -> dict[str, float]:
 
 def test_the_scale_is_of_the_tracked_lips() -> None:
     assert SCALE == pytest.approx((REST, 0.010, REST + closure.CONTACT * 0.010))
+    ajar = opening_scale(TRUE, REST + 0.003)  # a neutral with open lips does not make contacts of open lips
+    assert ajar == SCALE
+    talking = opening_scale(TRUE[TRUE > REST + 0.005], REST)  # nor does a talk whose lips never close
+    assert talking.closed == REST and talking.contact == pytest.approx(SCALE.contact)
     still = opening_scale(np.full(50, REST), REST)
     assert still.spread == closure.LEAST_SPREAD and still.contact > REST
 
@@ -120,7 +124,7 @@ def test_a_contact_after_a_pause_has_no_moment() -> None:
 def test_of_two_contacts_nearby_the_closer_one_counts() -> None:
     opening = np.full(50, 0.010)
     opening[20], opening[23] = 0.0005, 0.0
-    first, second = (closure.apex_errors_ms(opening, opening, closure.Scale(0.0, 0.010, 0.001), [phone], np.ones(50, bool))
+    first, second = (closure.apex_errors_ms(opening, opening, closure.Scale(0.0, 0.010, 0.0015), [phone], np.ones(50, bool))
                      for phone in intervals([(0.0, "T"), (0.78, "B"), (0.82, "T"), (0.9, "M"), (0.94, "T")], 2.0)
                      if phone.name in ("B", "M"))
     assert first.tolist() == [] and second == pytest.approx([0.0])
