@@ -49,6 +49,7 @@ def make_samples(folder: Path) -> None:
     from shared.landmarks import save_array, save_landmarks
     from shared.media.audio_io import save_wav
     from shared.media.video_io import write_png
+    from shared.phones import save_phones
     from stage1_audio2lmk.checkpoint import save_model
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
@@ -84,6 +85,7 @@ def make_samples(folder: Path) -> None:
                             excluded=[ExcludedSpan(3, 5, "no face")],
                             split={"train": [(0, 25)], "test": [(25, FRAMES)]}, lag_ms=1.5,
                             versions={"talkhead": "0"}, warnings=["short"]))
+    save_phones(clip.phones, [(0.0, "SIL"), (0.2, "M"), (0.4, "AA"), (1.0, "SIL")], "made")
     write_json(avatar.json, {"name": "me", "width": SIZE, "height": SIZE, "intrinsics": camera, "fps": 25, "format": 1})
     np.savez(folder / "rows.npz", rows=rows)
     lines = [",".join(f"{axis}{k}" for k in range(68) for axis in "xyz")]
@@ -112,6 +114,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
     from shared.landmarks import load_array, load_landmarks
     from shared.media.audio_io import load_audio
     from shared.media.video_io import read_png
+    from shared.phones import load_phones
     from shared.poses import load_poses
     from stage1_audio2lmk.checkpoint import load_model
     from stage1_audio2lmk.config import Stage1Config
@@ -150,6 +153,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
         "clip/landmarks.npy": [clip],
         "clip/poses.npy": [clip, inspect("clip/poses.npy")],
         "clip/torso.npy": [clip, inspect("clip/torso.npy")],
+        "clip/phones.json": of("clip/phones.json", load_phones),
         "clip/audio.wav": of("clip/audio.wav", load_audio),
         "clip/background.png": [clip, *of("clip/background.png", read_png)],
         "avatar/avatar.json": [avatar, inspect("avatar"), inspect("avatar/avatar.json")],

@@ -19,7 +19,7 @@ from shared.metrics import correlation
 from stage1_audio2lmk.audio.augment import add_noise, gain, shift_voice
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import clip_samples
-from stage1_audio2lmk.evaluate import compare, quiet_openings
+from stage1_audio2lmk.evaluate import compare, quiet_gaps, quiet_openings
 from stage1_audio2lmk.stream import load_predictor, predict
 from stage1_audio2lmk.train import train
 
@@ -60,7 +60,7 @@ def main(folders: list[str], base: Path | None) -> None:
                 rows[name].append(correlation(lip_opening(found), lip_opening(landmarks[test])))
                 if name == "as it is":
                     whole.append(compare(found, landmarks[test], poses[test], clip.info.intrinsics))
-            quiet.append(quiet_openings(predictor, neutral))
+            quiet.append(quiet_openings(quiet_gaps(predictor, neutral)))
         print(f"{clip.info.name}: " + ", ".join(f"{key} {np.mean([row[key] for row in whole]):.3f}" for key in whole[0])
               + "; " + ", ".join(f"{key} {np.mean([row[key] for row in quiet]):+.2f}" for key in quiet[0]))
         print("| | opening r | kept |\n|---|---|---|")

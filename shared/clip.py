@@ -145,6 +145,7 @@ class Clip:
         self.labels = self.root / "labels.mkv"
         self.alpha = self.root / "alpha.mkv"
         self.background = self.root / "background.png"
+        self.phones = self.root / "phones.json"
         self.report = self.root / "report.html"
         self.training = self.root / "training"
         self.cache = self.root / ".cache"

@@ -8,23 +8,26 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from shared.clip import Clip
+from shared.clip import Clip, good_frames
 from shared.errors import TalkheadError
 from shared.files import write_json
-from shared.landmarks import FPS, LIPS, SAMPLE_RATE, lip_opening
+from shared.landmarks import FPS, LIPS, SAMPLES_PER_FRAME, lip_opening
 from shared.media.audio_io import load_audio
 from shared.media.spool import readable_again
 from shared.metrics import correlation, lag_ms, landmark_distance, velocity_ratio
+from shared.phones import load_phones, shifted
 from shared.report_page import ReportPage
 from stage1_audio2lmk.audio.features import levels
 from stage1_audio2lmk.baselines import REACH, mean_face, ridge
+from stage1_audio2lmk.closure import CONTACT, SETTLE_FRAMES, SOUNDS, gap_figures, opening_scale, phone_figures
 from stage1_audio2lmk.dataset import clip_samples
 from stage1_audio2lmk.stream import Predictor, load_predictor, predict
 
 Table = dict[str, dict[str, float]]
-SILENCE_SECONDS = 4
-QUIET = {"silence mm": 0.0, "noise mm": 10 ** (-40 / 20)}  # column and amplitude of sound in which nobody speaks
-SETTLE_FRAMES = 25
+QUIET = {"silence mm": "digital silence", "noise mm": "white noise −40 dB"}  # columns of the first table, and their sounds
+HELD, NOBODY, PHONES, OTHERS = ("stage 1 against its baselines", "lips where nobody speaks", "lips by phones",
+                                "other recordings")  # titles of tables
+IN_SYNC, LEAST_LAG_MS = "tracked, lag taken out", 40  # row of a video that is so much out of step with its sound
 LEAST_FRAMES = 10  # of a split, for a correlation to be one
 CLOSED = 0.001  # metres above the neutral's opening
 PAUSE_DB, SILENT_DB = 30, -60  # below the loud parts of a recording; of full scale, whatever the loud parts
@@ -40,10 +43,25 @@ PROTOCOL = (
     "opening. Velocity: mean speed of the lips over the true one. Lag: how late the opening comes. Silence mm: lip opening above "
     "the neutral's in digital silence; noise mm: in white noise at −40 dB. Ridge sees ± 4 frames of log-mel; it and the mean "
     "face are of the train split.")
+NOBODY_SPEAKS = (
+    "Lip opening above the neutral's in sound in which nobody speaks, all of it made: mean and 95th percentile, in millimetres. "
+    "Levels are below full scale; breath is at −35 dB, music at −20 dB.")
+BY_PHONES = (
+    f"Lips touch below the opening of closed lips plus {CONTACT:g} of the clip's spread (from there to the 90th percentile of "
+    "the tracked opening); closed are the neutral's, or the tracked 5th percentile where that is lower. Contact: share of /p b "
+    "m/ in which they do. False contact: share of the frames of unrounded vowels, 80 ms away from /p b m f v w/ and pauses, in "
+    "which they do. Apex ms: how far the lowest moment is from the tracked one, median; 120 where the lips do not dip. Peaks: "
+    "height of the widest opening in open vowels over the tracked one, median. After speech: mean speed of the lips in the "
+    "first 200 ms of a pause. None is good alone: a closed mouth has every contact, an open one every peak; and the tracked "
+    "row, which is the video itself, is not perfect either. Phones are where the sound has them; of a video out of step with "
+    "its sound, a row shows its lips with that lag taken out.")
+NO_PHONES = ("Contacts by phones are left out, since the clip has no phones.json; `python -m tools.phone_times CLIP` writes it, "
+             "and docs/formats.md describes it.")
 OTHER_SOUND = (
     "Sound without a true face. Amplitude: standard deviation of the lip opening over the tracked one's in the train split. "
     f"Closed: share of the frames whose lips are less than {1000 * CLOSED:g} mm further open than the neutral's. Pauses mm: mean "
     f"opening above the neutral's where the sound is {PAUSE_DB} dB below its loud parts or near silence; none where it never is.")
+NOTES = {HELD: PROTOCOL, NOBODY: NOBODY_SPEAKS, PHONES: BY_PHONES, OTHERS: OTHER_SOUND}
 
 
 def compare(predicted: np.ndarray, true: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> dict[str, float]:
@@ -58,18 +76,16 @@ def compare(predicted: np.ndarray, true: np.ndarray, poses: np.ndarray, intrinsi
             "lag ms": lag_ms(truth, opening)}
 
 
-def quiet_sound(amplitude: float) -> np.ndarray:
-    """SILENCE_SECONDS of noise of this standard deviation, always the same one: (n,) samples."""
-    return (amplitude * np.random.default_rng(0).normal(size=SILENCE_SECONDS * SAMPLE_RATE)).astype(np.float32)
+def quiet_gaps(predictor: Predictor, neutral: np.ndarray) -> dict[str, np.ndarray]:
+    """Lip opening above the neutral's (n,) in each of SOUNDS, in metres, after a second to settle."""
+    rest = lip_opening(neutral.reshape(1, 68, 3))
+    return {name: lip_opening(predict(predictor, make(), neutral, blinks=False)[SETTLE_FRAMES:]) - rest
+            for name, make in SOUNDS.items()}
 
 
-def quiet_openings(predictor: Predictor, neutral: np.ndarray) -> dict[str, float]:
-    """Mean lip opening in each of QUIET sounds above the neutral's, in millimetres, after a second to settle."""
-    found = {}
-    for name, amplitude in QUIET.items():
-        rows = predict(predictor, quiet_sound(amplitude), neutral, blinks=False)
-        found[name] = float(1000 * (lip_opening(rows[SETTLE_FRAMES:]) - lip_opening(neutral.reshape(1, 68, 3))).mean())
-    return found
+def quiet_openings(gaps: dict[str, np.ndarray]) -> dict[str, float]:
+    """`quiet_gaps` -> mean lip opening in each of QUIET sounds above the neutral's, in millimetres."""
+    return {column: float(1000 * gaps[name].mean()) for column, name in QUIET.items()}
 
 
 class Curves(NamedTuple):
@@ -87,7 +103,7 @@ def evaluate(clip: Clip, checkpoint: Path, *, splits: Iterable[str], device: tor
     With `base`, another checkpoint, there are rows "split: base, zero-shot" too. Raises TalkheadError for an unknown split
     or one with next to no good frames.
     """
-    return _tables(clip, _predictors(checkpoint, base, device), list(splits))[0]
+    return _tables(clip, _predictors(checkpoint, base, device), list(splits))[0][HELD]
 
 
 def _predictors(checkpoint: Path, base: Path | None, device: torch.device, encoder: str | None = None) -> dict[str, Predictor]:
@@ -95,23 +111,36 @@ def _predictors(checkpoint: Path, base: Path | None, device: torch.device, encod
     return ours | ({"base, zero-shot": load_predictor(base, device)} if base else {})
 
 
-def _tables(clip: Clip, predictors: dict[str, Predictor], splits: list[str]) -> tuple[Table, dict[str, Curves]]:
-    """The table of `evaluate`, and the curves by split."""
+def _tables(clip: Clip, predictors: dict[str, Predictor], splits: list[str]) -> tuple[dict[str, Table], dict[str, Curves]]:
+    """The table of `evaluate` and those of closure.py by title, and the curves by split."""
     info = clip.info
     held = {split: _enough_frames(clip, split) for split in splits}
     landmarks, poses, neutral = clip.load_landmarks(), clip.load_poses(), clip.load_neutral()
+    marks = load_phones(clip.phones) if clip.phones.is_file() else []
     samples, train = clip_samples(clip), _enough_frames(clip, "train")
     rows = {name: predict(predictor, samples, neutral, blinks=False) for name, predictor in predictors.items()}
-    quiet = {name: quiet_openings(predictor, neutral) for name, predictor in predictors.items()}
+    gaps = {name: quiet_gaps(predictor, neutral) for name, predictor in predictors.items()}
     rows["ridge ±4"] = ridge(samples, landmarks, train)
-    quiet["ridge ±4"] = _quiet_ridge(samples, landmarks, train, neutral)
+    gaps["ridge ±4"] = _quiet_ridge(samples, landmarks, train, neutral)
     rows["mean face"] = mean_face(landmarks, train, info.frames)
-    quiet["mean face"] = dict.fromkeys(QUIET, float(1000 * (lip_opening(rows["mean face"][:1]) - lip_opening(neutral))[0]))
+    gaps["mean face"] = dict.fromkeys(SOUNDS, lip_opening(rows["mean face"][:1]) - lip_opening(neutral))
     shown = {"tracked": landmarks} | {name: row for name, row in rows.items() if name != "mean face"}
     openings = {name: lip_opening(row) for name, row in shown.items()}
-    table = {f"{split}: {name}": compare(row[frames], landmarks[frames], poses[frames], info.intrinsics)
-             | quiet[name] for split, frames in held.items() for name, row in rows.items()}
-    return table, {split: Curves(openings, levels(samples), frames) for split, frames in held.items()}
+    tables = {HELD: {f"{split}: {name}": compare(row[frames], landmarks[frames], poses[frames], info.intrinsics)
+                     | quiet_openings(gaps[name]) for split, frames in held.items() for name, row in rows.items()},
+              NOBODY: {sound: {f"{name} {column}": value for name, found in gaps.items()
+                               for column, value in gap_figures(found[sound]).items()} for sound in SOUNDS}}
+    if marks:
+        scale = opening_scale(openings["tracked"][good_frames(info.excluded, info.frames)], float(lip_opening(neutral)[0]))
+        tables[PHONES] = {}
+        for split, frames in held.items():
+            seen, late = np.isin(np.arange(info.frames), frames), info.lag_ms or 0.0
+            table = {"tracked": phone_figures(landmarks, landmarks, scale, marks, seen)}
+            if abs(late) >= LEAST_LAG_MS:
+                table[IN_SYNC] = phone_figures(landmarks, landmarks, scale, shifted(marks, late / 1000), seen)
+            table |= {name: phone_figures(row, landmarks, scale, marks, seen) for name, row in rows.items()}
+            tables[PHONES] |= {f"{split}: {name}": row for name, row in table.items()}
+    return tables, {split: Curves(openings, levels(samples), frames) for split, frames in held.items()}
 
 
 def _enough_frames(clip: Clip, split: str) -> np.ndarray:
@@ -123,13 +152,13 @@ def _enough_frames(clip: Clip, split: str) -> np.ndarray:
     return frames
 
 
-def _quiet_ridge(samples: np.ndarray, landmarks: np.ndarray, train: np.ndarray, neutral: np.ndarray) -> dict[str, float]:
-    """Like `quiet_openings`, of ridge: the quiet sounds follow the clip; frames that see the next one are left out."""
-    more = SILENCE_SECONDS * FPS
-    sound = np.concatenate([samples, *map(quiet_sound, QUIET.values())])
-    rows = ridge(sound, np.pad(landmarks, ((0, more * len(QUIET)), (0, 0), (0, 0))), train)[len(landmarks) :]
-    opening = 1000 * (lip_opening(rows) - lip_opening(neutral)).reshape(-1, more)[:, SETTLE_FRAMES : more - REACH]
-    return {name: float(row.mean()) for name, row in zip(QUIET, opening)}
+def _quiet_ridge(samples: np.ndarray, landmarks: np.ndarray, train: np.ndarray, neutral: np.ndarray) -> dict[str, np.ndarray]:
+    """Like `quiet_gaps`, of ridge: the sounds follow the clip; frames that hear the next one are left out."""
+    sounds = {name: make() for name, make in SOUNDS.items()}
+    counts = [len(sound) // SAMPLES_PER_FRAME for sound in sounds.values()]
+    rows = ridge(np.concatenate([samples, *sounds.values()]), np.pad(landmarks, ((0, sum(counts)), (0, 0), (0, 0))), train)
+    parts = np.split(lip_opening(rows) - lip_opening(neutral), len(landmarks) + np.cumsum([0, *counts]))[1:]
+    return {name: part[SETTLE_FRAMES : len(part) - REACH] for name, part in zip(sounds, parts)}
 
 
 def pauses(level: np.ndarray) -> np.ndarray:
@@ -190,16 +219,17 @@ def evaluate_audio2lmk(clip: Clip, checkpoint: Path, folder: Path, *, splits: It
     """
     predictors = _predictors(checkpoint, base, device, encoder)
     sounds = {name: _load_sound(file) for name, file in _names(audio).items()}
-    table, curves = _tables(clip, predictors, list(splits))
-    tables = {"stage 1 against its baselines": table}
+    tables, curves = _tables(clip, predictors, list(splits))
     if sounds:
-        tables["other recordings"], others = _other_sound(clip, predictors, sounds)
+        tables[OTHERS], others = _other_sound(clip, predictors, sounds)
         curves |= others
     rest = float(lip_opening(clip.load_neutral())[0])
     page = ReportPage(f"Audio to landmarks on {clip.info.name}", STRIP_SIZE[0])
-    for title, note in zip(tables, (PROTOCOL, OTHER_SOUND)):
+    for title in tables:
         page.table(title, tables[title])
-        page.text(note)
+        page.text(NOTES[title])
+    if PHONES not in tables:
+        page.text(NO_PHONES)
     for name, curve in curves.items():
         page.heading(f"Lip opening, {name}")
         _add_plots(page, curve, rest)

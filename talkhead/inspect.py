@@ -19,6 +19,7 @@ from shared.lock import folder_lock, holder
 from shared.media.audio_io import audio_notes, load_audio
 from shared.media.container import is_picture, open_media
 from shared.media.video_io import probe, read_png
+from shared.phones import load_phones
 from shared.poses import load_poses
 from shared.publish import WORK
 
@@ -90,6 +91,8 @@ def _clip(clip: Clip) -> Iterator[str]:
         "torso.npy": lambda: _shape(clip.load_torso_motion()), "neutral.npy": lambda: _shape(clip.load_neutral()),
         "audio.wav": lambda: f"{len(load_audio(clip.audio)) / SAMPLE_RATE:.1f} s",
     }
+    if clip.phones.is_file():
+        parts[clip.phones.name] = lambda: f"{len(load_phones(clip.phones))} phones and pauses"
     if clip.fitted_poses.is_file():
         parts["poses_fitted.npy"] = lambda: _shape(load_poses(clip.fitted_poses))
     if clip.video.is_file():
@@ -262,6 +265,9 @@ def _json(path: Path) -> Iterator[str]:
         Clip(path.parent).check()
     elif kind == "avatar":
         Avatar(path.parent).check()
+    elif path.name == "phones.json":
+        yield f"{len(load_phones(path))} phones and pauses, valid"
+        return
     keys = ", ".join(map(str, list(values)[:12]))
     yield f"JSON{f' of the {kind} {path.parent}' if kind else ''}: {len(values)} keys ({keys[:100]}): valid"
     if kind:

@@ -66,28 +66,33 @@ def mouth_of(marks: Marks, frames: int) -> np.ndarray:
 
 def recognise(samples: np.ndarray, decoder) -> Marks:
     """Samples at 16 kHz -> the phones that pocketsphinx's own model recognises: words first, then their phones aligned."""
-    raw = (np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
-
-    def decode() -> None:
-        decoder.start_utt()
-        decoder.process_raw(raw, full_utt=True)
-        decoder.end_utt()
-
     decoder.activate_search()
-    decode()
+    _decode(samples, decoder)
     if not decoder.hyp() or not decoder.hyp().hypstr:
         return []
-    decoder.set_align_text(decoder.hyp().hypstr)
-    decode()
+    marks = align(samples, decoder, decoder.hyp().hypstr)
+    return marks if len(marks) > LEAST_PHONES else []
+
+
+def align(samples: np.ndarray, decoder, words: str) -> Marks:
+    """Samples at 16 kHz in which these words are said -> their phones. RuntimeError where they do not fit the sound."""
+    decoder.set_align_text(words)
+    _decode(samples, decoder)
     decoder.set_alignment()
-    decode()
+    _decode(samples, decoder)
     marks: Marks = [(0.0, "SIL")]
     stop = 0.0
     for word in decoder.get_alignment():
         for phone in word:
             marks.append((phone.start / 100, phone.name if phone.name in ARPABET else "SIL"))
             stop = (phone.start + phone.duration) / 100
-    return [*marks, (stop, "SIL")] if len(marks) >= LEAST_PHONES else []
+    return [*marks, (stop, "SIL")]
+
+
+def _decode(samples: np.ndarray, decoder) -> None:
+    decoder.start_utt()
+    decoder.process_raw((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
+    decoder.end_utt()
 
 
 class Speaker:

@@ -147,7 +147,7 @@ def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio:
     from shared.clip import Clip
     from shared.training import pick_device
     from stage1_audio2lmk.checkpoint import SHIPPED_BASE
-    from stage1_audio2lmk.evaluate import evaluate_audio2lmk
+    from stage1_audio2lmk.evaluate import NO_PHONES, PHONES, evaluate_audio2lmk
 
     source, target = Clip(clip), Avatar(avatar or avatar_folder(clip))
     splits = tuple(source.held_out(splits))
@@ -156,4 +156,6 @@ def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio:
     tables = evaluate_audio2lmk(source, target.stage1, folder, splits=splits, device=pick_device(device),
                                 base=SHIPPED_BASE if str(base) == "shipped" else base, audio=audio, encoder=encoder)
     print_tables(tables)
+    if PHONES not in tables:
+        click.echo(f"\n{NO_PHONES}")
     click.echo(f"\n{folder / 'eval.html'}")

@@ -260,6 +260,8 @@ INPUTS |= {
     "--config with a key twice": config("steps: 3\nsteps: 4\n"),
     "--config with a list": config("- steps\n"),
     "--config with aliases": config("a: &a [1]\nb: [*a, *a]\n"),
+    "phones.json with a digit of stress": lambda f: raw(f, b'{"phones": [[0, "SIL"], [0.4, "AH0"]]}', "phones.json"),
+    "phones.json whose times fall": lambda f: raw(f, b'{"phones": [[0, "SIL"], [1, "M"], [0.5, "AA"]]}', "phones.json"),
     "--config with 2,000 brackets": config("steps: " + "[" * 2000),
 }
 
