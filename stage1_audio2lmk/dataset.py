@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.landmarks import MOTION_DIM, MOVING, SAMPLES_PER_FRAME
+from shared.landmarks import MOTION_DIM, MOVING, SAMPLE_RATE, SAMPLES_PER_FRAME
 from stage1_audio2lmk.audio.augment import shift_voice
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import ENERGY_SCALE, FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
@@ -100,12 +100,20 @@ def augmented_voices(clip: Clip, recording: Recording, weight: float, feature_fn
 
 
 def synthetic_silence(count: int, rng: np.random.Generator, feature_fn: FeatureFn = features) -> Recording:
-    """`count` rows of silence and of noise without speech at each of SILENCE_LEVELS, in which the face is at rest."""
+    """`count` rows of silence and of noise without speech at each of SILENCE_LEVELS, in which the face is at rest.
+
+    White noise, noise through a one-pole filter, and pink and brown noise from 20 Hz, as microphones and rooms have.
+    """
     pieces = []
+    size = SAMPLES_PER_FRAME * -(-count // (4 * len(SILENCE_LEVELS)))
+    frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 20)
     for level in SILENCE_LEVELS:
-        hiss = rng.normal(size=(2, SAMPLES_PER_FRAME * -(-count // (2 * len(SILENCE_LEVELS)))))
-        rumble = lfilter([(1 - SOFTENING**2) ** 0.5], [1, -SOFTENING], hiss[1])
-        pieces += [level * hiss[0], level * rumble]
+        noise = rng.normal(size=(4, size))
+        noise[1] = lfilter([(1 - SOFTENING**2) ** 0.5], [1, -SOFTENING], noise[1])
+        for k, slope in ((2, 0.5), (3, 1.0)):
+            coloured = np.fft.irfft(np.fft.rfft(noise[k]) * frequency**-slope, size)
+            noise[k] = coloured / coloured.std()
+        pieces += [level * kind for kind in noise]
     samples = np.concatenate(pieces).astype(np.float32)
     return Recording("silence", torch.from_numpy(feature_fn(samples))[:count],
                      torch.zeros(count, MOTION_DIM), torch.ones(count, dtype=torch.bool), 0, count, SILENCE_WEIGHT)

@@ -4,13 +4,14 @@ On a subset of regressors (Rasmussen and Williams 2006, 8.3.1): the least |XW âˆ
 the support points, K that of the support points to each other. With every row a support point it is kernel ridge regression.
 Where there is a base model, the prior, Y is what a share of its output leaves of the displacement.
 
-Inner folds, contiguous parts of the frames before the validation split, choose penalty and share together. Squared error
-flattens motion, so an unsharp mask is added to the targets, just as strong as makes the folds' lips move at
+Inner folds choose penalty and share together: of one speaker contiguous parts of the frames before the validation split, of
+several whole speakers, since a base model is for voices that it was not fitted to. Squared error flattens motion, so an unsharp mask is added to the targets, just as strong as makes the folds' lips move at
 TARGET_VELOCITY_RATIO of their true speed.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,9 @@ TARGET_VELOCITY_RATIO = 0.83  # of lip velocities on held-out folds, predicted o
 FOLDS = 4
 GAP = 25  # frames beside a fold that are too much like it to help predict it
 CHUNK = 256  # rows whose similarities are held at once
-SILENCE_POINTS = 96  # support points of silence
+SILENCE_POINTS = 144  # support points of silence
+EMBEDDING_SHARES = (0.0, 0.3, 1.0, 2.0)  # weights of the embedding's term in the kernel that may be chosen
+CHOICE_POINTS = 600  # support points with which it is chosen
 
 Solution = tuple[Tensor, Tensor]  # weights (K, m), bias (K,) of a KernelRegressor
 
@@ -105,17 +108,10 @@ def fit_kernel_ridge(kernel: KernelRegressor, recordings: Sequence[Recording], s
     `silence` begins with a row of digital silence, which is what lies around a recording; all of it is in every fit. Recordings
     of another weight than 1 give no support points. Runs on the CPU.
     """
-    all_rows = [*recordings, silence]
-    given = list(priors) if priors is not None else [torch.zeros_like(r.displacement) for r in all_rows]
-    data = [_rows(kernel, r, prior, silence.features[0]) for r, prior in zip(all_rows, given, strict=True)]
+    data = _all_rows(kernel, recordings, silence, priors)
     spoken, quiet = data[:-1], data[-1]
     problem = Problem(kernel, select_support(spoken, quiet, config.support_points), config)
-    silent = problem.normal_equations(quiet, torch.arange(len(silence.features)))
-    folds = [total(problem.normal_equations(rows, rows.folds[k]) for rows in spoken) for k in range(FOLDS)]
-    near = [total(problem.normal_equations(rows, _beside(rows.folds, k)) for rows in spoken) for k in range(FOLDS)]
-    fit = total([*folds, silent])
-    without = [NormalEquations(*(a - b - c for a, b, c in zip(fit, fold, gap))) for fold, gap in zip(folds, near)]
-
+    fit, folds, without = _folds(problem, spoken, quiet)
     errors = held_out_errors(problem, without, folds, shares if priors is not None else (0.0,))
     _, share, penalty = min((error, share, penalty) for share, row in errors.items() for penalty, error in row.items())
     solved = [problem.solve(equations, share, penalty) for equations in without]
@@ -124,6 +120,28 @@ def fit_kernel_ridge(kernel: KernelRegressor, recordings: Sequence[Recording], s
     solution, everything = (_sharpened(problem.solve(equations, share, penalty), sharpening) for equations in (fit, final))
     return KernelFit(problem.support, solution, everything, penalty, share, sharpening,
                      out_of_fold_residuals(problem, spoken, solved, share), errors)
+
+
+@torch.no_grad()
+def choose_embedding_share(kernel: KernelRegressor, recordings: Sequence[Recording], silence: Recording, config: Stage1Config,
+                           priors: Sequence[Tensor] | None = None) -> float:
+    """The weight of the embedding's term with the least error on inner folds, each with its best penalty and prior's share.
+
+    Arguments as of `fit_kernel_ridge`. Recordings of weight 1 decide, with CHOICE_POINTS support points.
+    """
+    own = [k for k, r in enumerate(recordings) if r.weight == 1]
+    some = None if priors is None else [*(priors[k] for k in own), priors[-1]]
+    small = replace(config, support_points=min(CHOICE_POINTS, config.support_points))
+    least = {}
+    for share in EMBEDDING_SHARES:
+        trial = copy.deepcopy(kernel)
+        trial.similarity.config = replace(kernel.config, share=share)
+        data = _all_rows(trial, [recordings[k] for k in own], silence, some)
+        problem = Problem(trial, select_support(data[:-1], data[-1], small.support_points), small)
+        _, folds, without = _folds(problem, data[:-1], data[-1])
+        errors = held_out_errors(problem, without, folds, SHARES if priors is not None else (0.0,))
+        least[share] = min(error for row in errors.values() for error in row.values())
+    return min(least, key=least.__getitem__)
 
 
 class Problem:
@@ -246,11 +264,47 @@ def out_of_fold_residuals(problem: Problem, spoken: Sequence[Rows], solved: Sequ
     return found
 
 
-def _rows(kernel: KernelRegressor, recording: Recording, prior: Tensor, silence: Tensor) -> Rows:
+def _all_rows(kernel: KernelRegressor, recordings: Sequence[Recording], silence: Recording,
+              priors: Sequence[Tensor] | None) -> list[Rows]:
+    """Rows of the recordings and, last, of silence."""
+    every = [*recordings, silence]
+    given = list(priors) if priors is not None else [torch.zeros_like(r.displacement) for r in every]
+    groups = [*_speaker_folds(recordings), None]
+    return [_rows(kernel, r, prior, silence.features[0], group) for r, prior, group in zip(every, given, groups, strict=True)]
+
+
+def _speaker_folds(recordings: Sequence[Recording]) -> list[int | None]:
+    """The fold of each recording where there are as many speakers as folds: whole speakers, the longest first, by length."""
+    length: dict[int, int] = {}
+    for r in recordings:
+        length[r.speaker] = length.get(r.speaker, 0) + int(r.good.sum())
+    if len(length) < FOLDS:
+        return [None] * len(recordings)
+    filled, fold = [0] * FOLDS, {}
+    for speaker in sorted(length, key=lambda one: -length[one]):
+        fold[speaker] = filled.index(min(filled))
+        filled[fold[speaker]] += length[speaker]
+    return [fold[r.speaker] for r in recordings]
+
+
+def _folds(problem: Problem, spoken: Sequence[Rows], quiet: Rows) -> tuple[NormalEquations, list[NormalEquations],
+                                                                         list[NormalEquations]]:
+    """Normal equations of all folds and silence, of each fold, and of all but each fold and what is near it."""
+    silent = problem.normal_equations(quiet, torch.arange(len(quiet.recording.features)))
+    folds = [total(problem.normal_equations(rows, rows.folds[k]) for rows in spoken) for k in range(FOLDS)]
+    near = [total(problem.normal_equations(rows, _beside(rows.folds, k)) for rows in spoken) for k in range(FOLDS)]
+    fit = total([*folds, silent])
+    return fit, folds, [NormalEquations(*(a - b - c for a, b, c in zip(fit, fold, gap))) for fold, gap in zip(folds, near)]
+
+
+def _rows(kernel: KernelRegressor, recording: Recording, prior: Tensor, silence: Tensor, group: int | None) -> Rows:
+    """`group`: the fold of all its frames, None for contiguous parts in every fold."""
     quiet = silence.expand(max(kernel.left, kernel.ahead), -1)
     padded = torch.cat([quiet[: kernel.left], recording.features, quiet[: kernel.ahead]])
     sound = Sound(*(part[0] for part in kernel.similarity.sound(padded[None])))
-    folds = torch.nonzero(recording.good[: recording.val_start])[:, 0].tensor_split(FOLDS)
+    frames = torch.nonzero(recording.good[: recording.val_start])[:, 0]
+    folds = tuple(frames.tensor_split(FOLDS)) if group is None else tuple(
+        frames if k == group else frames[:0] for k in range(FOLDS))
     validation = recording.val_start + torch.nonzero(recording.good[recording.val_start :])[:, 0]
     return Rows(recording, sound, prior, unsharp_mask(recording), folds, validation)
 
@@ -265,6 +319,8 @@ def _beside(folds: tuple[Tensor, ...], k: int) -> Tensor:
     if not len(folds[k]):
         return folds[k]
     others = torch.cat([fold for j, fold in enumerate(folds) if j != k])
+    if not len(others):
+        return others
     gap = min(GAP, len(folds[k]) // 2)
     return others[(others >= folds[k][0] - gap) & (others <= folds[k][-1] + gap)]
 

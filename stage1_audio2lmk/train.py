@@ -38,14 +38,14 @@ from stage1_audio2lmk.encoders.transformers_encoder import (
     cached_hidden_states,
     load_encoder,
 )
-from stage1_audio2lmk.kernel_ridge import KernelFit, fit_kernel_ridge
+from stage1_audio2lmk.kernel_ridge import KernelFit, choose_embedding_share, fit_kernel_ridge
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import LandmarkModel, motion_of, new_model
 from stage1_audio2lmk.statistics import set_statistics, statistics
 from stage1_audio2lmk.transformer import LandmarkTransformer
 from stage1_audio2lmk.validation import validation_error
 
-SILENCE_FRAMES = 600
+SILENCE_FRAMES = 960
 WARM_UP = 50  # steps over which the learning rate rises
 CACHE = "encoder"  # folder, in a clip's training folder, of an external encoder's hidden states
 
@@ -135,6 +135,9 @@ def _fit(model: LandmarkModel, data: _Data, config: Stage1Config, prior: Landmar
     if prior is not None:
         projector = model.kernel.projector()
         priors = [motion_of(prior, r.features, 0) @ projector for r in (*fitted, data.silence)]
+    if config.embedding_share is None and model.size and config.mel_terms:
+        share = choose_embedding_share(model.kernel, fitted, data.silence, config, priors)
+        model.kernel.similarity.config = dataclasses.replace(model.kernel.config, share=share)
     fit = fit_kernel_ridge(model.kernel, fitted, data.silence, config, priors)
     model.kernel.load(fit)
     if fit.share:

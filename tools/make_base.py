@@ -1,65 +1,72 @@
-"""The base model that ships: transformer pretrained on all clips, then the kernel regression fitted to tracked people.
+"""The base model that ships: a speech encoder, and a kernel regression on its embedding fitted to tracked people.
 
-    talkhead process hdtf1.mp4 clips/people/hdtf1    # and the others
-    python -m tools.speech_corpora label … --test 8 --test 61 --test 62 --test 63 -o corpora/librispeech
+    python -m tools.talker_clips talkers/grid_* talkers/hdtf_* -o clips/talkers
     python -m tools.speech_corpora synthesise -o corpora/synthetic
-    python -m tools.speech_corpora faces corpora/librispeech -o clips/read
-    python -m stage1_audio2lmk.encoders.train_speech_encoder corpora/* --minutes 4 --steps 100000 -o encoder.safetensors
-    python tools/make_base.py --speech encoder.safetensors --made clips/read --tracked clips/people -o base.safetensors
+    python -m stage1_audio2lmk.encoders.train_speech_encoder … -o encoder.safetensors    # see its --help
+    python -m tools.make_base --speech encoder.safetensors clips/talkers/* -o base.safetensors
 
-Rules teach the transformer what every sound looks like; the few seconds of real people correct how far lips really go. On
-those alone it would learn nothing, and rules alone move nobody's lips as people do (EXPERIMENTS.md).
+Clips of one speaker are told by their names, SPEAKER_sentenceN. Of each clip PER_CLIP frames at most are fitted to, evenly, so
+that long recordings of a few people do not outweigh many short ones; the penalty is chosen on speakers left out.
 """
 
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import click
+import numpy as np
+import torch
 
 from shared.clip import Clip
-from shared.training import pick_device
-from stage1_audio2lmk.checkpoint import load_model, save_model
+from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.model import LandmarkModel
-from stage1_audio2lmk.pretrain import PretrainConfig, pretrain
-from stage1_audio2lmk.train import train
+from stage1_audio2lmk.dataset import Recording, load_recording, make_feature_fn, synthetic_silence
+from stage1_audio2lmk.encoders.base import Encoder
+from stage1_audio2lmk.encoders.speech_encoder import load_speech_encoder
+from stage1_audio2lmk.kernel_ridge import KernelFit, fit_kernel_ridge
+from stage1_audio2lmk.model import LandmarkModel, new_model
+from stage1_audio2lmk.row_store import person
+from stage1_audio2lmk.statistics import set_statistics, statistics
+from stage1_audio2lmk.train import SILENCE_FRAMES
+
+PER_CLIP = 400
+SETTINGS = Stage1Config(mel_terms=False, embedding_share=1.0, support_points=20000, val_share=0.01, steps=0)
 
 
-def without_prior(model: LandmarkModel) -> LandmarkModel:
-    """Kernel + share · (a transformer about rest) as one model: the share goes into the transformer's basis, rests add up.
+def thinned(recording: Recording, count: int) -> Recording:
+    """The recording with at most `count` of its good frames, evenly, and no validation split."""
+    frames = torch.nonzero(recording.good)[:, 0]
+    good = torch.zeros_like(recording.good)
+    good[frames[torch.linspace(0, len(frames) - 1, min(count, len(frames))).round().long()]] = True
+    return replace(recording, good=good, val_start=len(good))
 
-    `model` has no transformer of its own, and its prior, fresh from pretraining, has no support points.
-    """
-    prior, kernel = model.prior, model.kernel
-    assert model.transformer is None and (prior is None or not len(prior.kernel.support_mel))
-    if prior is not None and prior.transformer is not None:
-        projector = model.share * kernel.projector()
-        kernel.rest += prior.kernel.rest @ projector
-        prior.transformer.basis.copy_(prior.transformer.basis @ projector)
-    merged = LandmarkModel(kernel, prior.transformer if prior is not None else None)
-    merged.silence.copy_(model.silence)
-    return merged
+
+def fit_base(clips: list[Clip], encoder: Encoder, config: Stage1Config = SETTINGS) -> tuple[LandmarkModel, list[str], KernelFit]:
+    """The model, its speakers' names, and the fit with the errors on speakers left out."""
+    speakers = list(dict.fromkeys(person(clip.info.name) for clip in clips))
+    feature_fn = make_feature_fn(encoder)
+    recordings = [thinned(load_recording(clip, speakers.index(person(clip.info.name)) + 1, config, feature_fn), PER_CLIP)
+                  for clip in clips]
+    silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fn)
+    model = new_model(config, len(speakers), encoder.size)
+    model.transformer = None
+    model.silence.copy_(silence.features[0])
+    set_statistics(model, statistics(recordings, recordings, config))
+    fit = fit_kernel_ridge(model.kernel, recordings, silence, config)
+    model.kernel.load(fit, final=True)
+    return model.eval(), speakers, fit
 
 
 @click.command()
+@click.argument("clips", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--speech", required=True, type=click.Path(path_type=Path), help="Encoder from train_speech_encoder.")
-@click.option("--made", required=True, type=click.Path(path_type=Path), help="Folder of clips of actors that follow rules.")
-@click.option("--tracked", required=True, type=click.Path(path_type=Path), help="Folder of clips of people.")
-@click.option("--steps", default=1200, show_default=True)
-@click.option("--device", default="auto", show_default=True)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path))
-def main(speech: Path, made: Path, tracked: Path, steps: int, device: str, output: Path) -> None:
-    """Make the base model from an encoder and clips."""
-    people, actors = ([Clip(path) for path in sorted(folder.iterdir())] for folder in (tracked, made))
-    where, settings = pick_device(device), PretrainConfig(steps=steps, voices=2, layers=2)
-    with tempfile.TemporaryDirectory() as scratch:
-        learned = Path(scratch) / "learned.safetensors"
-        print(pretrain([*people, *actors], learned, config=settings, device=where, state_dir=Path(scratch) / "pretrain",
-                       speech=speech))
-        solved = Path(scratch) / "solved.safetensors"
-        print(train(people, solved, config=Stage1Config(steps=0), device=where, state_dir=Path(scratch) / "solve", base=learned))
-        model, _, encoder = load_model(solved, "cpu")
-        save_model(output, without_prior(model), load_model(learned, "cpu").speakers, encoder, settings)
+def main(clips: tuple[Path, ...], speech: Path, output: Path) -> None:
+    """Make the base model from an encoder and clips of people."""
+    encoder = load_speech_encoder(speech)
+    model, speakers, fit = fit_base([Clip(path) for path in clips], encoder)
+    save_model(output, model, speakers, encoder, SETTINGS)
+    click.echo(f"{len(speakers)} speakers, {len(fit.support.embedding)} support points, penalty {fit.penalty}; squared error on "
+               f"speakers left out by penalty: {fit.errors[0.0]}")
 
 
 if __name__ == "__main__":
