@@ -1,10 +1,10 @@
-"""The base model that ships: transformer pretrained on all clips, then the kernel regression fitted to tracked people.
+r"""The base model that ships: transformer pretrained on all clips, then the kernel regression fitted to tracked people.
 
     talkhead process hdtf1.mp4 clips/people/hdtf1    # and the others
-    python -m tools.speech_corpora label … --test 8 --test 61 --test 62 --test 63 -o corpora/librispeech
-    python -m tools.speech_corpora synthesise -o corpora/synthetic
-    python -m tools.speech_corpora faces corpora/librispeech -o clips/read
-    python -m stage1_audio2lmk.encoders.train_speech_encoder corpora/* --minutes 4 --steps 100000 -o encoder.safetensors
+    python -m tools.speech_corpora -o corpora/synthetic
+    python -m stage1_audio2lmk.encoders.train_speech_encoder LibriSpeech talkers --synthetic corpora/synthetic \
+        --test 8 --test 61 --test 62 --test 63 --minutes 10 --steps 100000 -o encoder.safetensors
+    python -m tools.made_faces LibriSpeech --test 8 --test 61 --test 62 --test 63 -o clips/read
     python tools/make_base.py --speech encoder.safetensors --made clips/read --tracked clips/people -o base.safetensors
 
 Rules teach the transformer what every sound looks like; the few seconds of real people correct how far lips really go. On
