@@ -1,7 +1,7 @@
 """The base model that ships: a speech encoder, and a kernel regression on its embedding fitted to tracked people.
 
     python -m tools.talker_clips talkers/grid_* talkers/hdtf_* -o clips/talkers
-    python -m tools.speech_corpora synthesise -o corpora/synthetic
+    python -m tools.speech_corpora --minutes 640 -o corpora/synthetic
     python -m stage1_audio2lmk.encoders.train_speech_encoder … -o encoder.safetensors    # see its --help
     python -m tools.make_base --speech encoder.safetensors clips/talkers/* -o base.safetensors
 

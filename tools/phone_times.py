@@ -23,7 +23,7 @@ from shared.landmarks import FPS, SAMPLE_RATE
 from shared.media.audio_io import load_audio
 from shared.phones import SILENCE, UNKNOWN, Marks, save_phones
 from stage1_audio2lmk.audio.features import levels
-from tools.speech_corpora import align, recognise
+from tools.recogniser import align, recognise
 
 LONGEST = 20.0  # seconds of a stretch that is recognised at once
 QUIET_DB, FLOOR_DB = 30, -60  # below the loud parts and of full scale: a pause

@@ -327,7 +327,7 @@ def mask_features(mel: Tensor, generator: torch.Generator, *, time_masks: int = 
         return ((place >= start) & (place < start + width)).any(-2)
 
     rows, columns = hidden(mel.shape[-2], time_masks, longest), hidden(mel.shape[-1], bands, widest)
-    mask = (rows[..., :, None] | columns[..., None, :]).to(mel.device)
+    mask = rows.to(mel.device)[..., :, None] | columns.to(mel.device)[..., None, :]
     value = mel.mean((-2, -1), keepdim=True) if fill is None else mel.new_tensor(fill)
     return torch.where(mask, value, mel)
 

@@ -1,7 +1,7 @@
-"""The built-in speech encoder: log-mel -> what was said, learned from phones of many voices.
+"""The built-in speech encoder: log-mel -> what was said, learned from larger encoders.
 
-A convolution over the frames around, a causal transformer, and a bottleneck from which the phones of the frame and of its
-neighbours are predicted in training ("bottleneck features", Grézl et al., ICASSP 2007).
+A convolution over the frames around, a causal transformer, and a linear layer. What that gives are principal components of
+what the teachers make of the frame, as the encoder predicts it (`train_speech_encoder`).
 """
 
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ LEFT_CONTEXT = 4  # frames before a row that its convolution sees
 class SpeechEncoderConfig(Settings):
     """Sizes; times in video frames of 40 ms."""
 
-    dim: int = setting(192, "width of the transformer", 2, 2048)
+    dim: int = setting(384, "width of the transformer", 2, 2048)
     layers: int = setting(3, "of the transformer", 1, 48)
-    heads: int = setting(4, "of attention; dim is an even multiple of them", 1, 256)
+    heads: int = setting(6, "of attention; dim is an even multiple of them", 1, 256)
     window: int = setting(25, "frames that attention looks back, a layer", 1, 1000)
     look_ahead: int = setting(2, "frames of future sound", 0, 100)
-    size: int = setting(64, "of the embedding", 1, 2048)
-    dropout: float = setting(0.15, "share of the values that training hides", 0, 0.9)
+    size: int = setting(128, "of the embedding", 1, 2048)
+    dropout: float = setting(0.03, "share of the values that training hides", 0, 0.9)
 
     def check(self) -> None:
         check_heads(self.dim, self.heads)
 
 
 class SpeechEncoder(nn.Module):
-    """An `Encoder` (see `base`), and the network that is trained: log-mel in windows -> embedding of unit variance a column.
+    """An `Encoder` (see `base`), and the network that is trained: log-mel in windows -> embedding of unit mean variance a column.
 
     `load_speech_encoder` gives it frozen and in evaluation mode.
     """
@@ -67,7 +67,7 @@ class SpeechEncoder(nn.Module):
     def forward(self, rows: Tensor, cache: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """Feature rows, log-mel first (B, LEFT_CONTEXT + T + look_ahead, ≥ 320) -> embedding (B, T, size), the next cache.
 
-        Columns of the embedding have unit variance each; rows of `encode` and `stream` are that divided by √size.
+        Variances of its columns add up to `size`; rows of `encode` and `stream` are that divided by √size.
         """
         x = (rows[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)) - self.mean) / self.scale
         hidden = F.gelu(self.stem(x.flatten(-2).transpose(1, 2))).transpose(1, 2)

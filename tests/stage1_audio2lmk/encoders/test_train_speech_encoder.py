@@ -9,165 +9,207 @@ from click.testing import CliRunner
 
 from shared.checkpoint import load_checkpoint
 from shared.errors import TalkheadError
-from shared.media.audio_io import save_wav
+from shared.media.audio_io import load_audio, save_wav
 from shared.resume import STATE, TrainState
 from shared.training import generator
 from stage1_audio2lmk.audio.features import HOPS, MELS, features
 from stage1_audio2lmk.encoders import train_speech_encoder
 from stage1_audio2lmk.encoders.speech_encoder import LEFT_CONTEXT, SpeechEncoderConfig, load_speech_encoder, save_speech_encoder
+from stage1_audio2lmk.encoders.teacher import Teacher
 from stage1_audio2lmk.encoders.train_speech_encoder import (
-    PLAIN,
-    UNKNOWN,
+    NO_AUGMENT,
+    AugmentConfig,
     Corpus,
     SpeechTraining,
-    Surroundings,
-    overhear,
-    read_corpora,
+    Student,
+    augment_log_mel,
+    find_recordings,
+    fold,
+    made_voices,
+    read_corpus,
+    train,
     train_encoder,
 )
+from tests.stage1_audio2lmk.tiny_encoders import save_models
 
+pytest.importorskip("transformers")
 CPU = torch.device("cpu")
 SMALL = SpeechEncoderConfig(dim=32, layers=1, heads=2, window=5, size=8, dropout=0.0)
-TRAINING = SpeechTraining(steps=150, batch=8, length=25, units=0)
-TONES = {"low": 300.0, "high": 2500.0, "_": 0.0}
+TRAINING = SpeechTraining(steps=60, batch=8, length=25, lr=3e-3, real_voices=1)
 
 
-def utterance(seed: int) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Three seconds of harmonics, high or low, and pauses, each 0.16 to 0.4 s long: samples and marks."""
-    rng, marks, at, pieces = np.random.default_rng(seed), [], 0.0, []
-    while at < 3:
-        name, seconds = rng.choice(list(TONES)), rng.integers(4, 11) * 0.04
-        time = np.arange(round(seconds * 16000)) / 16000
-        tone = sum(np.sin(2 * np.pi * k * TONES[name] * time) for k in (1, 1.5, 2))
-        pieces.append(0.2 * tone + 1e-3 * rng.normal(size=len(time)))
-        marks.append((at, str(name)))
-        at += seconds
-    return np.concatenate(pieces).astype(np.float32), marks
+def harmonics(seed: int) -> np.ndarray:
+    """Two seconds of harmonics, high or low, and pauses, each 0.16 to 0.4 s long."""
+    rng, pieces = np.random.default_rng(seed), []
+    for _ in range(14):
+        time = np.arange(rng.integers(4, 11) * 640) / 16000
+        pitch = rng.choice([0.0, 300.0, 2500.0])
+        pieces.append(0.2 * sum(np.sin(2 * np.pi * k * pitch * time) for k in (1, 1.5, 2)) + 1e-3 * rng.normal(size=len(time)))
+    return np.concatenate(pieces).astype(np.float32)[: 640 * 50]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_models(tmp_path_factory.mktemp("models"), "whisper")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sources")
+    for k in range(8):
+        save_wav(root / "read" / f"{'8' if k < 2 else '1'}-{k}.wav", harmonics(k))
+        save_wav(root / "made" / f"said{k}.wav", harmonics(100 + k))
+    for k in range(2):
+        folder = root / "talkers" / f"talker{k}"
+        save_wav(root / "sound.wav", np.concatenate([harmonics(200 + k), harmonics(300 + k)]))
+        folder.mkdir(parents=True)
+        (root / "sound.wav").rename(folder / "audio.flac")  # what it is says its content
+    (folder / "source.json").write_text(json.dumps({"segments": [[0, 40], [40, 50], [50, 100]]}))
+    return root
+
+
+def utterances(sources: Path):
+    return read_corpus([sources / "read", sources / "talkers"], [sources / "made"], ("8",))
+
+
+@pytest.fixture(scope="module")
+def taught(sources: Path, models: Path) -> torch.Tensor:
+    corpus = Corpus(utterances(sources), CPU)
+    corpus.teach([Teacher(str(models / "whisper"), 1, CPU), Teacher(str(models / "whisper"), 2, CPU)], quiet=True)
+    return corpus.targets
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(train_speech_encoder, "RAREST", 20)
-    phones, mouths = {}, {}
-    for k in range(12):
-        name = f"{'test' if k < 2 else 'train'}{k}.wav"
-        samples, marks = utterance(k)
-        save_wav(tmp_path / name, samples)
-        phones[name] = marks
-        gap = np.repeat([TONES[mark] for _, mark in marks], [round((b - a) * 25) for a, b in zip(
-            [a for a, _ in marks], [a for a, _ in marks[1:]] + [len(samples) / 16000])])
-        mouths[name] = np.repeat(gap[:, None], 5, 1) + np.arange(5)
-    (tmp_path / "phones.json").write_text(json.dumps({"kind": "tones", "test": ["test"], "phones": phones}))
-    np.savez(tmp_path / "mouth.npz", **mouths)
-    return tmp_path
+def corpus(sources: Path, taught: torch.Tensor) -> Corpus:
+    heard = Corpus(utterances(sources), CPU)
+    heard.targets = taught
+    return heard
 
 
-def corpus(folder: Path) -> tuple[Corpus, dict[str, list[str]]]:
-    utterances, kinds = read_corpora([folder])
-    return Corpus(utterances, TRAINING, CPU), kinds
+def test_recordings_of_all_kinds_are_found(sources: Path) -> None:
+    found = utterances(sources)
+    assert [(u.name, u.group, u.test) for u in found[:2]] == [("1-2/0", "real", False), ("1-3/0", "real", False)]
+    assert [u.name for u in found if u.test] == ["8-0/0", "8-1/0"]
+    talkers = [(u.name, len(u.samples) // 640) for u in found if u.group == "talkers"]
+    assert talkers == [("talker0/0", 100), ("talker1/0", 40), ("talker1/50", 50)]  # too short a segment is left out
+    assert sum(u.group == "synthetic" for u in found) == 8
+    assert find_recordings([sources / "talkers" / "talker1"])[0][0] == "talker1"
+    assert find_recordings([sources / "read" / "1-3.wav"])[0][::2] == ("1-3", "real")
+    np.testing.assert_array_equal(found[0].samples, load_audio(sources / "read" / "1-2.wav").astype(np.float16))
 
 
-def test_plain_hearing_is_that_of_the_features(folder: Path) -> None:
-    heard, _ = corpus(folder)
+def test_long_recordings_are_cut(tmp_path: Path) -> None:
+    save_wav(tmp_path / "long.wav", np.zeros(640 * 1200))
+    save_wav(tmp_path / "t.wav", np.zeros(640 * 30))
+    assert [len(u.samples) // 640 for u in read_corpus([tmp_path], test=("t",))] == [600, 600, 30]
+
+
+def test_made_voices_are_of_what_is_learned_from_alone(sources: Path) -> None:
+    found = made_voices(utterances(sources), replace(TRAINING, real_voices=2, talker_voices=1), CPU, quiet=True)
+    names = [u.name for u in found]
+    assert len(names) == 6 * 2 + 3 and not any(u.test for u in found) and {u.group for u in found} == {"real", "talkers"}
+    own = {u.name: u for u in utterances(sources)}
+    assert all(len(u.samples) == len(own[u.name[:-2]].samples) and u.samples.dtype == np.float16 for u in found)
+
+
+def test_plain_hearing_is_that_of_the_features(corpus: Corpus) -> None:
     for k in (0, 5):
-        mel = heard.whole(k, PLAIN, generator(0))[0]
-        samples = heard.utterances[k].samples.astype(np.float16).astype(np.float32)
-        true = torch.from_numpy(features(samples)[:, : HOPS * MELS]).unflatten(1, (HOPS, MELS))
-        torch.testing.assert_close(mel[LEFT_CONTEXT:-2], true, atol=2e-3, rtol=1e-3)
+        mel = corpus.whole(k, NO_AUGMENT, generator(0))[0]
+        true = torch.from_numpy(features(corpus.utterances[k].samples.astype(np.float32))[:, : HOPS * MELS])
+        torch.testing.assert_close(mel[LEFT_CONTEXT:-2], true.unflatten(1, (HOPS, MELS)), atol=2e-3, rtol=1e-3)
         assert float(mel[:LEFT_CONTEXT].max()) == float(mel[-1].max()) == pytest.approx(np.log(1e-5))
 
 
-def test_labels_stay_with_their_sound(folder: Path) -> None:
-    heard, kinds = corpus(folder)
-    assert kinds == {"tones": ["_", "high", "low"]}
-    mel, told = heard.draw(np.arange(8), generator(0), np.random.default_rng(0))
-    assert mel.shape == (8, LEFT_CONTEXT + 25 + 2, HOPS, MELS)
-    assert told["phones"].shape == (8, 28, HOPS) and told["mouth"].shape == (8, 28, 5)
-    plain = torch.cat([heard.whole(k, PLAIN, generator(0))[0, LEFT_CONTEXT:-2] for k in range(12)])
-    phones = torch.from_numpy(np.concatenate([u.phones for u in heard.utterances])).unflatten(0, (-1, HOPS))
-    loudest = plain.argmax(-1)
-    inside = torch.zeros(len(phones), dtype=torch.bool)
-    inside[1:-1] = ((phones[1:-1] == phones[:-2]) & (phones[1:-1] == phones[2:])).all(1)  # away from changes
-    high, low = (loudest[inside][phones[inside] == kinds["tones"].index(name)] for name in ("high", "low"))
-    assert high.min() > low.max() + 10
-    mouth = torch.from_numpy(np.concatenate([u.mouth for u in heard.utterances]))
-    assert set(mouth[inside][(phones[inside] == 1).all(1)][:, 0].tolist()) == {2500.0}
+def test_targets_stay_with_their_sound(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With each frame's own level as its target, what is drawn says the level of what is heard."""
+    level = torch.cat([corpus.whole(k, NO_AUGMENT, generator(0))[0, LEFT_CONTEXT:-2].flatten(1).mean(1, keepdim=True)
+                       for k in range(len(corpus.frames))])
+    corpus.targets = torch.cat([level.new_full((1, 1), -99), level]).half()
+    monkeypatch.setattr(train_speech_encoder, "AugmentConfig", lambda: NO_AUGMENT)
+    monkeypatch.setattr(train_speech_encoder, "mask_features", lambda mel, *_, **__: mel)
+    rows, targets, known = corpus.draw(replace(TRAINING, batch=24, length=70), generator(0), np.random.default_rng(0))
+    assert rows.shape == (24, LEFT_CONTEXT + 70 + 2, HOPS * MELS) and targets.shape == (24, 70, 1)
+    own = rows[:, LEFT_CONTEXT:-2].mean(2)
+    torch.testing.assert_close(targets[known][:, 0].float(), own[known], atol=0.02, rtol=0.01)
+    assert not known.all() and (targets[~known] == -99).all()
 
 
-def test_outside_a_recording_nothing_is_known(folder: Path) -> None:
-    heard, _ = corpus(folder)
-    rows = heard.rows(heard.phones, heard.at[[3]], np.array([-2]), 4, heard.frames[[3]])
-    assert (rows[0, :2] == UNKNOWN).all() and (rows[0, 2:] != UNKNOWN).all()
-    last = int(heard.frames[3])
-    rows = heard.rows(heard.mouth, heard.at[[3]], np.array([last - 1]), 3, heard.frames[[3]])
-    assert rows[0, 0].isfinite().all() and rows[0, 1:].isnan().all()
+def test_batches_have_their_shares(corpus: Corpus) -> None:
+    training = replace(TRAINING, batch=100, real_share=0.5, talkers_share=0.2, synthetic_share=0.3)
+    chosen = corpus.choose(training, np.random.default_rng(0))
+    groups = [corpus.utterances[k].group for k in chosen]
+    assert [groups.count(group) for group in ("real", "talkers", "synthetic")] == [50, 20, 30]
+    assert not any(corpus.utterances[k].test for k in chosen)
+    corpus.groups["talkers"] = np.zeros(0, int)
+    assert len(corpus.choose(training, np.random.default_rng(0))) == 100
+    with pytest.raises(TalkheadError, match="have no share"):
+        corpus.choose(replace(training, real_share=0.0, synthetic_share=0.0), np.random.default_rng(0))
 
 
 def test_another_tract_moves_the_spectrum() -> None:
     """A tone of 2 kHz under a tract 1.2 times as high sounds as one of 2.4 kHz; every recording has its own tract."""
     time = torch.arange(640 * 6 + 352) / 16000
     tone, higher = (0.1 * torch.sin(2 * np.pi * hertz * time)[None] for hertz in (2000.0, 2400.0))
-    moved = overhear(tone, replace(PLAIN, voice_share=1.0, tract=(1.2, 1.2)), generator(0))
-    assert (moved.argmax(-1) - overhear(higher, PLAIN, generator(0)).argmax(-1)).abs().max() <= 1
-    places = overhear(tone.expand(6, -1), replace(PLAIN, voice_share=1.0), generator(0)).argmax(-1)[:, 2, 0]
+    moved = augment_log_mel(tone, replace(NO_AUGMENT, voice_share=1.0, tract=(1.2, 1.2)), generator(0))
+    assert (moved.argmax(-1) - augment_log_mel(higher, NO_AUGMENT, generator(0)).argmax(-1)).abs().max() <= 1
+    places = augment_log_mel(tone.expand(6, -1), replace(NO_AUGMENT, voice_share=1.0), generator(0)).argmax(-1)[:, 2, 0]
     assert len(places.unique()) >= 3
 
 
-def test_surroundings_are_finite_and_follow_the_generator() -> None:
+def test_augmentation_is_finite_and_follows_the_generator() -> None:
     sound = torch.cat([0.1 * torch.randn(3, 640 * 10 + 352, generator=generator(1)), torch.zeros(1, 640 * 10 + 352)])
-    a, b = (overhear(sound, Surroundings(), generator(7)) for _ in range(2))
+    a, b = (augment_log_mel(sound, AugmentConfig(), generator(7)) for _ in range(2))
     assert torch.equal(a, b) and a.isfinite().all() and a.shape == (4, 10, HOPS, MELS)
-    assert not torch.equal(a, overhear(sound, Surroundings(), generator(8)))
+    assert not torch.equal(a, augment_log_mel(sound, AugmentConfig(), generator(8)))
 
 
 def test_noise_has_the_level_that_was_asked_for() -> None:
     """Silence after a tone: at 20 dB the noise there is as loud as a hundredth of the whole recording's power."""
     sound = torch.zeros(1, 640 * 50 + 352)
     sound[0, : 640 * 25] = 0.1 * torch.sin(torch.arange(640 * 25) * 0.5)
-    quiet = replace(PLAIN, noise_share=1.0)
-    powers = [overhear(sound, replace(quiet, snr_db=(level, level)), generator(3)).exp()[0, 30:].sum(-1).mean()
+    quiet = replace(NO_AUGMENT, noise_share=1.0)
+    powers = [augment_log_mel(sound, replace(quiet, snr_db=(level, level)), generator(3)).exp()[0, 30:].sum(-1).mean()
               for level in (10, 20)]
     assert float(powers[0] / powers[1]) == pytest.approx(10, rel=0.1)
 
 
-def test_units_tell_sounds_apart(folder: Path) -> None:
-    """Inside a low tone, a high one or a pause, the unit of a frame nearly always says which of them it is."""
-    heard, kinds = corpus(folder)
-    train_speech_encoder.cluster(heard, 8)
-    assert heard.units is not None and heard.units[0] == UNKNOWN and len(heard.units) == 1 + heard.frames.sum()
-    own = heard.phones[1:-1, 0]
-    inside = torch.cat([heard.phones[:-2], heard.phones[1:-1], heard.phones[2:]], 1).eq(own[:, None]).all(1)
-    inside &= own != UNKNOWN
-    table = torch.bincount(heard.units[1:-1][inside] * 3 + own[inside], minlength=24).view(8, 3)
-    assert inside.sum() > 200 and table.max(1).values.sum() / table.sum() > 0.95 and len(set(table.argmax(1).tolist())) == 3
+@torch.no_grad()
+@pytest.mark.parametrize("size", [8, 40])
+def test_folding_keeps_distances_of_what_is_told(corpus: Corpus, size: int, tmp_path: Path) -> None:
+    """Up to one factor for all, by which total variance is 1; also in the file, nearly."""
+    torch.manual_seed(1)
+    student = Student(replace(SMALL, size=size), corpus.targets.shape[1]).eval()
+    mels = [corpus.whole(k, NO_AUGMENT, generator(0)).flatten(2) for k in corpus.sample("real")]
+    told = torch.cat([student(mel)[0] for mel in mels]).double()
+    encoder = fold(student, corpus)
+    found = torch.cat([encoder(mel)[0][0] for mel in mels]).double() / size**0.5
+    assert float(found.var(0).sum()) == pytest.approx(1, rel=0.01) and found.mean(0).abs().max() < 1e-3
+    factor = told.var(0, correction=0).sum().sqrt()
+    torch.testing.assert_close(torch.cdist(found, found), torch.cdist(told, told) / factor, atol=1e-4, rtol=1e-4)
+    kept = min(size, 8 if size == 8 else 32)
+    assert (found.var(0)[: kept - 1] >= found.var(0)[1:kept]).all()
+    save_speech_encoder(tmp_path / "e.safetensors", encoder, {})
+    again = load_speech_encoder(tmp_path / "e.safetensors")
+    torch.testing.assert_close(again(mels[0])[0], encoder(mels[0])[0], atol=0.03, rtol=0.03)
 
 
-def test_training_ends_by_the_clock(folder: Path) -> None:
-    heard, kinds = corpus(folder)
-    _, _, numbers = train_encoder(heard, kinds, SMALL, replace(TRAINING, seconds=0.5, steps=10**6), CPU, quiet=True)
+def test_training_lowers_the_distance(corpus: Corpus) -> None:
+    _, before = train_encoder(corpus, SMALL, replace(TRAINING, steps=1), quiet=True)
+    _, after = train_encoder(corpus, SMALL, replace(TRAINING, steps=60), quiet=True)
+    assert after["steps"] == 60
+    assert after["test_distance_clean"] < 0.7 * before["test_distance_clean"]
+    assert after["test_distance_augmented"] < 0.9 * before["test_distance_augmented"]
+
+
+def test_training_ends_by_the_clock(corpus: Corpus) -> None:
+    _, numbers = train_encoder(corpus, SMALL, replace(TRAINING, seconds=0.5, steps=10**6), quiet=True)
     assert 0 < numbers["steps"] < 2000
 
 
-@pytest.mark.slow
-def test_learns_to_tell_phones_and_is_saved(folder: Path, tmp_path: Path) -> None:
-    heard, kinds = corpus(folder)
-    encoder, heads, numbers = train_encoder(heard, kinds, SMALL, replace(TRAINING, units=8), CPU, quiet=True)
-    assert numbers["steps"] == 150 and numbers["val_tones_accuracy_clean"] > 0.8 and numbers["val_tones_accuracy_augmented"] > 0.5
-    assert set(heads) == {"tones", "mouth", "units"}
-    save_speech_encoder(tmp_path / "e.safetensors", encoder, {"note": 1})
-    again = load_speech_encoder(tmp_path / "e.safetensors")
-    x = heard.whole(0, PLAIN, generator(0)).flatten(2)
-    with torch.no_grad():
-        ours, theirs = encoder(x)[0], again(x)[0]
-    torch.testing.assert_close(ours, theirs, atol=0.02, rtol=0.02)  # half precision
-    assert 0.5 < float(ours.std()) < 2
-
-
-def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit, with dropout, units and augmentation."""
-    config, training = replace(SMALL, dropout=0.2), replace(TRAINING, steps=8, units=8, save_seconds=0)
-    heard, kinds = corpus(folder)
-    whole, _, numbers = train_encoder(heard, kinds, config, training, CPU, TrainState(tmp_path / "a", {"clip": 1}), quiet=True)
+def test_resumed_equals_uninterrupted(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, with dropout and augmentation."""
+    config, training = replace(SMALL, dropout=0.2), replace(TRAINING, steps=8, save_seconds=0)
+    whole, numbers = train_encoder(corpus, config, training, TrainState(tmp_path / "a", {"clip": 1}), quiet=True)
     draw = Corpus.draw
 
     def dies(self, *arguments):
@@ -178,28 +220,48 @@ def test_resumed_equals_uninterrupted(folder: Path, tmp_path: Path, monkeypatch:
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Corpus, "draw", dies)
-        train_encoder(corpus(folder)[0], kinds, config, training, CPU, TrainState(tmp_path / "b", {"clip": 1}), quiet=True)
+        train_encoder(corpus, config, training, TrainState(tmp_path / "b", {"clip": 1}), quiet=True)
     torch.manual_seed(99)  # another process starts with other global state
-    again, _, resumed = train_encoder(corpus(folder)[0], kinds, config, training, CPU, TrainState(tmp_path / "b", {"clip": 1}),
-                                      quiet=True)
+    again, resumed = train_encoder(corpus, config, training, TrainState(tmp_path / "b", {"clip": 1}), quiet=True)
     assert resumed == numbers and numbers["steps"] == 8
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_a_resumed_training_computes_no_targets_again(sources: Path, models: Path, tmp_path: Path,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = Teacher(str(models / "whisper"), 1, CPU)
+    arguments = dict(teachers=[teacher], test=("8",), training=replace(TRAINING, steps=2), device=CPU, config=SMALL, quiet=True)
+
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train_speech_encoder, "train_encoder", stops)
+        train([sources / "read"], [sources / "made"], tmp_path / "e.safetensors", state_dir=tmp_path / "state", **arguments)
+    monkeypatch.setattr(Corpus, "teach", stops)
+    numbers = train([sources / "read"], [sources / "made"], tmp_path / "e.safetensors", state_dir=tmp_path / "state", **arguments)
+    assert numbers["steps"] == 2 and not (tmp_path / "state" / "rows").exists()
+    card = load_checkpoint(tmp_path / "e.safetensors")[1]["card"]
+    assert card["sources"] == ["read", "made"] and card["teachers"] == [teacher.info()] and card["test"] == ["8"]
+    assert card["frames"] == {"real": 600, "talkers": 0, "synthetic": 400} and "test_distance_augmented" in card
+
+
 @pytest.mark.slow
-def test_the_command_keeps_a_finished_encoder(folder: Path, tmp_path: Path) -> None:
+def test_the_command_keeps_a_finished_encoder(sources: Path, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "e.safetensors"
-    arguments = [str(folder), "-o", str(out), "--steps", "1", "--device", "cpu"]
-    assert CliRunner().invoke(train_speech_encoder.main, arguments).exit_code == 0
+    arguments = [str(sources / "read"), "-o", str(out), "--steps", "1", "--batch", "4", "--device", "cpu", "--test", "8",
+                 "--teacher", f"{models / 'whisper'}:1"]
+    assert CliRunner().invoke(train_speech_encoder.main, arguments, catch_exceptions=False).exit_code == 0
     assert not (tmp_path / "e.training" / STATE).exists() and list((tmp_path / "e.training" / "curves").iterdir())
     refused = CliRunner().invoke(train_speech_encoder.main, arguments)
     assert refused.exit_code and "exists already; add --overwrite to replace it" in str(refused.exception or refused.output)
     assert CliRunner().invoke(train_speech_encoder.main, [*arguments, "--overwrite"]).exit_code == 0
 
 
-def test_without_test_recordings_it_says_so(folder: Path) -> None:
-    table = json.loads((folder / "phones.json").read_text())
-    (folder / "phones.json").write_text(json.dumps(table | {"test": ["nobody"]}))
-    with pytest.raises(TalkheadError, match="12 recordings; some must be for tests, some not"):
-        read_corpora([folder])
+def test_what_cannot_be_learned_from_is_refused(sources: Path, tmp_path: Path) -> None:
+    for test, count in (((), 0), (("nobody",), 0), (("8", "1"), 8)):
+        with pytest.raises(TalkheadError, match=f"{count} of 8 recordings are for tests; some must be, and some not"):
+            read_corpus([sources / "read"], test=test)
+    with pytest.raises(TalkheadError, match="holds no recordings"):
+        read_corpus([tmp_path])
