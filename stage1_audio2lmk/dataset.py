@@ -14,8 +14,9 @@ from torch import Tensor
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import MOTION_DIM, MOVING, SAMPLE_RATE, SAMPLES_PER_FRAME
-from stage1_audio2lmk.audio.augment import shift_voice
+from stage1_audio2lmk.audio.augment import shift_voices
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
+from stage1_audio2lmk.audio.device_front_end import change_on
 from stage1_audio2lmk.audio.features import ENERGY_SCALE, FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.encoders.base import Encoder
@@ -34,6 +35,7 @@ LEVEL_SPREAD = 0.5  # standard deviation of the drawn gain, natural logarithm of
 NOISE_FLOOR = -10.0  # natural logarithm of the least mel power that added noise has
 INPUT_NOISE = 0.1  # standard deviation of the noise on every column, relative to the column's own
 
+CPU = torch.device("cpu")
 FeatureFn = Callable[[np.ndarray], np.ndarray]  # samples (640·T,) -> rows (T, FEATURE_SIZE + size)
 
 
@@ -54,10 +56,12 @@ class Recording:
     cuts: tuple[int, ...] = ()  # frames at which a new shot begins
 
 
-def make_feature_fn(encoder: Encoder | None) -> FeatureFn:
-    """The function that computes rows: features, then the encoder's embedding if there is an encoder."""
+def make_feature_fn(encoder: Encoder | None, device: torch.device = CPU) -> FeatureFn:
+    """The function that computes rows: features, then the encoder's embedding if there is an encoder. Spectra are made on
+    `device`, formants on the CPU.
+    """
     def rows(samples: np.ndarray) -> np.ndarray:
-        x = features(samples)
+        x = features(samples, device)
         return x if encoder is None else np.concatenate([x, encoder.encode(samples, x)], 1, dtype=np.float32)
 
     return rows
@@ -92,11 +96,11 @@ def val_start(train: np.ndarray, config: Stage1Config) -> int:
     return int(train[int(len(train) * (1 - config.val_share))])
 
 
-def augmented_voices(clip: Clip, recording: Recording, weight: float, feature_fn: FeatureFn = features) -> list[Recording]:
-    """The recording of a clip in each of VOICES: the same lips to sound of shifted pitch and formants."""
-    sound = torch.from_numpy(DCBlocker().pass_through(clip_samples(clip)))
-    return [replace(recording, features=torch.from_numpy(feature_fn(shift_voice(sound, *voice).numpy())), weight=weight)
-            for voice in VOICES]
+def augmented_voices(clip: Clip, recording: Recording, weight: float, feature_fn: FeatureFn = features,
+                     device: torch.device = CPU) -> list[Recording]:
+    """The recording of a clip in each of VOICES, made on `device`: the same lips to sound of shifted pitch and formants."""
+    sounds = change_on(device, DCBlocker().pass_through(clip_samples(clip)), lambda sound: shift_voices(sound, VOICES))
+    return [replace(recording, features=torch.from_numpy(feature_fn(sound)), weight=weight) for sound in sounds]
 
 
 def synthetic_silence(count: int, rng: np.random.Generator, feature_fn: FeatureFn = features) -> Recording:

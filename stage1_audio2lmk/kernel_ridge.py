@@ -5,8 +5,8 @@ the support points, K that of the support points to each other. With every row a
 Where there is a base model, the prior, Y is what a share of its output leaves of the displacement.
 
 Inner folds choose penalty and share together: of one speaker contiguous parts of the frames before the validation split, of
-several whole speakers, since a base model is for voices that it was not fitted to. Squared error flattens motion, so an unsharp mask is added to the targets, just as strong as makes the folds' lips move at
-TARGET_VELOCITY_RATIO of their true speed.
+several whole speakers, since a base model is for voices that it was not fitted to. Squared error flattens motion, so an
+unsharp mask is added to the targets, just as strong as makes the folds' lips move at TARGET_VELOCITY_RATIO of their true speed.
 """
 
 import copy

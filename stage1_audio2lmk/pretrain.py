@@ -115,7 +115,7 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     """
     _check(config)
     encoder = load_speech_encoder(speech).to(device) if speech else None
-    feature_fn = make_feature_fn(encoder)
+    feature_fn = make_feature_fn(encoder, device)
     first = distributed.rank() == 0
     quiet = quiet or not first
     prints = [fingerprint(clip, config.seed) for clip in clips]
@@ -123,7 +123,7 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
     state = TrainState(state_dir, inputs)
     saved = state.load()
 
-    rows = _rows(clips, [state_dir / "rows" / name for name in prints], config, feature_fn, quiet)
+    rows = _rows(clips, [state_dir / "rows" / name for name in prints], config, feature_fn, device, quiet)
     silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fn).features
     learner = _learner(config, encoder.size if encoder is not None else 0, rows, silence)
     model = learner.model
@@ -189,12 +189,13 @@ def pretrain(clips: list[Clip], out: Path, *, config: PretrainConfig, device: to
             "best_step": history["best_step"], "losses": history["losses"]}
 
 
-def _rows(clips: list[Clip], folders: list[Path], config: PretrainConfig, feature_fn: FeatureFn, quiet: bool) -> list[ClipRows]:
+def _rows(clips: list[Clip], folders: list[Path], config: PretrainConfig, feature_fn: FeatureFn, device: torch.device,
+          quiet: bool) -> list[ClipRows]:
     """Prepared rows of all clips, of which each process prepares its share."""
     own = list(zip(clips, folders))[distributed.rank() :: distributed.world_size()]
     with progress(len(own), "stage 1: sound of clips", quiet=quiet, unit="clip") as bar:
         for clip, folder in own:
-            prepare(clip, folder, config.voices, config, feature_fn)
+            prepare(clip, folder, config.voices, config, feature_fn, device)
             bar.update()
     distributed.barrier()
     return open_rows(clips, folders, config.voices, config)

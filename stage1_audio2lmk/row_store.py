@@ -6,6 +6,7 @@ and the encoder's embedding; `voice1.npy` and so on are of augmented voices that
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -23,9 +24,10 @@ from shared.landmarks import SAMPLES_PER_FRAME, save_array
 from shared.training import generator
 from stage1_audio2lmk.audio.augment import VoiceRanges, augment_voice, mask_features
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
+from stage1_audio2lmk.audio.device_front_end import change_on
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, HOPS, MELS
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import FeatureFn, Recording, Windows, clip_samples, load_recording, val_start
+from stage1_audio2lmk.dataset import CPU, FeatureFn, Recording, Windows, clip_samples, load_recording, val_start
 
 RANGES = VoiceRanges(shift_share=1.0, gain_db=(-25.0, 5.0))
 LONGEST_HIDDEN = 3  # frames of sound that a training window may lack at a time
@@ -67,8 +69,9 @@ def fingerprint(clip: Clip, seed: int) -> str:
     return digest.hexdigest()[:15]
 
 
-def prepare(clip: Clip, folder: Path, voices: int, config: Stage1Config, feature_fn: FeatureFn) -> None:
-    """Write a clip's rows in `voices` voices, unless they are there; `folder` is named by its fingerprint."""
+def prepare(clip: Clip, folder: Path, voices: int, config: Stage1Config, feature_fn: FeatureFn,
+            device: torch.device = CPU) -> None:
+    """Write a clip's rows in `voices` voices, made on `device`, unless they are there; `folder` is named by its fingerprint."""
     missing = [k for k in range(voices) if not (folder / f"voice{k}.npy").is_file()]
     if not missing and (folder / "good.npy").is_file():
         return
@@ -77,18 +80,19 @@ def prepare(clip: Clip, folder: Path, voices: int, config: Stage1Config, feature
     for voice in missing:
         rows = recording.features.numpy()
         if voice:
-            rows = feature_fn(_in_augmented_voices(samples, generator(int(folder.name, 16) + voice)))
+            change = functools.partial(_in_augmented_voices, seed=int(folder.name, 16) + voice)
+            rows = feature_fn(DCBlocker().pass_through(change_on(device, samples, change)))
         save_array(folder / f"voice{voice}.npy", rows)
     save_array(folder / "displacement.npy", recording.displacement.numpy())
     save_array(folder / "good.npy", recording.good.float().numpy())
 
 
-def _in_augmented_voices(samples: np.ndarray, rng: torch.Generator) -> np.ndarray:
+def _in_augmented_voices(samples: Tensor, seed: int) -> Tensor:
     """Samples (640·T,) -> the same speech (640·T,) in augmented voices, a piece at a time."""
-    count, gate = len(samples) // SAMPLES_PER_FRAME, DCBlocker()
+    rng, count = generator(seed), len(samples) // SAMPLES_PER_FRAME
     cuts = np.linspace(0, count, max(1, count // PIECE) + 1).round().astype(int)
-    pieces = np.split(samples[: count * SAMPLES_PER_FRAME], cuts[1:-1] * SAMPLES_PER_FRAME)
-    return np.concatenate([gate.pass_through(augment_voice(torch.from_numpy(piece), RANGES, rng).numpy()) for piece in pieces])
+    pieces = samples[: count * SAMPLES_PER_FRAME].tensor_split((cuts[1:-1] * SAMPLES_PER_FRAME).tolist())
+    return torch.cat([augment_voice(piece, RANGES, rng) for piece in pieces])
 
 
 def open_rows(clips: list[Clip], folders: list[Path], voices: int, config: Stage1Config) -> list[ClipRows]:

@@ -72,7 +72,7 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     if isinstance(encoder, TransformersEncoder) and encoder.projection is None:
         encoder.projection = fit_projection(encoder, clips, config).to(device)
     with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):
-        data = _load(clips, config, encoder)
+        data = _load(clips, config, encoder, device)
         numbers = _train(data, out, config, device, state, saved, prior, encoder, quiet)
     return numbers | {"seconds": state.seconds}
 
@@ -113,18 +113,18 @@ def _start(base: Path | None, encoder: Encoder | None, config: Stage1Config,
     return None, encoder
 
 
-def _load(clips: list[Clip], config: Stage1Config, encoder: Encoder | None) -> _Data:
-    """Rows of the clips, of their augmented voices and of silence."""
+def _load(clips: list[Clip], config: Stage1Config, encoder: Encoder | None, device: torch.device) -> _Data:
+    """Rows of the clips, of their augmented voices and of silence; sound is changed and spectra are made on `device`."""
     external = isinstance(encoder, TransformersEncoder)
     encoders = [CachedEncoder(encoder, clip.training / CACHE) if isinstance(encoder, TransformersEncoder) else encoder
                 for clip in clips]
-    feature_fns = [make_feature_fn(one) for one in encoders]
+    feature_fns = [make_feature_fn(one, device) for one in encoders]
     recordings = [load_recording(clip, k + 1, config, fn) for k, (clip, fn) in enumerate(zip(clips, feature_fns))]
     voices: list[Recording] = []
     if config.voice_augmentation and not external:  # an external encoder would take too long
         weight = BARE_VOICE_WEIGHT if encoder is None else VOICE_WEIGHT
         voices = [voice for clip, recording, fn in zip(clips, recordings, feature_fns)
-                  for voice in augmented_voices(clip, recording, weight, fn)]
+                  for voice in augmented_voices(clip, recording, weight, fn, device)]
     return _Data(recordings, voices, synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fns[0]))
 
 

@@ -202,3 +202,6 @@ def _gpu() -> Iterator[Finding]:
         nvcc = shutil.which("nvcc") is not None
         yield Finding("nvcc (gsplat compiles itself on first use)", nvcc, needed=False,
                       fix="install the CUDA toolkit of the version that torch was built with")
+    resample = importlib.import_module("stage1_audio2lmk.audio.device_front_end").torchaudio_resample()
+    yield Finding("torchaudio (resampling on the GPU)", resample is not None, needed=False,
+                  fix="pip install 'talkhead[gpu]'; until then talkhead's own, which is as good, is used")

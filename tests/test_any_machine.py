@@ -630,6 +630,17 @@ def test_doctor_tells_what_would_fail(monkeypatch, tmp_path):
     assert any(what.startswith("the current folder: No such file") for what in lines())
 
 
+def test_doctor_speaks_of_torchaudio_only_where_a_gpu_is(monkeypatch):
+    if not torch.cuda.is_available():
+        assert not any("torchaudio" in what for what in lines())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    for there in (None, len):
+        monkeypatch.setattr("stage1_audio2lmk.audio.device_front_end.torchaudio_resample", lambda there=there: there)
+        (found,) = [finding for what, finding in lines().items() if "torchaudio" in what]
+        assert found.ok == (there is not None) and not found.needed and "pip install 'talkhead[gpu]'" in found.fix
+
+
 def test_an_opencv_without_contrib_modules_is_told(monkeypatch, tmp_path):
     fix = ("run `pip uninstall -y opencv-python opencv-python-headless`, then `pip install --force-reinstall --no-deps "
            "opencv-contrib-python`")

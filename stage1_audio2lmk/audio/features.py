@@ -65,11 +65,12 @@ def log_mel(samples: Tensor) -> Tensor:
 class FeatureStream:
     """Features of sound that comes in pieces: the same numbers as of the whole. A new one starts after endless silence.
 
-    `voice` False leaves the columns of the formants at 0, for a model that does not use them.
+    `voice` False leaves the columns of the formants at 0, for a model that does not use them. Spectra are made on `device`.
     """
 
-    def __init__(self, voice: bool = True) -> None:
+    def __init__(self, voice: bool = True, device: torch.device | str = "cpu") -> None:
         self.history, self.voice = np.zeros(HISTORY, np.float32), formants.FormantStream() if voice else None
+        self.device = device
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         """samples (640·n,) at 16 kHz -> (n, FEATURE_SIZE) float32: 4·80 log-mels, then 2·9 scaled formant values.
@@ -86,7 +87,8 @@ class FeatureStream:
         # torch.stft centres a 400-sample window in 512 samples: start so that the window itself ends with its hop
         offset = HISTORY - (FFT - HOP) + (FFT - WINDOW) // 2
         tail = np.zeros((FFT - WINDOW) // 2, np.float32)  # zeros under the window's padding, never used
-        mel = log_mel(torch.from_numpy(np.concatenate([padded[offset:], tail])))[: count * HOPS].numpy()
+        heard = torch.from_numpy(np.concatenate([padded[offset:], tail])).to(self.device)
+        mel = log_mel(heard)[: count * HOPS].cpu().numpy()
         if self.voice is None:
             return np.concatenate([mel.reshape(count, -1), np.zeros((count, FORMANT_SIZE), np.float32)], axis=1)
         step = SAMPLES_PER_FRAME // FORMANTS_A_FRAME
@@ -95,9 +97,9 @@ class FeatureStream:
         return np.concatenate([mel.reshape(count, -1), voice.reshape(count, -1)], axis=1)
 
 
-def features(samples: np.ndarray) -> np.ndarray:
+def features(samples: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
     """samples (640·T,) at 16 kHz of a whole file -> (T, FEATURE_SIZE) float32, as of `FeatureStream`."""
-    return FeatureStream().push(samples)
+    return FeatureStream(device=device).push(samples)
 
 
 @functools.cache
