@@ -209,10 +209,8 @@ class TransformersEncoder(nn.Module):
         extracted = self.extractor(list(windows.cpu().numpy()), sampling_rate=SAMPLE_RATE, return_tensors="pt")
         inputs = extracted[self.model.main_input_name].to(self.device)
         with HOOKED, _shortened(self.model, max(1, last)) as states:
-            found = self.model(inputs).last_hidden_state
-        if last == self.n_layers - 1:
-            states[-1] = found
-        return states
+            self.model(inputs)
+        return states[: last + 1]
 
     def hidden_states(self, samples: np.ndarray, layers: Sequence[int] | None = None) -> Iterator[np.ndarray]:
         """Sound (640·T,) at 16 kHz -> hidden states (m, len(layers), width) float32, T rows in all, a piece at a time.
