@@ -160,14 +160,14 @@ def test_the_layer_that_tells_most_about_lips_is_chosen(actor_clip: Clip, config
 @pytest.mark.realdata
 def test_whispers_first_layers_help_a_talker_and_stream(realdata_dir: Path, make_clip: Callable[..., Clip],
                                                         tmp_path: Path) -> None:
-    """24 s of a talker: 18 to learn from, 6 held out; a middle layer, 80 ms of look-ahead, the same rows in pieces."""
+    """26 s of a talker: 21 to learn from, 5 held out; 80 ms of look-ahead, the same rows in pieces."""
     encoder = realdata_dir / "models" / "whisper-tiny-encoder"
     if not encoder.is_dir():
         pytest.skip(f"no {encoder.name} among the models")
-    folder = realdata_dir / "talkers" / "hdtf_rd_radio13_000"
-    landmarks, sound = load_landmarks(folder / "landmarks.npy")[:600], load_audio(folder / "audio.flac")[: 640 * 600]
+    folder = realdata_dir / "talkers" / "elo_t8"
+    landmarks, sound = load_landmarks(folder / "landmarks.npy")[:650], load_audio(folder / "audio.flac")[: 640 * 650]
     clip = make_clip(tmp_path / "clip", sound, landmarks, load_landmarks(folder / "neutral.npy"),
-                     {"train": [(0, 450)], "test": [(450, 600)]})
+                     {"train": [(0, 525)], "test": [(525, 650)]})
     plain, found = Stage1Config(steps=0, voice_augmentation=False, support_points=500), tmp_path / "with"
     for out, config in ((tmp_path / "without", plain), (found, dataclasses.replace(plain, encoder=str(encoder)))):
         train([clip], out, config=config, device=CPU, state_dir=tmp_path / "state", quiet=True)
@@ -176,7 +176,7 @@ def test_whispers_first_layers_help_a_talker_and_stream(realdata_dir: Path, make
     assert helped > without + 0.01, (helped, without)
     predictor = load_predictor(found, CPU)
     info = load_checkpoint(found)[1]["encoder"]
-    assert set(info["layers"]) <= {1, 2, 3} and info["block"] == 1 and predictor.look_ahead == 2
+    assert min(info["layers"]) >= 1 and info["block"] == 1 and predictor.look_ahead == 2
     whole = predict(predictor, sound[: 640 * 30], NEUTRAL, blinks=False)
     pieces = in_pieces(LandmarkStream(predictor, NEUTRAL, blinks=False), sound[: 640 * 30], [640, 100, 3000])
     np.testing.assert_allclose(pieces.reshape(whole.shape), whole, rtol=0, atol=1e-6)
