@@ -133,9 +133,11 @@ class TransformersEncoder(nn.Module):
         self.family, self.n_layers, self.width = config.model_type, config.num_hidden_layers + 1, config.hidden_size
         self.look_ahead = block - 1 + ahead
         self.projection: Projection | None = None
+        kernels: Sequence[int]
+        strides: Sequence[int]
         if self.family == WHISPER:
             self.log_mel = WhisperLogMel(extractor)
-            kernels, strides = [extractor.n_fft], [extractor.hop_length]
+            kernels, strides = (extractor.n_fft,), (extractor.hop_length,)
             longest = config.max_source_positions * 2 * extractor.hop_length  # the second convolution has a step of 2
         else:
             kernels, strides = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
