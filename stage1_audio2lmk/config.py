@@ -71,10 +71,10 @@ class Stage1Config(Settings):
     embedding_sharpness: float = setting(1.0, "factor on the squared distance of embeddings in the kernel", 0, 1e6)
     voice_augmentation: bool = setting(True, "is the kernel regression also fitted to shifted copies of the person's voice?")
     encoder: str | None = setting(None, "a speech encoder of the transformers library: folder or name on the hub")
-    encoder_block: int = setting(5, "frames that it encodes at once", 1, 250)
-    encoder_context: int = setting(50, "frames of past sound that it sees before them", 0, 1000)
-    encoder_ahead: int = setting(0, "frames of future sound that it sees after them", 0, 250)
-    encoder_size: int = setting(64, "width of the embedding made of its hidden states", 1, LARGEST_EMBEDDING)
+    encoder_block: int = setting(1, "frames that it encodes at once", 1, 250)
+    encoder_context: int = setting(10, "frames of past sound that it sees before them", 0, 1000)
+    encoder_ahead: int = setting(2, "frames of future sound that it sees after them", 0, 250)
+    encoder_size: int = setting(64, "width of the embedding made of a hidden state", 1, LARGEST_EMBEDDING)
 
     steps: int = setting(300, "optimiser steps of the transformer", 0, 10_000_000)
     min_gain: float = setting(0.03, "the transformer is kept only if it lowers the validation error by this share; below 0 it "

@@ -15,20 +15,19 @@ from shared.errors import TalkheadError
 from shared.files import sha256
 from shared.resume import Saved, TrainState
 from shared.training import TensorBoard, cpu_threads, ema_update, generator, progress
-from stage1_audio2lmk.audio.dc_blocker import DCBlocker
+from stage1_audio2lmk.audio.features import features
 from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import (
     BARE_VOICE_WEIGHT,
     VOICE_WEIGHT,
+    FeatureFn,
     Recording,
     Windows,
     augmented_voices,
-    clip_samples,
     load_recording,
     make_feature_fn,
     synthetic_silence,
-    val_start,
 )
 from stage1_audio2lmk.encoders.base import Encoder
 from stage1_audio2lmk.encoders.transformers_encoder import (
@@ -37,16 +36,18 @@ from stage1_audio2lmk.encoders.transformers_encoder import (
     TransformersEncoder,
     cached_hidden_states,
     load_encoder,
+    project,
 )
 from stage1_audio2lmk.kernel_ridge import KernelFit, choose_embedding_share, fit_kernel_ridge
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import LandmarkModel, motion_of, new_model
-from stage1_audio2lmk.statistics import set_statistics, statistics
+from stage1_audio2lmk.statistics import fitted_rows, set_statistics, statistics
 from stage1_audio2lmk.transformer import LandmarkTransformer
 from stage1_audio2lmk.validation import validation_error
 
 SILENCE_FRAMES = 960
 WARM_UP = 50  # steps over which the learning rate rises
+CHOICE_POINTS = 500  # support points of the fits that choose a layer
 CACHE = "encoder"  # folder, in a clip's training folder, of an external encoder's hidden states
 
 
@@ -78,19 +79,39 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
 
 
 def fit_projection(encoder: TransformersEncoder, clips: Sequence[Clip], config: Stage1Config) -> Projection:
-    """The projection for the frames of the clips before their validation splits. All hidden states take part.
+    """The projection for the frames of the clips before their validation splits, of the hidden state that says most about lips.
 
-    Which layers say most about lips could be chosen here, on inner folds; then only those up to the last need be run.
+    Each hidden state is tried in a kernel regression of CHOICE_POINTS support points, and the error on its inner folds decides;
+    then the mean of the best and either neighbour is tried as well.
     """
-    projection = Projection(tuple(range(encoder.n_layers)), encoder.width, config.encoder_size)
-    pooled = []
-    for clip in clips:
-        train = clip.split("train")
-        frames = train[train < val_start(train, config)]
-        states = cached_hidden_states(encoder, DCBlocker().pass_through(clip_samples(clip)), clip.training / CACHE)
-        pooled += [projection.pool(torch.from_numpy(states[some])) for some in np.array_split(frames, len(frames) // 1000 + 1)]
-    projection.fit(torch.cat(pooled))
-    return projection
+    states: list[np.ndarray] = []
+
+    def rows_of(folder: Path) -> FeatureFn:
+        def rows(samples: np.ndarray) -> np.ndarray:
+            states.append(cached_hidden_states(encoder, samples, folder / CACHE))
+            return features(samples)
+        return rows
+
+    config = dataclasses.replace(config, support_points=min(config.support_points, CHOICE_POINTS))
+    recordings = [load_recording(clip, k + 1, config, rows_of(clip.training)) for k, clip in enumerate(clips)]
+    silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), rows_of(clips[0].training))
+    model = new_model(config, len(recordings), config.encoder_size)
+    set_statistics(model, statistics(recordings, recordings, config))
+
+    def tried(*layers: int) -> tuple[float, Projection]:
+        some = [rows[:, list(layers)] for rows in states]
+        projection = Projection(layers, encoder.width, config.encoder_size)
+        projection.fit(torch.cat([projection.pool(torch.from_numpy(rows[frames])) for rows, r in zip(some, recordings)
+                                  for frames in torch.cat(list(fitted_rows(r))).split(1000)]))
+        heard = [dataclasses.replace(r, features=torch.cat([r.features, torch.from_numpy(project(projection, rows))[
+            : len(r.features)]], 1)) for rows, r in zip(some, (*recordings, silence))]
+        errors = fit_kernel_ridge(model.kernel, heard[:-1], heard[-1], config).errors
+        return min(error for row in errors.values() for error in row.values()), projection
+
+    found = [tried(k) for k in encoder.every]
+    best = min(encoder.every, key=lambda k: found[k][0])
+    found += [tried(k, k + 1) for k in (best - 1, best) if 0 <= k < encoder.n_layers - 1]
+    return min(found, key=lambda pair: pair[0])[1]
 
 
 class _Data(NamedTuple):

@@ -3,15 +3,18 @@
 These networks look both ways, so they are given the sound in blocks on the file's own clock. For the frames
 [k·block, (k + 1)·block) a window starts `context` frames before them and ends `ahead` frames after them, with zeros before the
 file's start and after its end, and only the outputs at the block's own frames are kept. Offline and in a stream the windows are
-the same, and so are the rows. A second of sound costs (context + block + ahead)/block seconds of encoding, eleven by default.
+the same, and so are the rows. By default every frame has a window of its own, ten frames of past and two ahead.
 
 Latency: a block's first row waits for the block's last frame and for those ahead, block − 1 + ahead frames after its own
-(`TransformersEncoder.look_ahead`): 160 ms for blocks of five frames, 80 ms for blocks of three.
+(`TransformersEncoder.look_ahead`), 80 ms by default.
 
-What an encoder's own feature extractor normalises (the mean and variance of the samples for most large wav2vec 2.0 and WavLM
-models, the loudest mel for Whisper) it normalises over that one window, never over the file.
+Whisper is made for 30 s, to which its own code pads all sound. Here its layers run on the window alone, whose positions count
+from 0, and its log-mel has the fixed floor MEL_FLOOR in place of one that hangs on the loudest sound of those 30 s. What the
+feature extractors of the others normalise (the mean and variance of the samples for most large wav2vec 2.0 and WavLM models)
+they normalise over the one window, never over the file.
 
-The embedding is a `Projection` of the hidden states, fitted once to a training's sound and kept in its checkpoint.
+The embedding is a `Projection` of one hidden state, or of the mean of a few, fitted once to a training's sound and kept in its
+checkpoint. Layers after the last that it needs are never run.
 """
 
 import hashlib
@@ -19,7 +22,8 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +43,11 @@ from stage1_audio2lmk.encoders.base import encode_in_pieces
 FAMILIES = ("data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat", "wav2vec2", "wav2vec2-bert",
             "wav2vec2-conformer", "wavlm", "whisper")
 TRANSFORMERS = "transformers"  # the kind, in files
-BATCH = 8  # windows that go through the encoder at once
+WHISPER = "whisper"
+MEL_FLOOR = -7.0  # of Whisper's log-mel, log10 of power; speech at full scale reaches about 1, and it is trained on a range of 8
+BATCH = 64  # windows that go through the encoder at once
 CHUNK = 1000  # rows of cached hidden states that are read at once
+HOOKED = threading.Lock()  # held while a model is shortened and listened to
 NOT_WEIGHTS = "masked_spec_embed"  # replaces what is masked in pretraining; random where a checkpoint lacks it, and never used
 
 
@@ -60,8 +67,8 @@ class Projection(nn.Module):
         self.register_buffer("components", torch.zeros(size, width))
 
     def pool(self, states: Tensor) -> Tensor:
-        """All hidden states (..., n_layers, width), any float type -> their mean over `layers` (..., width) float32."""
-        return states[..., list(self.layers), :].float().mean(-2)
+        """Hidden states of `layers` (..., len(layers), width), any float type -> their mean (..., width) float32."""
+        return states.float().mean(-2)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Rows of `pool` (..., width) -> embedding (..., size)."""
@@ -83,6 +90,26 @@ class Projection(nn.Module):
         self.components[:keep] = (vt[:keep] / total.clamp_min(1e-12)).to(self.components)
 
 
+class WhisperLogMel(nn.Module):
+    """Samples (n, n_fft − hop + hop·m) -> log-mel (n, mels, m) as Whisper takes it, but for the fixed MEL_FLOOR.
+
+    A column ends with its own `hop` samples, where Whisper's is centred 2.5 ms later and so would see beyond the last of them.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, extractor: Any) -> None:
+        super().__init__()
+        self.size, self.hop = extractor.n_fft, extractor.hop_length
+        self.register_buffer("window", torch.hann_window(self.size))
+        self.register_buffer("filters", torch.from_numpy(np.asarray(extractor.mel_filters, np.float32)))
+
+    def forward(self, samples: Tensor) -> Tensor:
+        power = torch.fft.rfft(samples.unfold(-1, self.size, self.hop) * self.window).abs().square()
+        return (((power @ self.filters).clamp_min(10**MEL_FLOOR).log10() + 4) / 4).transpose(1, 2)
+
+
 class TransformersEncoder(nn.Module):
     """An `Encoder` (see `base`) of the transformers library, frozen, which reads the samples.
 
@@ -90,8 +117,8 @@ class TransformersEncoder(nn.Module):
     until it is fitted or loaded, and until then there are hidden states only. Never in training mode.
     """
 
-    def __init__(self, name: str, model: nn.Module, extractor: Any, *, block: int = 5, context: int = 50,
-                 ahead: int = 0) -> None:
+    def __init__(self, name: str, model: nn.Module, extractor: Any, *, block: int = 1, context: int = 10,
+                 ahead: int = 2) -> None:
         """`model` and its `extractor` as transformers loads them; block, context and ahead in video frames.
 
         Raises TalkheadError for frames that cannot be.
@@ -106,13 +133,26 @@ class TransformersEncoder(nn.Module):
         self.family, self.n_layers, self.width = config.model_type, config.num_hidden_layers + 1, config.hidden_size
         self.look_ahead = block - 1 + ahead
         self.projection: Projection | None = None
+        kernels: Sequence[int]
+        strides: Sequence[int]
+        if self.family == WHISPER:
+            self.log_mel = WhisperLogMel(extractor)
+            kernels, strides = (extractor.n_fft,), (extractor.hop_length,)
+            longest = config.max_source_positions * 2 * extractor.hop_length  # the second convolution has a step of 2
+        else:
+            kernels, strides = getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ())
+            longest = math.inf
         # a convolution wider than its step sees that much past of the window's start, so that all outputs end in their frames
-        self.lead = _overlap(getattr(config, "conv_kernel", ()), getattr(config, "conv_stride", ()))
+        reach = _reach(kernels, strides)
+        self.lead = max(0, reach - math.prod(strides))
         self.window = self.lead + (context + block + ahead) * SAMPLES_PER_FRAME  # samples
-        self.longest = getattr(extractor, "n_samples", None)  # Whisper pads all sound to this many samples
-        if self.longest is not None and self.window > self.longest:
-            raise TalkheadError(f"{name} takes {self.longest / SAMPLE_RATE:g} s of sound at most, but context {context}, block "
-                                f"{block} and ahead {ahead} are {self.window / SAMPLE_RATE:g} s")
+        given = f"context {context}, block {block} and ahead {ahead} are"
+        if self.window < reach:
+            raise TalkheadError(f"{name} hears {reach / SAMPLE_RATE:.3g} s of sound at once, but {given} "
+                                f"{self.window / SAMPLE_RATE:.3g} s; give it more context")
+        if self.window - self.lead > longest:
+            raise TalkheadError(f"{name} takes {longest / SAMPLE_RATE:g} s of sound at most, but {given} "
+                                f"{(self.window - self.lead) / SAMPLE_RATE:g} s")
         self.weights = _fingerprint(model)
         self.train(False)
 
@@ -142,18 +182,44 @@ class TransformersEncoder(nn.Module):
         return {"kind": TRANSFORMERS, **{name: getattr(self, name) for name in (
             "name", "family", "weights", "block", "context", "ahead")}, **sizes}
 
-    def forward(self, windows: Tensor) -> Tensor:
-        """windows (n, self.window) -> hidden states of their blocks (n, block, n_layers, width)."""
+    @property
+    def every(self) -> tuple[int, ...]:
+        """Indices of all hidden states."""
+        return tuple(range(self.n_layers))
+
+    def forward(self, windows: Tensor, layers: Sequence[int]) -> Tensor:
+        """windows (n, self.window) -> hidden states `layers` of their blocks (n, block, len(layers), width)."""
+        states = (self._whisper if self.family == WHISPER else self._waveform)(windows.to(self.device), max(layers))
+        frames = self.context + self.block + self.ahead
+        kept = [F.adaptive_avg_pool1d(states[layer].transpose(1, 2), frames)[..., self.context : self.context + self.block]
+                for layer in layers]
+        return torch.stack(kept, 1).permute(0, 3, 1, 2)
+
+    def _whisper(self, windows: Tensor, last: int) -> list[Tensor]:
+        """Hidden states (n, tokens, width) 0 to `last`, of its encoder without its padding to 30 s."""
+        model: Any = self.model
+        x = F.gelu(model.conv2(F.gelu(model.conv1(self.log_mel(windows))))).transpose(1, 2)
+        states = [x + model.embed_positions.weight[: x.shape[1]]]
+        for layer in model.layers[:last]:
+            states.append(_first(layer(states[-1], None)))
+        if last == len(model.layers):
+            states[-1] = model.layer_norm(states[-1])
+        return states
+
+    def _waveform(self, windows: Tensor, last: int) -> list[Tensor]:
+        """Hidden states (n, tokens, width) 0 to `last`, of a model made for sound of any length."""
         extracted = self.extractor(list(windows.cpu().numpy()), sampling_rate=SAMPLE_RATE, return_tensors="pt")
         inputs = extracted[self.model.main_input_name].to(self.device)
-        states = torch.stack(self.model(inputs, output_hidden_states=True).hidden_states, 1)
-        outputs = states.shape[2] * self.window // (self.longest or self.window)  # those of the window, without padding
-        frames = F.adaptive_avg_pool2d(states[:, :, :outputs], (self.context + self.block + self.ahead, self.width))
-        return frames[:, :, self.context : self.context + self.block].transpose(1, 2)
+        with HOOKED, _shortened(self.model, max(1, last)) as states:
+            self.model(inputs)
+        return states[: last + 1]
 
-    def hidden_states(self, samples: np.ndarray) -> Iterator[np.ndarray]:
-        """Sound (640·T,) at 16 kHz -> hidden states (m, n_layers, width) float32, T rows in all, a piece at a time."""
-        stream, step = HiddenStateStream(self), BATCH * self.block * SAMPLES_PER_FRAME
+    def hidden_states(self, samples: np.ndarray, layers: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """Sound (640·T,) at 16 kHz -> hidden states (m, len(layers), width) float32, T rows in all, a piece at a time.
+
+        All of them if `layers` is None.
+        """
+        stream, step = HiddenStateStream(self, layers), BATCH * self.block * SAMPLES_PER_FRAME
         for start in range(0, len(samples), step):
             yield stream.push(samples[start : start + step])
         yield stream.flush()
@@ -170,27 +236,28 @@ class TransformersEncoder(nn.Module):
 class HiddenStateStream:
     """Frames of sound in pieces of any number -> their hidden states, with a state that does not grow."""
 
-    def __init__(self, encoder: TransformersEncoder) -> None:
-        self.encoder = encoder
+    def __init__(self, encoder: TransformersEncoder, layers: Sequence[int] | None = None) -> None:
+        """`layers`: which hidden states, all if None."""
+        self.encoder, self.layers = encoder, encoder.every if layers is None else tuple(layers)
         self.sound = np.zeros(encoder.lead + encoder.context * SAMPLES_PER_FRAME, np.float32)  # the next window's
 
     def push(self, samples: np.ndarray) -> np.ndarray:
-        """Sound (640·t,), t ≥ 0 -> hidden states (m, n_layers, width) float32 of the blocks that are now complete."""
+        """Sound (640·t,), t ≥ 0 -> hidden states (m, len(layers), width) float32 of the blocks that are now complete."""
         if len(samples) % SAMPLES_PER_FRAME:
             raise ValueError(f"expected a multiple of {SAMPLES_PER_FRAME} samples, found {len(samples)}")
         self.sound = np.concatenate([self.sound, samples], dtype=np.float32)
         encoder, step = self.encoder, self.encoder.block * SAMPLES_PER_FRAME
-        rows = [np.zeros((0, encoder.n_layers, encoder.width), np.float32)]
+        rows = [np.zeros((0, len(self.layers), encoder.width), np.float32)]
         count = max(0, len(self.sound) - encoder.window + step) // step
         if count:
             windows = torch.from_numpy(self.sound).unfold(0, encoder.window, step)
             with torch.inference_mode():
-                rows += [encoder(part).flatten(0, 1).cpu().numpy() for part in windows.split(BATCH)]
+                rows += [encoder(part, self.layers).flatten(0, 1).cpu().numpy() for part in windows.split(BATCH)]
         self.sound = self.sound[count * step :].copy()
         return np.concatenate(rows)
 
     def flush(self) -> np.ndarray:
-        """The rows (m, n_layers, width) still to come, silence following the sound."""
+        """The rows (m, len(layers), width) still to come, silence following the sound."""
         encoder = self.encoder
         frames = (len(self.sound) - encoder.lead) // SAMPLES_PER_FRAME - encoder.context
         return self.push(np.zeros((-frames % encoder.block + encoder.ahead) * SAMPLES_PER_FRAME))[:frames]
@@ -200,7 +267,8 @@ class TransformersEncoderStream:
     """See `base.EncoderStream`. Rows come a block at a time."""
 
     def __init__(self, encoder: TransformersEncoder) -> None:
-        self.projection, self.states = encoder.fitted, HiddenStateStream(encoder)
+        self.projection = encoder.fitted
+        self.states = HiddenStateStream(encoder, self.projection.layers)
 
     def push(self, samples: np.ndarray, features: np.ndarray) -> np.ndarray:
         """See `base.EncoderStream`."""
@@ -228,7 +296,8 @@ class CachedEncoder:
 
     def encode(self, samples: np.ndarray, features: np.ndarray) -> np.ndarray:
         """See `base.Encoder`."""
-        return project(self.encoder.fitted, cached_hidden_states(self.encoder, samples, self.folder))
+        projection = self.encoder.fitted
+        return project(projection, cached_hidden_states(self.encoder, samples, self.folder, projection.layers))
 
     def stream(self) -> TransformersEncoderStream:
         """See `base.Encoder`."""
@@ -237,7 +306,7 @@ class CachedEncoder:
 
 @torch.inference_mode()
 def project(projection: Projection, states: np.ndarray) -> np.ndarray:
-    """Hidden states (n, n_layers, width), maybe mapped from a file -> embedding (n, size) float32."""
+    """Hidden states of its layers (n, len(layers), width), maybe mapped from a file -> embedding (n, size) float32."""
     rows = [np.zeros((0, projection.size), np.float32)]
     for start in range(0, len(states), CHUNK):
         part = torch.from_numpy(states[start : start + CHUNK].copy()).to(projection.mean.device)
@@ -245,8 +314,8 @@ def project(projection: Projection, states: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def load_encoder(name: str, device: torch.device | str, *, block: int = 5, context: int = 50,
-                 ahead: int = 0) -> TransformersEncoder:
+def load_encoder(name: str, device: torch.device | str, *, block: int = 1, context: int = 10,
+                 ahead: int = 2) -> TransformersEncoder:
     """A folder or a name on the Hugging Face hub -> its encoder without a projection, in float32. Raises TalkheadError.
 
     Code that comes with a model is never run. Of Whisper only the encoder is kept.
@@ -278,7 +347,7 @@ def load_encoder(name: str, device: torch.device | str, *, block: int = 5, conte
                             "the file belongs to another model")
     if extractor.sampling_rate != SAMPLE_RATE:
         raise TalkheadError(f"{name} takes sound at {extractor.sampling_rate} Hz, but stage 1 works at {SAMPLE_RATE} Hz")
-    model = model.encoder if config.model_type == "whisper" else model
+    model = model.encoder if config.model_type == WHISPER else model
     return TransformersEncoder(name, model, extractor, block=block, context=context, ahead=ahead).to(device)
 
 
@@ -310,24 +379,31 @@ def _check_info(info: dict[str, Any]) -> None:
                             f"{shown(info['size'])}")
 
 
-def cached_hidden_states(encoder: TransformersEncoder, samples: np.ndarray, folder: Path) -> np.ndarray:
-    """Hidden states of sound (640·T,) by way of a file in `folder`, written if missing or damaged: (T, n_layers, width) float16.
+def cached_hidden_states(encoder: TransformersEncoder, samples: np.ndarray, folder: Path,
+                         layers: Sequence[int] | None = None) -> np.ndarray:
+    """Hidden states of sound (640·T,) by way of a file in `folder`, written if missing: (T, len(layers), width) float16.
 
-    The array is mapped from the file, not read. The file's name says which encoder, windows and samples it belongs to; what
-    belongs to others stays and may be deleted. Values beyond float16 are clipped. Raises TalkheadError if the disk refuses.
+    `layers`: which of them, all if None; a file of all serves for any. The array is mapped from the file, not read, unless the
+    file holds more than is asked for. A damaged file is written anew. The file's name says which encoder, windows, layers and
+    samples it belongs to; what belongs to others stays and may be deleted. Values beyond float16 are clipped. Raises
+    TalkheadError if the disk refuses.
     """
     samples = np.ascontiguousarray(samples, np.float32)
-    shape = (len(samples) // SAMPLES_PER_FRAME, encoder.n_layers, encoder.width)
-    if not len(samples):
-        return np.zeros(shape, np.float16)
+    wanted, frames = encoder.every if layers is None else tuple(layers), len(samples) // SAMPLES_PER_FRAME
+    if not frames:
+        return np.zeros((0, len(wanted), encoder.width), np.float16)
     slug = re.sub(r"[^\w.-]+", "-", Path(encoder.name).name) or "encoder"
-    path = folder / f"{slug}-{_cache_key(encoder, samples)}.npy"
+    every, path = (folder / f"{slug}-{_cache_key(encoder, samples, some)}.npy" for some in (encoder.every, wanted))
+    rows = _map(every, (frames, encoder.n_layers, encoder.width))
+    if rows is not None:
+        return rows if wanted == encoder.every else rows[:, list(wanted)]
+    shape = frames, len(wanted), encoder.width
     rows = _map(path, shape)
     if rows is None:
         limit = np.finfo(np.float16).max
         with atomic_path(path) as partial, open(partial, "wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
-            for piece in encoder.hidden_states(samples):
+            for piece in encoder.hidden_states(samples, wanted):
                 file.write(np.clip(piece, -limit, limit).astype("<f2").tobytes())
         rows = _map(path, shape)
         assert rows is not None, path
@@ -343,20 +419,43 @@ def _map(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return rows if isinstance(rows, np.ndarray) and rows.dtype == np.float16 and rows.shape == shape else None
 
 
-def _cache_key(encoder: TransformersEncoder, samples: np.ndarray) -> str:
+def _cache_key(encoder: TransformersEncoder, samples: np.ndarray, layers: tuple[int, ...]) -> str:
     config: Any = encoder.model.config
     settings = {key: value for key, value in config.to_diff_dict().items()
                 if key not in ("transformers_version", "_name_or_path", "architectures", "dtype")}
-    parts = [encoder.weights, settings, encoder.extractor.to_dict(), encoder.block, encoder.context, encoder.ahead]
+    parts = [encoder.weights, settings, encoder.extractor.to_dict(), encoder.block, encoder.context, encoder.ahead,
+             MEL_FLOOR, layers]
     digest = hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8)
     digest.update(samples.data)
     return digest.hexdigest()
 
 
-def _overlap(kernels: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Samples that a stack of convolutions sees beyond its step: 400 − 320 for wav2vec 2.0, 0 for no convolutions."""
-    reach = 1 + sum((kernel - 1) * math.prod(strides[:k]) for k, kernel in enumerate(kernels))
-    return max(0, reach - math.prod(strides))
+def _reach(kernels: Sequence[int], strides: Sequence[int]) -> int:
+    """Samples that one output of a stack of convolutions sees: 400 for wav2vec 2.0, 1 for no convolutions."""
+    return 1 + sum((kernel - 1) * math.prod(strides[:k]) for k, kernel in enumerate(kernels))
+
+
+@contextmanager
+def _shortened(model: nn.Module, count: int) -> Iterator[list[Tensor]]:
+    """Within it the model has its first `count` ≥ 1 layers only; a call of it fills the list with their input and outputs."""
+    inner: Any = model.get_submodule("encoder")
+    states: list[Tensor] = []
+    every = inner.layers
+    inner.layers = every[:count]
+    hooks = [inner.layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: states.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True)]
+    hooks += [layer.register_forward_hook(lambda _, args, output: states.append(_first(output))) for layer in inner.layers]
+    try:
+        yield states
+    finally:
+        inner.layers = every
+        for hook in hooks:
+            hook.remove()
+
+
+def _first(output: Any) -> Tensor:
+    """What a layer gives, alone or first of several, depending on the family and the version of transformers."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _fingerprint(model: nn.Module) -> str:

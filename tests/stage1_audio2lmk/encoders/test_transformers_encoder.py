@@ -16,6 +16,7 @@ from stage1_audio2lmk.encoders.transformers_encoder import (
     HiddenStateStream,
     Projection,
     TransformersEncoder,
+    WhisperLogMel,
     cached_hidden_states,
     load_encoder,
     load_encoder_of,
@@ -35,16 +36,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def wavlm(models: Path) -> TransformersEncoder:
-    return load_encoder(str(models / "wavlm"), "cpu", block=3, context=4)
+    return load_encoder(str(models / "wavlm"), "cpu", block=3, context=4, ahead=0)
 
 
 def copy_of(models: Path, kind: str, to: Path) -> Path:
     return Path(shutil.copytree(models / kind, to / kind))
 
 
-def hidden(encoder: TransformersEncoder, sound: np.ndarray) -> np.ndarray:
-    """Hidden states (T, n_layers, width) of a whole recording."""
-    return np.concatenate(list(encoder.hidden_states(sound)))
+def hidden(encoder: TransformersEncoder, sound: np.ndarray, layers: tuple[int, ...] | None = None) -> np.ndarray:
+    """Hidden states (T, len(layers), width) of a whole recording, all if None."""
+    return np.concatenate(list(encoder.hidden_states(sound, layers)))
 
 
 def message(name: str, **frames: int) -> str:
@@ -57,13 +58,13 @@ def message(name: str, **frames: int) -> str:
 def test_every_family_loads_from_a_folder_and_gives_rows_of_all_layers(models: Path, speech: np.ndarray, kind: str) -> None:
     encoder = load_encoder(str(models / kind), "cpu")
     rows = hidden(encoder, speech[: 640 * 13])
-    assert (encoder.family, encoder.n_layers, encoder.width, encoder.look_ahead) == (kind, 3, 16, 4)
+    assert (encoder.family, encoder.n_layers, encoder.width, encoder.look_ahead) == (kind, 3, 16, 2)
     assert rows.shape == (13, 3, 16) and rows.dtype == np.float32 and np.isfinite(rows).all()
     assert (rows.std(0) > 1e-4).all() and np.abs(rows[:, 0] - rows[:, 1]).max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", MAIN)
-@pytest.mark.parametrize("block, ahead", [(5, 0), (3, 2)])
+@pytest.mark.parametrize("kind, block, ahead", [(kind, 1, 2) for kind in KINDS] + [
+    (kind, *frames) for kind in MAIN for frames in ((5, 0), (3, 2))])
 def test_a_stream_equals_the_whole(models: Path, speech: np.ndarray, kind: str, block: int, ahead: int) -> None:
     encoder = load_encoder(str(models / kind), "cpu", block=block, context=6, ahead=ahead)
     sound = speech[: 640 * 32]
@@ -120,23 +121,62 @@ def test_rows_are_means_of_the_models_own_outputs(models: Path, speech: np.ndarr
     np.testing.assert_allclose(hidden(encoder, speech)[6:8], states.reshape(6, 2, 3, 16).mean(1)[3:5], atol=1e-5)
 
 
-def test_whisper_sees_the_window_and_silence_up_to_its_fixed_length(models: Path, speech: np.ndarray) -> None:
-    encoder = load_encoder(str(models / "whisper"), "cpu", block=2, context=3)
-    extractor = transformers.WhisperFeatureExtractor.from_pretrained(models / "whisper")
-    mels = extractor(speech[640 * 3 : 640 * 8], sampling_rate=16000, return_tensors="pt")["input_features"]
-    assert mels.shape == (1, 80, 300)
-    model = transformers.WhisperModel.from_pretrained(models / "whisper").encoder.eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_are_those_of_transformers_and_no_layer_runs_in_vain(models: Path, speech: np.ndarray, kind: str) -> None:
+    """One window at a time, by way of `output_hidden_states`; Whisper's positions cut to the window, as it takes no shorter."""
+    encoder = load_encoder(str(models / kind), "cpu", block=4, context=0, ahead=0)
+    window = speech[640 * 8 - encoder.lead : 640 * 12]
+    found = hidden(encoder, speech[: 640 * 12])[8:]
+    own, inputs = encoder.model, torch.from_numpy(window)[None]
+    ran: list[int] = []
+    layers = own.layers if kind == "whisper" else own.encoder.layers
+    for k, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, k=k: ran.append(k + 1))
+    for wanted in ((0,), (1,), (2,), (0, 1)):
+        ran.clear()
+        np.testing.assert_array_equal(hidden(encoder, speech[: 640 * 12], wanted)[8:], found[:, list(wanted)])
+        assert max(ran, default=0) <= max(1, *wanted) and encoder.n_layers == 3
+    if kind == "whisper":
+        inputs = encoder.log_mel(inputs)
+        assert inputs.shape == (1, 80, 16)
+        own.config.max_source_positions = 8
+        own.embed_positions = torch.nn.Embedding.from_pretrained(own.embed_positions.weight[:8])
+    else:
+        inputs = encoder.extractor([window], sampling_rate=16000, return_tensors="pt")[own.main_input_name]
     with torch.no_grad():
-        states = torch.stack(model(mels, output_hidden_states=True).hidden_states, 2)[0, :10].numpy()
-    np.testing.assert_allclose(hidden(encoder, speech)[6:8], states.reshape(5, 2, 3, 16).mean(1)[3:], atol=1e-5)
+        states = own(inputs, output_hidden_states=True).hidden_states
+    for k, state in enumerate(states):
+        frames = torch.nn.functional.adaptive_avg_pool1d(state[0].T, 4).T
+        np.testing.assert_allclose(found[:, k], frames, atol=1e-5)
+
+
+def test_log_mel_is_whispers_but_for_the_floor(models: Path, speech: np.ndarray) -> None:
+    """Its columns are centred on multiples of 10 ms; 120 zeros before the sound shift it onto them."""
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(models / "whisper")
+    sound = speech[640 * 10 : 640 * 40 + 240]
+    theirs = extractor(np.pad(sound, (120, 0)), sampling_rate=16000, return_tensors="np")["input_features"][0]
+    ours = WhisperLogMel(extractor)(torch.from_numpy(sound)[None])[0].numpy()
+    assert ours.shape == (80, 120)
+    floor = max(-0.75, theirs.max() - 2)  # log10 of −7 is (−7 + 4)/4
+    np.testing.assert_allclose(np.maximum(ours, floor), np.maximum(theirs[:, 2:122], floor), atol=1e-4)
+    assert (WhisperLogMel(extractor)(torch.zeros(1, 1200)) == -0.75).all()
+
+
+def test_windows_that_are_too_long_or_too_short(models: Path, tmp_path: Path) -> None:
     assert message(str(models / "whisper"), context=80) == (
-        f"{models / 'whisper'} takes 3 s of sound at most, but context 80, block 5 and ahead 0 are 3.4 s")
+        f"{models / 'whisper'} takes 3 s of sound at most, but context 80, block 1 and ahead 2 are 3.32 s")
+    slow = KINDS["wav2vec2"][1] | {"conv_kernel": [10, 3, 3, 3, 3, 2, 32], "conv_stride": [5, 2, 2, 2, 2, 2, 16]}
+    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**slow)).save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    assert message(str(tmp_path), context=1, ahead=0) == (
+        f"{tmp_path} hears 0.325 s of sound at once, but context 1, block 1 and ahead 0 are 0.245 s; give it more context")
+    assert load_encoder(str(tmp_path), "cpu", context=3, ahead=0).look_ahead == 0
 
 
 def fitted(encoder: TransformersEncoder, sound: np.ndarray, layers: tuple[int, ...] = (0, 1, 2)) -> TransformersEncoder:
     """The encoder with a projection to five columns, fitted to the sound."""
     encoder.projection = Projection(layers, encoder.width, 5)
-    encoder.projection.fit(encoder.projection.pool(torch.from_numpy(hidden(encoder, sound))))
+    encoder.projection.fit(encoder.projection.pool(torch.from_numpy(hidden(encoder, sound, layers))))
     return encoder
 
 
@@ -194,7 +234,8 @@ def test_an_encoder_is_found_again_elsewhere_and_another_is_refused(models: Path
 
 
 def test_the_cache_spares_the_model_and_notices_every_change(models: Path, wavlm: TransformersEncoder, speech: np.ndarray,
-                                                             tmp_path: Path) -> None:
+                                                             tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stage1_audio2lmk.encoders.transformers_encoder.BATCH", 8)
     calls: list[int] = []
     wavlm.model.register_forward_hook(lambda *_: calls.append(1))
     sound, whole = speech[: 640 * 51], hidden(wavlm, speech[: 640 * 51])
@@ -206,15 +247,19 @@ def test_the_cache_spares_the_model_and_notices_every_change(models: Path, wavlm
     [file] = (tmp_path / "rows").iterdir()
     assert re.fullmatch(r"wavlm-[0-9a-f]{16}\.npy", file.name)
     np.testing.assert_array_equal(cached_hidden_states(wavlm, sound, tmp_path / "rows"), rows)
-    assert len(calls) == 3
+    np.testing.assert_array_equal(cached_hidden_states(wavlm, sound, tmp_path / "rows", (1,)), rows[:, [1]])
+    assert len(calls) == 3 and list((tmp_path / "rows").iterdir()) == [file]  # a file of all serves for any
+    some = cached_hidden_states(wavlm, sound, tmp_path / "some", (0, 1))
+    np.testing.assert_array_equal(some, rows[:, :2])
+    assert isinstance(some, np.memmap) and len(calls) == 6
     louder = sound.copy()
     louder[1000] += 1e-4
-    for encoder in (load_encoder(str(models / "wavlm"), "cpu", block=4, context=4),
-                    load_encoder(str(models / "wavlm"), "cpu", block=3, context=5),
-                    load_encoder(str(models / "hubert"), "cpu", block=3, context=4)):
+    for encoder in (load_encoder(str(models / "wavlm"), "cpu", block=4, context=4, ahead=0),
+                    load_encoder(str(models / "wavlm"), "cpu", block=3, context=5, ahead=0),
+                    load_encoder(str(models / "hubert"), "cpu", block=3, context=4, ahead=0)):
         cached_hidden_states(encoder, sound, tmp_path / "rows")
     cached_hidden_states(wavlm, louder, tmp_path / "rows")
-    assert len(calls) == 6 and len(list((tmp_path / "rows").iterdir())) == 5
+    assert len(calls) == 9 and len(list((tmp_path / "rows").iterdir())) == 5
     assert cached_hidden_states(wavlm, sound[:0], tmp_path).shape == (0, 3, 16)
 
 
@@ -292,4 +337,4 @@ def test_another_sampling_rate(models: Path, tmp_path: Path) -> None:
 
 def test_frames_that_cannot_be(models: Path) -> None:
     assert message(str(models / "wavlm"), block=0, context=-1) == (
-        "an encoder needs block >= 1, context >= 0 and ahead >= 0 video frames, found 0, -1 and 0")
+        "an encoder needs block >= 1, context >= 0 and ahead >= 0 video frames, found 0, -1 and 2")
