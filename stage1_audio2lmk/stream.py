@@ -84,8 +84,7 @@ class ModelStream:
         rows = np.concatenate([self.features[: left + count + ahead], np.pad(known, ((0, ahead), (0, 0)))], 1)
         with torch.inference_mode():
             padded = torch.from_numpy(rows)[None].to(self.speaker.device)
-            moved, state = self.model.rows(padded, self.speaker, self.state, self.prepared)
-            self.state = state.detached()
+            moved, self.state = self.model.rows(padded, self.speaker, self.state, self.prepared)
         self.features, self.embedding = self.features[count:].copy(), self.embedding[count:].copy()
         return moved[0].cpu().numpy()
 
