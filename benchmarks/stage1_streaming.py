@@ -74,7 +74,8 @@ def main() -> None:
     predictor, spent = random_predictor(args), defaultdict[str, list[float]](list)
     for owner, method, name in ((DCBlocker, "pass_through", "DC blocker"), (FeatureStream, "push", "features"),
                                 (SpeechEncoderStream, "push", "encoder"), (ModelStream, "push", "model"),
-                                (KernelRegressor, "forward", "  kernel and prior"), (LandmarkTransformer, "forward", "  transformer"),
+                                (KernelRegressor, "forward", "  kernel and prior"),
+                                (LandmarkTransformer, "forward", "  transformer"),
                                 (Liveliness, "apply", "upper face"), (LandmarkStream, "push", "all")):
         watch(owner, method, name, spent)
     stream = LandmarkStream(predictor, np.zeros((68, 3), np.float32))

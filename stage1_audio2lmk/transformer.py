@@ -1,7 +1,7 @@
 """Causal transformer with a sliding window and a KV cache, and the landmark transformer, which corrects the kernel regression.
 
-Rows can come in pieces: each call returns the KV cache for the next one. In a stream keys and values are written into the cache in
-place, which is what makes a single row cheap; where gradients are wanted nothing is overwritten.
+Rows can come in pieces: each call returns the KV cache for the next one. In a stream keys and values are written into the cache
+in place, which is what makes a single row cheap; where gradients are wanted nothing is overwritten.
 """
 
 import functools
@@ -88,7 +88,7 @@ class Block(nn.Module):
         Also returns what the next rows look back on.
         """
         batch, count, dim = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(self.norm_attention(x)).view(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         mixed, past = self._attend(qkv, past)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, count, dim)))
         return x + self.dropout(self.feed(self.norm_feed(x))), past
@@ -98,7 +98,7 @@ class Block(nn.Module):
         count, room = qkv.shape[3], ROOM * self.window
         in_place = not torch.is_grad_enabled()
         if past is None:
-            past = Past(*qkv[1:, :, :, :0], 0, 0)
+            past = Past(qkv[1, :, :, :0], qkv[2, :, :, :0], 0, 0)
         if not (in_place and past.used + count <= past.keys.shape[2]):
             past = past.moved(self.window, room if in_place and self.window - 1 + count <= room else 0)
         begin, end = past.used, past.used + count
