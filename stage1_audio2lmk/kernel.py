@@ -95,6 +95,9 @@ class SoundKernel(nn.Module):
 
     def weighted(self, sound: Sound, weights: Tensor, table: Table, linear: Tensor) -> Tensor:
         """`forward` (..., m) @ weights.T (m, K), by way of `linear` (taps·80, K), which is table.mel @ weights.T."""
+        if not self.taps:
+            none = sound.windows
+            return self._gaussians((none, none, none), sound.embedding, table) @ weights.T
         parts = self._parts(sound.windows)
         return parts[0].flatten(-2) @ linear + self._gaussians(parts, sound.embedding, table) @ weights.T
 

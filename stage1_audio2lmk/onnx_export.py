@@ -108,11 +108,11 @@ class Step(nn.Module):
             embedding = torch.cat([torch.where(past, known[0], self.quiet_embedding),
                                    torch.where(real, found, self.quiet_embedding)], 0)
             after.append(embedding[n:])
-            embedding = F.pad(embedding, (0, 0, 0, self.model.ahead))
+            embeddings = [F.pad(embedding, (0, 0, 0, self.model.ahead))]
         else:
-            embedding = every.new_zeros(left + n + self.model.ahead, 0)
-        table = every[begin - left : begin + n + self.model.ahead]
-        padded = torch.cat([F.pad(table, (0, FEATURE_SIZE - self.width)), embedding], 1)[None]
+            embeddings = []
+        table = F.pad(every[begin - left : begin + n + self.model.ahead], (0, FEATURE_SIZE - self.width))
+        padded = torch.cat([table, *embeddings], 1)[None]
         moved = self._motion(self.model, 0, padded, turn)
         points = torch.cat([moved.unflatten(-1, (len(MOVING), 3)), moved.new_zeros(n, 1, 3)], 1)[:, self.place]
         return points, *after, *turn.after
@@ -280,7 +280,13 @@ def _graph(step: Step) -> Any:
     finally:
         logger.setLevel(level)
     assert program is not None
-    return program.model_proto
+    made = program.model_proto
+    found = made.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*made.graph.input, *made.graph.output, *made.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if found and dim.dim_param == found:
+                dim.dim_param = "n"
+    return made
 
 
 def _halve(made: Any) -> None:
