@@ -95,6 +95,9 @@ class SoundKernel(nn.Module):
 
     def weighted(self, sound: Sound, weights: Tensor, table: Table, linear: Tensor) -> Tensor:
         """`forward` (..., m) @ weights.T (m, K), by way of `linear` (taps·80, K), which is table.mel @ weights.T."""
+        if not self.taps:
+            none = sound.windows
+            return self._gaussians((none, none, none), sound.embedding, table) @ weights.T
         parts = self._parts(sound.windows)
         return parts[0].flatten(-2) @ linear + self._gaussians(parts, sound.embedding, table) @ weights.T
 
@@ -114,22 +117,22 @@ class SoundKernel(nn.Module):
 
     def _gaussians(self, parts: tuple[Tensor, Tensor, Tensor], embedding: Tensor, table: Table) -> Tensor:
         """The Gaussian part (..., m): exp(−|a − b|²) of each time scale and of the embedding, by their weights."""
-        batch = embedding.shape[:-1]
-        near = table.embedding_squares.new_zeros(batch.numel(), len(table.embedding_squares))
+        batch, flat = embedding.shape[:-1], embedding.flatten(0, -2)
+        near = table.embedding_squares.new_zeros(flat.shape[0], len(table.embedding_squares))
         if self.config.mel_terms:
             near = near + GAUSSIAN * self._time_scales(*parts[1:], table)
         if self.config.size and self.config.share:
-            point = self._scaled(embedding).reshape(-1, self.config.size)
+            point = self._scaled(flat)
             distance = point.square().sum(-1, keepdim=True) + table.embedding_squares - 2 * point @ table.embedding
             near = near + self.config.share * torch.exp(-distance.clamp_min_(0))
-        return near.unflatten(0, batch)
+        return near.view(*batch, len(table.embedding_squares))
 
     def _time_scales(self, shape: Tensor, loudness: Tensor, table: Table) -> Tensor:
         """Sum of the scales' Gaussians (n, m). A scale looks at some of the window's taps, so all share products of taps."""
         shape, loudness = shape.reshape(-1, self.taps, MELS), loudness.reshape(-1, self.taps)
         inner = self.shape_weights @ (shape.transpose(0, 1) @ table.shape).flatten(1)
         products = loudness * self.loudness_weights[:, None], table.loudness.expand(len(SCALES), -1, -1)
-        inner = torch.baddbmm(inner.unflatten(1, (len(shape), table.squares.shape[1])), *products)
+        inner = torch.baddbmm(inner.unflatten(1, (shape.shape[0], table.squares.shape[1])), *products)
         distance = self._squares(shape, loudness).T[..., None] + table.squares[:, None] - 2 * inner
         return torch.exp(-distance.clamp_min_(0)).sum(0)
 

@@ -18,14 +18,10 @@ from stage1_audio2lmk.transformer import KVCache, LandmarkTransformer
 
 @dataclass
 class ModelState:
-    """KV caches of a model's transformer and of its prior's, for the rows that come next."""
+    """KV caches of a model's transformer and of its prior's, for the rows that come next, which use them up."""
 
     cache: KVCache = field(default_factory=list)
     prior: "ModelState | None" = None
-
-    def detached(self) -> "ModelState":
-        """The same without being views of longer tensors."""
-        return ModelState([part.clone() for part in self.cache], self.prior.detached() if self.prior else None)
 
 
 class Prepared(NamedTuple):

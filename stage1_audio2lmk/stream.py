@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from shared.errors import TalkheadError
-from shared.landmarks import N_LANDMARKS, SAMPLES_PER_FRAME
+from shared.landmarks import MOVING, N_LANDMARKS, SAMPLES_PER_FRAME
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, FeatureStream, frames_of, levels
 from stage1_audio2lmk.checkpoint import load_model
@@ -68,6 +68,7 @@ class ModelStream:
         self.speaker = torch.tensor([speaker], device=model.silence.device)
         quiet = np.repeat(model.silence[None].cpu().numpy(), model.left, axis=0)
         self.features, self.embedding = quiet[:, :FEATURE_SIZE], quiet[:, FEATURE_SIZE:]  # from `left` rows before the next on
+        self.left, self.ahead = model.left, model.ahead
 
     def push(self, features: np.ndarray, embedding: np.ndarray) -> np.ndarray:
         """Rows (n, FEATURE_SIZE) and (k, size), n, k ≥ 0 -> displacement (m,68,3) metres of the rows that are now certain.
@@ -76,23 +77,25 @@ class ModelStream:
         """
         self.features = np.concatenate([self.features, features])
         self.embedding = np.concatenate([self.embedding, embedding])
-        left, ahead = self.model.left, self.model.ahead
+        left, ahead = self.left, self.ahead
         count = min(len(self.features) - ahead, len(self.embedding)) - left
         if count <= 0:
             return np.zeros((0, N_LANDMARKS, 3), np.float32)
-        known = self.embedding[: left + count]
-        rows = np.concatenate([self.features[: left + count + ahead], np.pad(known, ((0, ahead), (0, 0)))], 1)
+        rows = np.zeros((1, left + count + ahead, FEATURE_SIZE + self.model.size), np.float32)
+        rows[0, :, :FEATURE_SIZE] = self.features[: left + count + ahead]
+        rows[0, : left + count, FEATURE_SIZE:] = self.embedding[: left + count]
         with torch.inference_mode():
-            padded = torch.from_numpy(rows)[None].to(self.speaker.device)
-            moved, state = self.model.rows(padded, self.speaker, self.state, self.prepared)
-            self.state = state.detached()
+            padded = torch.from_numpy(rows).to(self.speaker.device)
+            moved, self.state = self.model.motion(padded, self.speaker, self.state, self.prepared)
         self.features, self.embedding = self.features[count:].copy(), self.embedding[count:].copy()
-        return moved[0].cpu().numpy()
+        out = np.zeros((count, N_LANDMARKS, 3), np.float32)
+        out[:, MOVING] = moved[0].cpu().numpy().reshape(count, -1, 3)
+        return out
 
     def flush(self, embedding: np.ndarray) -> np.ndarray:
         """The rows that waited for the future, which turns out to be silent; `embedding` (k, size) are the last rows."""
         silence = self.model.silence[None, :FEATURE_SIZE].cpu().numpy()
-        return self.push(np.repeat(silence, self.model.ahead, axis=0), embedding)
+        return self.push(np.repeat(silence, self.ahead, axis=0), embedding)
 
 
 @dataclass

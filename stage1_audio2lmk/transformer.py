@@ -1,9 +1,11 @@
 """Causal transformer with a sliding window and a KV cache, and the landmark transformer, which corrects the kernel regression.
 
-Rows can come in pieces: each call returns the KV cache for the next one, so a stream runs the same code as training.
+Rows can come in pieces: each call returns the KV cache for the next one. In a stream keys and values are written into the cache
+in place, which is what makes a single row cheap; where gradients are wanted nothing is overwritten.
 """
 
 import functools
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +16,59 @@ from stage1_audio2lmk.audio.features import FEATURE_SIZE, FORMANT_SIZE, HOPS, ME
 from stage1_audio2lmk.config import TransformerConfig
 
 STEM_CONTEXT = 4  # frames before a row that the stem convolution sees
-KVCache = list[Tensor]  # for each block keys and values (2, B, heads, p, size), before rotation, of the p < window rows before
+ROOM = 4  # windows that a `Past` has room for before its rows move to the front
 
 
-@functools.lru_cache(maxsize=64)
-def _turns(count: int, half: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and ±sin (count, 2·half) of each position's angles."""
+@functools.lru_cache(maxsize=16)
+def _turns(count: int, half: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and ±sin (count, 2·half) of each position's angles, exact for any position."""
     with torch.inference_mode(False):
-        frequency = 10000 ** (-torch.arange(half, device=device, dtype=torch.float32) / half)
-        angle = torch.arange(count, device=device, dtype=torch.float32)[:, None] * frequency
-        return torch.cat([angle.cos()] * 2, 1), torch.cat([-angle.sin(), angle.sin()], 1)
+        frequency = 10000 ** (-torch.arange(half, device=device, dtype=torch.float64) / half)
+        angle = torch.arange(count, device=device, dtype=torch.float64)[:, None] * frequency
+        cos, sin = torch.cat([angle.cos()] * 2, 1), torch.cat([-angle.sin(), angle.sin()], 1)
+        return cos.to(dtype), sin.to(dtype)
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021) for x (B, H, T, D)."""
+def rotate(x: Tensor, position: int = 0) -> Tensor:
+    """Rotary positions (Su et al. 2021) `position`, position + 1, … for x (..., T, D)."""
+    half, stop = x.shape[-1] // 2, position + x.shape[-2]
+    cos, sin = _turns(max(256, 1 << (stop - 1).bit_length()), half, x.device, x.dtype)
+    return torch.addcmul(x * cos[position:stop], x.roll(half, -1), sin[position:stop])
+
+
+def turn_back(x: Tensor, by: int) -> Tensor:
+    """x (..., T, D), rotated -> the same with all positions less by `by`."""
     half = x.shape[-1] // 2
-    cos, sin = (turn.to(x.dtype) for turn in _turns(x.shape[-2], half, x.device))
-    return torch.addcmul(x * cos, x.roll(half, -1), sin)
+    cos, sin = _turns(max(256, 1 << by.bit_length()), half, x.device, x.dtype)
+    return torch.addcmul(x * cos[by], x.roll(half, -1), sin[by], value=-1)
+
+
+@dataclass
+class Past:
+    """What a block's attention looks back on: keys, rotated by their positions, and values (B, heads, room, size).
+
+    Attention depends on differences of positions alone, so a key is rotated once, by its place in `keys`, and again only when
+    rows move to the front; however long a stream is, no position is larger than `room`. Each call with a `Past` uses it up: rows
+    are written into it where there is room.
+    """
+
+    keys: Tensor
+    values: Tensor
+    first: int  # position of the first place
+    used: int  # places taken
+
+    def moved(self, window: int, room: int) -> "Past":
+        """The last window − 1 rows at the front, positions from 0 on, in new tensors with `room` places."""
+        kept = min(self.used, window - 1)
+        start = self.used - kept
+        keys = turn_back(self.keys[:, :, start : self.used], self.first + start)
+        values = self.values[:, :, start : self.used]
+        if room > kept:
+            keys, values = (F.pad(part, (0, 0, 0, room - kept)) for part in (keys, values))
+        return Past(keys, values, 0, kept)
+
+
+KVCache = list[Past]  # one for each block; empty at the start
 
 
 class Block(nn.Module):
@@ -44,26 +82,44 @@ class Block(nn.Module):
         self.feed = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cache: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, T, dim) -> (B, T, dim); row t reads rows t − window + 1 … t, those before x from `cache` (None at the start).
+    def forward(self, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """x (B, T, dim) -> (B, T, dim); row t reads rows t − window + 1 … t, those before x from `past` (None at the start).
 
-        Also returns the cache for the rows that come next (see `KVCache`).
+        Also returns what the next rows look back on.
         """
-        q, k, v = self.qkv(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        cached = torch.stack([k, v]) if cache is None else torch.cat([cache, torch.stack([k, v])], 3)
-        count, total = x.shape[1], cached.shape[3]
-        before = total - count
-        rotated = rotate(torch.cat([F.pad(q, (0, 0, before, 0)), cached[0]]))
-        mask = None  # a single row sees all that is cached
+        batch, count, dim = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(batch, count, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        mixed, past = self._attend(qkv, past)
+        x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, count, dim)))
+        return x + self.dropout(self.feed(self.norm_feed(x))), past
+
+    def _attend(self, qkv: Tensor, past: Past | None) -> tuple[Tensor, Past]:
+        """Queries, keys and values (3, B, heads, T, size) -> what attention mixes (B, heads, T, size), the next `Past`."""
+        count, room = qkv.shape[3], ROOM * self.window
+        in_place = not torch.is_grad_enabled()
+        if past is None:
+            past = Past(qkv[1, :, :, :0], qkv[2, :, :, :0], 0, 0)
+        if not (in_place and past.used + count <= past.keys.shape[2]):
+            past = past.moved(self.window, room if in_place and self.window - 1 + count <= room else 0)
+        begin, end = past.used, past.used + count
+        (q, k), v = rotate(qkv[:2], begin), qkv[2]
+        if end <= past.keys.shape[2]:
+            past.keys[:, :, begin:end], past.values[:, :, begin:end] = k, v
+            low = max(0, begin - self.window + 1)
+            keys, values = past.keys[:, :, low:end], past.values[:, :, low:end]
+            past.used = end
+        else:  # a long piece, or one whose gradients are wanted
+            keys, values, low = torch.cat([past.keys, k], 2), torch.cat([past.values, v], 2), 0
+            start = max(0, end - self.window + 1)
+            past = Past(keys[:, :, start:], values[:, :, start:], start, end - start)
+            if in_place:
+                past.keys, past.values = past.keys.clone(), past.values.clone()  # views would keep longer tensors
+        mask = None  # a single row sees all that is kept
         if count > 1:
-            steps = torch.arange(total, device=x.device)
-            distance = steps[before:, None] - steps
+            steps = torch.arange(low, end, device=qkv.device)
+            distance = steps[begin - low :, None] - steps
             mask = (distance >= 0) & (distance < self.window)
-        batch = x.shape[0]
-        mixed = F.scaled_dot_product_attention(rotated[:batch, :, before:], rotated[batch:], cached[1], attn_mask=mask)
-        x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(2)))
-        x = x + self.dropout(self.feed(self.norm_feed(x)))
-        return x, cached[:, :, :, max(0, total - self.window + 1) :]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=mask), past
 
 
 class Transformer(nn.ModuleList):
@@ -73,12 +129,23 @@ class Transformer(nn.ModuleList):
         super().__init__(Block(dim, heads, window, dropout) for _ in range(layers))
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> tuple[Tensor, KVCache]:
-        """x (B, T, dim), the cache of the call before (None or empty at the start) -> rows (B, T, dim), the next cache."""
+        """x (B, T, dim), the cache of the call before (None or empty at the start) -> rows (B, T, dim), the next cache.
+
+        Without gradients the cache given is used up: rows are written into it.
+        """
         kept = []
         for k, block in enumerate(self):
             x, past = block(x, cache[k] if cache else None)
             kept.append(past)
         return x, kept
+
+
+def stem_of(convolution: nn.Conv1d, rows: Tensor) -> Tensor:
+    """A convolution over time, rows (B, taps − 1 + T, inputs) -> (B, T, outputs); one row as a plain product."""
+    columns = rows.transpose(1, 2)
+    if columns.shape[2] > convolution.kernel_size[0]:
+        return convolution(columns).transpose(1, 2)
+    return F.linear(columns.flatten(1), convolution.weight.flatten(1), convolution.bias)[:, None]
 
 
 class LandmarkTransformer(nn.Module):
@@ -125,6 +192,6 @@ class LandmarkTransformer(nn.Module):
 
     def forward(self, padded: Tensor, speaker: Tensor, cache: KVCache | None = None) -> tuple[Tensor, KVCache]:
         """padded (B, left + T + ahead, FEATURE_SIZE + size), speaker (B,) -> (B, T, 111) metres, the next cache."""
-        hidden = F.gelu(self.stem(self.inputs(padded).transpose(1, 2))).transpose(1, 2) + self.speaker(speaker)[:, None]
+        hidden = F.gelu(stem_of(self.stem, self.inputs(padded))) + self.speaker(speaker)[:, None]
         hidden, cache = self.blocks(hidden, cache)
         return self.head(self.norm(hidden)) @ self.basis, cache

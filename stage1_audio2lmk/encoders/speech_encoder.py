@@ -19,7 +19,7 @@ from shared.errors import TalkheadError
 from stage1_audio2lmk.audio.features import HOPS, MELS, silence_row
 from stage1_audio2lmk.config import check_heads
 from stage1_audio2lmk.encoders.base import encode_in_pieces
-from stage1_audio2lmk.transformer import KVCache, Transformer
+from stage1_audio2lmk.transformer import KVCache, Transformer, stem_of
 
 SPEECH_ENCODER = "speech encoder"  # the kind, in files
 LEFT_CONTEXT = 4  # frames before a row that its convolution sees
@@ -70,7 +70,7 @@ class SpeechEncoder(nn.Module):
         Variances of its columns add up to `size`; rows of `encode` and `stream` are that divided by √size.
         """
         x = (rows[..., : HOPS * MELS].unflatten(-1, (HOPS, MELS)) - self.mean) / self.scale
-        hidden = F.gelu(self.stem(x.flatten(-2).transpose(1, 2))).transpose(1, 2)
+        hidden = F.gelu(stem_of(self.stem, x.flatten(-2)))
         hidden, cache = self.blocks(hidden, cache)
         return (self.narrow(self.norm(hidden)) - self.centre) / self.spread, cache
 
@@ -102,8 +102,7 @@ class SpeechEncoderStream:
         if count <= 0:
             return np.zeros((0, encoder.size), np.float32)
         with torch.inference_mode():
-            found, cache = encoder(torch.from_numpy(self.rows)[None].to(encoder.mean.device), self.cache)
-            self.cache = [part.clone() for part in cache]  # views would keep longer tensors
+            found, self.cache = encoder(torch.from_numpy(self.rows)[None].to(encoder.mean.device), self.cache)
         self.rows = self.rows[count:].copy()
         return found[0].cpu().numpy() / np.float32(encoder.size**0.5)
 

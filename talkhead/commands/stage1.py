@@ -159,3 +159,26 @@ def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio:
     if PHONES not in tables:
         click.echo(f"\n{NO_PHONES}")
     click.echo(f"\n{folder / 'eval.html'}")
+
+
+@stage1.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--onnx", "output", type=PATH, required=True, metavar="FILE", help="File to write (.onnx).")
+@overwrite_option
+def export(checkpoint: Path, output: Path, overwrite: bool) -> None:
+    """CHECKPOINT (.safetensors) -> ONNX, for streams where there is no Python, such as browsers.
+
+    Log-mel rows and a state go in, displacement of the face's points and the next state come out; docs/formats.md says how.
+    Needs `pip install talkhead[onnx]`.
+
+    \b
+    talkhead stage1 export me.avatar/stage1.safetensors --onnx me.onnx
+    talkhead stage1 export base.safetensors --onnx base.onnx --overwrite
+    """
+    from stage1_audio2lmk.onnx_export import OPSET, export_onnx
+    from talkhead.synthesis import written
+
+    with written(output, (checkpoint,), overwrite):
+        said = export_onnx(checkpoint, output)
+    click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}, rows of {said['width']}, {said['latency']} "
+               "frames of look-ahead")

@@ -1,12 +1,14 @@
 """Attention against loops over rows and heads, and in pieces against all at once."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_audio2lmk.transformer import Block, Transformer, rotate
+from stage1_audio2lmk.transformer import ROOM, Block, KVCache, Past, Transformer, rotate, turn_back
 
 DIM, HEADS, WINDOW = 24, 2, 6
 
@@ -25,12 +27,19 @@ def transformer() -> Transformer:
     return made
 
 
-def in_pieces(transformer: Transformer, x: Tensor, sizes: list[int]) -> tuple[Tensor, list[Tensor]]:
-    out, cache = [], None
+def in_pieces(transformer: Transformer, x: Tensor, sizes: list[int]) -> tuple[Tensor, KVCache]:
+    out: list[Tensor] = []
+    cache: KVCache = []
     for part in x.split(sizes, 1):
         part, cache = transformer(part, cache)
         out.append(part)
-    return torch.cat(out, 1), cache or []
+    return torch.cat(out, 1), cache
+
+
+def looked_back_on(past: Past) -> tuple[Tensor, Tensor]:
+    """Keys and values of the last window − 1 rows, positions from 0 on."""
+    front = past.moved(WINDOW, 0)
+    return front.keys, front.values
 
 
 def slow_block(block: Block, x: Tensor) -> Tensor:
@@ -71,8 +80,9 @@ def test_pieces_of_any_size_equal_one_pass(transformer: Transformer, sizes: list
     parts, cache = in_pieces(transformer, x, sizes)
     torch.testing.assert_close(parts, whole, atol=1e-6, rtol=1e-6)
     for ours, theirs in zip(cache, after):
-        torch.testing.assert_close(ours, theirs)
-        assert ours.shape == (2, 2, HEADS, WINDOW - 1, DIM // HEADS)
+        for found, known in zip(looked_back_on(ours), looked_back_on(theirs)):
+            torch.testing.assert_close(found, known)
+            assert found.shape == (2, HEADS, WINDOW - 1, DIM // HEADS)
 
 
 @torch.no_grad()
@@ -85,7 +95,7 @@ def test_the_cache_is_all_that_the_next_rows_need_and_no_more(transformer: Trans
     assert difference[:7].max() == 0 and difference[7 : 7 + 2 * WINDOW - 1].min() > 0
     assert difference[7 + 2 * WINDOW - 1 :].max() == 0
     for count in (1, 4, 5, 6, 29):
-        assert [kept.shape[3] for kept in transformer(x[:, :count])[1]] == [min(count, WINDOW - 1)] * 2
+        assert [looked_back_on(kept)[0].shape[2] for kept in transformer(x[:, :count])[1]] == [min(count, WINDOW - 1)] * 2
 
 
 @torch.no_grad()
@@ -93,8 +103,45 @@ def test_a_window_of_one_caches_nothing() -> None:
     block = Block(DIM, HEADS, 1, 0.0).double()
     x = rows(8)
     whole, kept = block(x)
-    assert kept.shape[3] == 0
+    assert kept.moved(1, 0).used == 0
     torch.testing.assert_close(torch.cat([block(row, kept)[0] for row in x.split(1, 1)], 1), whole)
+
+
+@torch.inference_mode()
+def test_after_an_hour_rows_are_as_exact_as_at_once(transformer: Transformer) -> None:
+    """90,000 frames in pieces of one to seven, in single precision; two blocks of window 6 reach ten rows back."""
+    plain = copy.deepcopy(transformer).float()
+    cache: KVCache = []
+    sizes = np.random.default_rng(0).integers(1, 8, 22_500)
+    last = rows(40, batch=1).float()
+    for size in sizes:
+        _, cache = plain(last[:, :size], cache)
+        assert max(past.used for past in cache) <= cache[0].keys.shape[2] <= ROOM * WINDOW
+    found = []
+    for row in last.split(1, 1):
+        out, cache = plain(row, cache)
+        found.append(out)
+    whole, _ = plain(last)
+    torch.testing.assert_close(torch.cat(found, 1)[:, 2 * WINDOW :], whole[:, 2 * WINDOW :], atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_rows_with_a_past_are_written_in_place(transformer: Transformer) -> None:
+    x = rows(9)
+    _, cache = transformer(x[:, :1])
+    places = [past.keys.data_ptr() for past in cache]
+    for row in x[:, 1:].split(1, 1):
+        _, cache = transformer(row, cache)
+    assert [past.keys.data_ptr() for past in cache] == places
+
+
+def test_positions_are_exact_far_out() -> None:
+    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    frequency = 10000 ** (-np.arange(8) / 8)
+    turned = torch.complex(x[:, :8], x[:, 8:]) * torch.exp(1j * torch.from_numpy(frequency * 123_456))
+    known = torch.cat([turned.real, turned.imag], 1)
+    torch.testing.assert_close(rotate(x.float(), 123_456), known.float(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(turn_back(rotate(x.float(), 123_456), 123_456), x.float(), atol=1e-6, rtol=1e-6)
 
 
 def test_gradients_flow_through_pieces_as_through_the_whole(transformer: Transformer) -> None:
