@@ -17,23 +17,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.landmarks import JAW
+from shared.landmarks import JAW, MOVING
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording
 from stage1_audio2lmk.kernel import KernelRegressor, Sound, Table
 from stage1_audio2lmk.losses import coordinate_weights
 
-PENALTIES = (0.35, 0.7, 1.4, 2.8, 5.6)
+PENALTIES = (0.7, 1.4, 2.8, 5.6, 11.2)
 SHARES = (0.0, 0.2, 0.35, 0.5, 0.6, 0.75, 0.85, 1.0)  # of the prior that may be kept
 SHARPENINGS = tuple(0.25 * k for k in range(13))  # strengths of the unsharp mask
 TARGET_VELOCITY_RATIO = 0.83  # of lip velocities on held-out folds, predicted over true
+MOST_LOSS = 0.01  # of the lip opening's correlation on held-out folds, that sharpening may cost
 FOLDS = 4
 GAP = 25  # frames beside a fold that are too much like it to help predict it
 CHUNK = 256  # rows whose similarities are held at once
 SILENCE_POINTS = 144  # support points of silence
 EMBEDDING_SHARES = (0.0, 0.3, 1.0, 2.0)  # weights of the embedding's term in the kernel that may be chosen
+LEAST_GAIN = 0.02  # in squared error, by which another weight must be better than the usual one
 CHOICE_POINTS = 600  # support points with which it is chosen
 
+INNER_UPPER, INNER_LOWER = ([MOVING.index(k) for k in points] for points in ((61, 62, 63), (67, 66, 65)))
 Solution = tuple[Tensor, Tensor]  # weights (K, m), bias (K,) of a KernelRegressor
 
 
@@ -125,23 +128,26 @@ def fit_kernel_ridge(kernel: KernelRegressor, recordings: Sequence[Recording], s
 @torch.no_grad()
 def choose_embedding_share(kernel: KernelRegressor, recordings: Sequence[Recording], silence: Recording, config: Stage1Config,
                            priors: Sequence[Tensor] | None = None) -> float:
-    """The weight of the embedding's term with the least error on inner folds, each with its best penalty and prior's share.
+    """The weight of the embedding's term with the least error on inner folds, each with its own best penalty and prior's share.
 
-    Arguments as of `fit_kernel_ridge`. Recordings of weight 1 decide, with CHOICE_POINTS support points.
+    It is the kernel's unless another gains LEAST_GAIN. Arguments as of `fit_kernel_ridge`. Recordings of weight 1 decide, with
+    CHOICE_POINTS support points.
     """
     own = [k for k, r in enumerate(recordings) if r.weight == 1]
     some = None if priors is None else [*(priors[k] for k in own), priors[-1]]
     small = replace(config, support_points=min(CHOICE_POINTS, config.support_points))
-    least = {}
+    shares = SHARES if priors is not None else (0.0,)
+    found = {}
     for share in EMBEDDING_SHARES:
         trial = copy.deepcopy(kernel)
         trial.similarity.config = replace(kernel.config, share=share)
         data = _all_rows(trial, [recordings[k] for k in own], silence, some)
         problem = Problem(trial, select_support(data[:-1], data[-1], small.support_points), small)
         _, folds, without = _folds(problem, data[:-1], data[-1])
-        errors = held_out_errors(problem, without, folds, SHARES if priors is not None else (0.0,))
-        least[share] = min(error for row in errors.values() for error in row.values())
-    return min(least, key=least.__getitem__)
+        errors = held_out_errors(problem, without, folds, shares)
+        found[share] = min(error for row in errors.values() for error in row.values())
+    best = min(found, key=found.__getitem__)
+    return best if found[best] < (1 - LEAST_GAIN) * found[kernel.config.share] else kernel.config.share
 
 
 class Problem:
@@ -232,8 +238,12 @@ def consecutive(recording: Recording) -> Tensor:
 
 
 def choose_sharpening(problem: Problem, spoken: Sequence[Rows], solved: Sequence[tuple[Tensor, Tensor]], share: float) -> float:
-    """The least of SHARPENINGS with which held-out lips move at TARGET_VELOCITY_RATIO of their speed, or the largest."""
+    """The least of SHARPENINGS with which held-out lips move at TARGET_VELOCITY_RATIO of their speed.
+
+    Only those count that cost the opening's correlation MOST_LOSS at most; if none of them is fast enough, it is the largest.
+    """
     basis, distances, true = problem.components.basis, torch.zeros(len(SHARPENINGS)), 0.0
+    correlations: list[Tensor] = []  # (n,) of each fold of each recording
     for k, (weights, mask) in enumerate(solved):
         for rows in spoken:
             frames, r = rows.folds[k], rows.recording
@@ -242,10 +252,17 @@ def choose_sharpening(problem: Problem, spoken: Sequence[Rows], solved: Sequence
             steps = (frames.diff() == 1) & consecutive(r)[frames[:-1]]
             x = problem.similarities(rows, frames)
             plain, extra = share * rows.prior[frames] + x @ weights @ basis, x @ mask @ basis
+            tried = [plain + amount * extra for amount in SHARPENINGS]
             true += _distance(r.displacement[frames], steps)
-            distances += torch.tensor([_distance(plain + amount * extra, steps) for amount in SHARPENINGS])
-    enough = [amount for amount, distance in zip(SHARPENINGS, distances) if distance >= TARGET_VELOCITY_RATIO * true]
-    return enough[0] if enough else SHARPENINGS[-1]
+            distances += torch.tensor([_distance(one, steps) for one in tried])
+            opening = _opening(r.displacement[frames].double())
+            correlations.append(torch.stack([torch.corrcoef(torch.stack([_opening(one), opening]))[0, 1] for one in tried]))
+    if not correlations:
+        return 0.0
+    mean = torch.stack(correlations).nan_to_num().mean(0)
+    allowed = [k for k in range(len(SHARPENINGS)) if mean[k] >= mean[0] - MOST_LOSS]
+    enough = [k for k in allowed if distances[k] >= TARGET_VELOCITY_RATIO * true]
+    return SHARPENINGS[enough[0] if enough else allowed[-1]]
 
 
 def out_of_fold_residuals(problem: Problem, spoken: Sequence[Rows], solved: Sequence[tuple[Tensor, Tensor]],
@@ -328,6 +345,12 @@ def _beside(folds: tuple[Tensor, ...], k: int) -> Tensor:
 def _evenly(rows: Tensor, count: int) -> Tensor:
     """`count` of the rows, evenly."""
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+
+
+def _opening(displacement: Tensor) -> Tensor:
+    """Rows (n, 111) metres -> change of the inner lips' opening (n,) metres."""
+    height = displacement.unflatten(-1, (-1, 3))[..., 1]
+    return (height[:, INNER_UPPER].mean(1) - height[:, INNER_LOWER].mean(1)).double()
 
 
 def _distance(displacement: Tensor, steps: Tensor) -> float:
