@@ -64,10 +64,10 @@ class Stage1Config(Settings):
     look_ahead: int = setting(2, "frames of future sound, of 40 ms each", 0, 100)
     components: int = setting(16, "principal components of lip and jaw motion", 1, 111)
     kernel_past: int = setting(4, "frames of past sound that the kernel compares", 0, 100)
-    support_points: int = setting(1500, "moments of the training sound that the kernel regression keeps, at most", 97, 20000)
+    support_points: int = setting(1500, "moments of the training sound that the kernel regression keeps, at most", 145, 20000)
     mel_terms: bool = setting(True, "does the kernel compare log-mel, or the embedding alone?")
-    embedding_share: float | None = setting(None, "weight of the embedding's term in the kernel, chosen on inner folds where "
-                                                  "none is given", 0, 100)
+    embedding_share: float = setting(1.0, "weight of the embedding's term in the kernel", 0, 100)
+    choose_embedding: bool = setting(True, "may inner folds choose another weight of the embedding's term?")
     embedding_sharpness: float = setting(1.0, "factor on the squared distance of embeddings in the kernel", 0, 1e6)
     voice_augmentation: bool = setting(True, "is the kernel regression also fitted to shifted copies of the person's voice?")
     encoder: str | None = setting(None, "a speech encoder of the transformers library: folder or name on the hub")
@@ -102,8 +102,8 @@ class Stage1Config(Settings):
 
     def kernel(self, size: int) -> KernelConfig:
         """The kernel for an embedding of `size` columns, 0 for none."""
-        return KernelConfig(self.components, self.kernel_past, self.look_ahead, size, self.mel_terms,
-                            1.0 if self.embedding_share is None else self.embedding_share, self.embedding_sharpness)
+        return KernelConfig(self.components, self.kernel_past, self.look_ahead, size, self.mel_terms, self.embedding_share,
+                            self.embedding_sharpness)
 
     def transformer(self, size: int, speakers: int) -> TransformerConfig:
         """The transformer for an embedding of `size` columns, 0 for none."""

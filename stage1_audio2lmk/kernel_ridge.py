@@ -138,7 +138,7 @@ def choose_embedding_share(kernel: KernelRegressor, recordings: Sequence[Recordi
     small = replace(config, support_points=min(CHOICE_POINTS, config.support_points))
     shares = SHARES if priors is not None else (0.0,)
     found = {}
-    for share in EMBEDDING_SHARES:
+    for share in sorted({*EMBEDDING_SHARES, kernel.config.share}):
         trial = copy.deepcopy(kernel)
         trial.similarity.config = replace(kernel.config, share=share)
         data = _all_rows(trial, [recordings[k] for k in own], silence, some)

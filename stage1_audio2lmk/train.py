@@ -156,7 +156,7 @@ def _fit(model: LandmarkModel, data: _Data, config: Stage1Config, prior: Landmar
     if prior is not None:
         projector = model.kernel.projector()
         priors = [motion_of(prior, r.features, 0) @ projector for r in (*fitted, data.silence)]
-    if config.embedding_share is None and model.size and config.mel_terms:
+    if config.choose_embedding and model.size and config.mel_terms:
         share = choose_embedding_share(model.kernel, fitted, data.silence, config, priors)
         model.kernel.similarity.config = dataclasses.replace(model.kernel.config, share=share)
     fit = fit_kernel_ridge(model.kernel, fitted, data.silence, config, priors)

@@ -29,7 +29,7 @@ from stage1_audio2lmk.statistics import set_statistics, statistics
 from stage1_audio2lmk.train import SILENCE_FRAMES
 
 PER_CLIP = 400
-SETTINGS = Stage1Config(mel_terms=False, embedding_share=1.0, support_points=2900, val_share=0.01, steps=0)
+SETTINGS = Stage1Config(mel_terms=False, support_points=2900, val_share=0.01, steps=0)
 
 
 def thinned(recording: Recording, count: int) -> Recording:
