@@ -13,8 +13,8 @@ from torch import Tensor
 
 from shared.clip import Clip
 from shared.errors import TalkheadError
-from shared.landmarks import MOTION_DIM, MOVING, SAMPLE_RATE, SAMPLES_PER_FRAME
-from stage1_audio2lmk.audio.augment import shift_voices
+from shared.landmarks import MOTION_DIM, MOVING, SAMPLES_PER_FRAME
+from stage1_audio2lmk.audio.augment import coloured, shift_voices
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.audio.device_front_end import change_on
 from stage1_audio2lmk.audio.features import ENERGY_SCALE, FEATURE_SIZE, FORMANT_SIZE, HOPS, MELS, features
@@ -110,13 +110,12 @@ def synthetic_silence(count: int, rng: np.random.Generator, feature_fn: FeatureF
     """
     pieces = []
     size = SAMPLES_PER_FRAME * -(-count // (4 * len(SILENCE_LEVELS)))
-    frequency = np.maximum(np.fft.rfftfreq(size, 1 / SAMPLE_RATE), 20)
     for level in SILENCE_LEVELS:
         noise = rng.normal(size=(4, size))
         noise[1] = lfilter([(1 - SOFTENING**2) ** 0.5], [1, -SOFTENING], noise[1])
-        for k, slope in ((2, 0.5), (3, 1.0)):
-            coloured = np.fft.irfft(np.fft.rfft(noise[k]) * frequency**-slope, size)
-            noise[k] = coloured / coloured.std()
+        for k, kind in ((2, "pink"), (3, "brown")):
+            noise[k] = coloured(torch.from_numpy(noise[k]), kind).numpy()
+            noise[k] /= noise[k].std()
         pieces += [level * kind for kind in noise]
     samples = np.concatenate(pieces).astype(np.float32)
     return Recording("silence", torch.from_numpy(feature_fn(samples))[:count],

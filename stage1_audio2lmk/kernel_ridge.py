@@ -17,11 +17,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.landmarks import JAW, MOVING
+from shared.landmarks import JAW
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording
 from stage1_audio2lmk.kernel import KernelRegressor, Sound, Table
-from stage1_audio2lmk.losses import coordinate_weights
+from stage1_audio2lmk.losses import coordinate_weights, lip_gap
 
 PENALTIES = (0.7, 1.4, 2.8, 5.6, 11.2)
 SHARES = (0.0, 0.2, 0.35, 0.5, 0.6, 0.75, 0.85, 1.0)  # of the prior that may be kept
@@ -36,7 +36,6 @@ EMBEDDING_SHARES = (0.0, 0.3, 1.0, 2.0)  # weights of the embedding's term in th
 LEAST_GAIN = 0.02  # in squared error, by which another weight must be better than the usual one
 CHOICE_POINTS = 600  # support points with which it is chosen
 
-INNER_UPPER, INNER_LOWER = ([MOVING.index(k) for k in points] for points in ((61, 62, 63), (67, 66, 65)))
 Solution = tuple[Tensor, Tensor]  # weights (K, m), bias (K,) of a KernelRegressor
 
 
@@ -135,19 +134,27 @@ def choose_embedding_share(kernel: KernelRegressor, recordings: Sequence[Recordi
     """
     own = [k for k, r in enumerate(recordings) if r.weight == 1]
     some = None if priors is None else [*(priors[k] for k in own), priors[-1]]
+    data = _all_rows(kernel, [recordings[k] for k in own], silence, some)
     small = replace(config, support_points=min(CHOICE_POINTS, config.support_points))
-    shares = SHARES if priors is not None else (0.0,)
     found = {}
     for share in sorted({*EMBEDDING_SHARES, kernel.config.share}):
         trial = copy.deepcopy(kernel)
         trial.similarity.config = replace(kernel.config, share=share)
-        data = _all_rows(trial, [recordings[k] for k in own], silence, some)
-        problem = Problem(trial, select_support(data[:-1], data[-1], small.support_points), small)
-        _, folds, without = _folds(problem, data[:-1], data[-1])
-        errors = held_out_errors(problem, without, folds, shares)
-        found[share] = min(error for row in errors.values() for error in row.values())
+        found[share] = _least_error(trial, data, small, SHARES if priors is not None else (0.0,))
     best = min(found, key=found.__getitem__)
     return best if found[best] < (1 - LEAST_GAIN) * found[kernel.config.share] else kernel.config.share
+
+
+@torch.no_grad()
+def least_error(kernel: KernelRegressor, recordings: Sequence[Recording], silence: Recording, config: Stage1Config) -> float:
+    """Squared error on inner folds, weighted metres², with the best penalty: of `fit_kernel_ridge`, what a choice needs."""
+    return _least_error(kernel, _all_rows(kernel, recordings, silence, None), config, (0.0,))
+
+
+def _least_error(kernel: KernelRegressor, data: list[Rows], config: Stage1Config, shares: Sequence[float]) -> float:
+    problem = Problem(kernel, select_support(data[:-1], data[-1], config.support_points), config)
+    _, folds, without = _folds(problem, data[:-1], data[-1])
+    return min(error for row in held_out_errors(problem, without, folds, shares).values() for error in row.values())
 
 
 class Problem:
@@ -255,8 +262,8 @@ def choose_sharpening(problem: Problem, spoken: Sequence[Rows], solved: Sequence
             tried = [plain + amount * extra for amount in SHARPENINGS]
             true += _distance(r.displacement[frames], steps)
             distances += torch.tensor([_distance(one, steps) for one in tried])
-            opening = _opening(r.displacement[frames].double())
-            correlations.append(torch.stack([torch.corrcoef(torch.stack([_opening(one), opening]))[0, 1] for one in tried]))
+            gaps = [lip_gap(one.double().unflatten(-1, (-1, 3))) for one in (r.displacement[frames], *tried)]
+            correlations.append(torch.stack([torch.corrcoef(torch.stack([gaps[0], gap]))[0, 1] for gap in gaps[1:]]))
     if not correlations:
         return 0.0
     mean = torch.stack(correlations).nan_to_num().mean(0)
@@ -345,12 +352,6 @@ def _beside(folds: tuple[Tensor, ...], k: int) -> Tensor:
 def _evenly(rows: Tensor, count: int) -> Tensor:
     """`count` of the rows, evenly."""
     return rows[torch.linspace(0, len(rows) - 1, count).round().long()]
-
-
-def _opening(displacement: Tensor) -> Tensor:
-    """Rows (n, 111) metres -> change of the inner lips' opening (n,) metres."""
-    height = displacement.unflatten(-1, (-1, 3))[..., 1]
-    return (height[:, INNER_UPPER].mean(1) - height[:, INNER_LOWER].mean(1)).double()
 
 
 def _distance(displacement: Tensor, steps: Tensor) -> float:

@@ -7,8 +7,7 @@ from shared.landmarks import JAW, LIPS, MOVING
 from stage1_audio2lmk.config import Stage1Config
 
 CLOSURE_SCALE = 0.1  # brings the loss on one opening near that on 37 points, so that closure_weight 1 is a middle way
-_UPPER = [MOVING.index(k) for k in (61, 62, 63)]
-_LOWER = [MOVING.index(k) for k in (67, 66, 65)]
+INNER_UPPER, INNER_LOWER = ([MOVING.index(k) for k in points] for points in ((61, 62, 63), (67, 66, 65)))
 
 
 def point_weights(config: Stage1Config) -> Tensor:
@@ -22,6 +21,12 @@ def coordinate_weights(config: Stage1Config) -> Tensor:
     return point_weights(config).repeat_interleave(3)
 
 
+def lip_gap(moved: Tensor) -> Tensor:
+    """Displacement of the moving points (..., 37, 3) -> change of the inner lips' opening (...), in the same unit."""
+    height = moved[..., 1]
+    return (height[..., INNER_UPPER] - height[..., INNER_LOWER]).mean(-1)
+
+
 def landmark_loss(predicted: Tensor, true: Tensor, weight: Tensor, config: Stage1Config) -> Tensor:
     """predicted, true (B, T, 111) metres, weight (B, T) -> scalar: position, velocity and lip closure terms."""
     points = point_weights(config).to(predicted.device)[:, None]
@@ -31,8 +36,7 @@ def landmark_loss(predicted: Tensor, true: Tensor, weight: Tensor, config: Stage
     pair = weight[:, 1:] * weight[:, :-1]
     change = ((error[:, 1:] - error[:, :-1]) ** 2 * points).mean((2, 3))
     velocity = (change * pair).sum() / pair.sum().clamp_min(1)
-    opening = (error[:, :, _UPPER, 1] - error[:, :, _LOWER, 1]).mean(-1)
-    closure = (opening**2 * weight).sum() / total
+    closure = (lip_gap(error) ** 2 * weight).sum() / total
     return position + config.velocity_weight * velocity + config.closure_weight * CLOSURE_SCALE * closure
 
 

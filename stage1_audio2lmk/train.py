@@ -38,7 +38,7 @@ from stage1_audio2lmk.encoders.transformers_encoder import (
     load_encoder,
     project,
 )
-from stage1_audio2lmk.kernel_ridge import KernelFit, choose_embedding_share, fit_kernel_ridge
+from stage1_audio2lmk.kernel_ridge import KernelFit, choose_embedding_share, fit_kernel_ridge, least_error
 from stage1_audio2lmk.losses import landmark_loss
 from stage1_audio2lmk.model import LandmarkModel, motion_of, new_model
 from stage1_audio2lmk.statistics import fitted_rows, set_statistics, statistics
@@ -47,7 +47,7 @@ from stage1_audio2lmk.validation import validation_error
 
 SILENCE_FRAMES = 960
 WARM_UP = 50  # steps over which the learning rate rises
-CHOICE_POINTS = 500  # support points of the fits that choose a layer
+LAYER_CHOICE_POINTS = 500  # support points of the fits that choose a layer
 CACHE = "encoder"  # folder, in a clip's training folder, of an external encoder's hidden states
 
 
@@ -81,8 +81,8 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
 def fit_projection(encoder: TransformersEncoder, clips: Sequence[Clip], config: Stage1Config) -> Projection:
     """The projection for the frames of the clips before their validation splits, of the hidden state that says most about lips.
 
-    Each hidden state is tried in a kernel regression of CHOICE_POINTS support points, and the error on its inner folds decides;
-    then the mean of the best and either neighbour is tried as well.
+    Each hidden state is tried in a kernel regression of LAYER_CHOICE_POINTS support points, and the error on its inner folds
+    decides; then the mean of the best and either neighbour is tried as well.
     """
     states: list[np.ndarray] = []
 
@@ -92,7 +92,7 @@ def fit_projection(encoder: TransformersEncoder, clips: Sequence[Clip], config: 
             return features(samples)
         return rows
 
-    config = dataclasses.replace(config, support_points=min(config.support_points, CHOICE_POINTS))
+    config = dataclasses.replace(config, support_points=min(config.support_points, LAYER_CHOICE_POINTS))
     recordings = [load_recording(clip, k + 1, config, rows_of(clip.training)) for k, clip in enumerate(clips)]
     silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), rows_of(clips[0].training))
     model = new_model(config, len(recordings), config.encoder_size)
@@ -105,8 +105,7 @@ def fit_projection(encoder: TransformersEncoder, clips: Sequence[Clip], config: 
                                   for frames in torch.cat(list(fitted_rows(r))).split(1000)]))
         heard = [dataclasses.replace(r, features=torch.cat([r.features, torch.from_numpy(project(projection, rows))[
             : len(r.features)]], 1)) for rows, r in zip(some, (*recordings, silence))]
-        errors = fit_kernel_ridge(model.kernel, heard[:-1], heard[-1], config).errors
-        return min(error for row in errors.values() for error in row.values()), projection
+        return least_error(model.kernel, heard[:-1], heard[-1], config), projection
 
     found = [tried(k) for k in encoder.every]
     best = min(encoder.every, key=lambda k: found[k][0])

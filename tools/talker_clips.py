@@ -1,8 +1,9 @@
 """Recordings that are landmarks and sound only -> clips for stage 1: `python -m tools.talker_clips FOLDER ... -o OUT`.
 
 A FOLDER holds audio.flac, landmarks.npy, poses.npy, neutral.npy and source.json with `speaker`, `segments` (start and stop of
-stretches that belong together), `bad` stretches, `lag_ms` and the camera. Segments become shots, so nothing is learned
-across a join. Where the lips are more than MOST_LAG after or before the sound, the sound is shifted.
+stretches that belong together), `bad` stretches, `lag_ms` and the camera. Segments become shots, so that motion across a join
+counts as none where a fit is sharpened; training windows of `pretrain` may still run across.
+Where the lips are more than MOST_LAG after or before the sound, the sound is shifted.
 """
 
 import json

@@ -198,6 +198,13 @@ def _rotation(spectrum: Tensor, magnitude: Tensor) -> Tensor:
     return turn
 
 
+def coloured(white: Tensor, kind: str) -> Tensor:
+    """White noise (..., n) double -> noise of one of COLOURS (..., n), from 20 Hz; its power is another."""
+    count = white.shape[-1]
+    frequency = torch.fft.rfftfreq(count, 1 / SAMPLE_RATE, dtype=torch.float64, device=white.device).clamp_min(20)
+    return torch.fft.irfft(torch.fft.rfft(white) * frequency ** (-COLOURS[kind] / 2), count)
+
+
 def add_noise(samples: Tensor, snr_db: float, kind: str, generator: torch.Generator) -> Tensor:
     """(..., n) -> (..., n) with noise whose mean power is `snr_db` below each row's own; silence stays silence.
 
@@ -217,8 +224,7 @@ def add_noise(samples: Tensor, snr_db: float, kind: str, generator: torch.Genera
         noise = (draws[..., 1:11, None] / harmonic[:, None] * phase.sin()).sum(-2)
     else:
         white = torch.randn(samples.shape, generator=generator, dtype=torch.float64).to(samples.device)
-        frequency = torch.fft.rfftfreq(count, 1 / SAMPLE_RATE, dtype=torch.float64, device=samples.device).clamp_min(20)
-        noise = torch.fft.irfft(torch.fft.rfft(white) * frequency ** (-COLOURS[kind] / 2), count)
+        noise = coloured(white, kind)
     noise = noise.to(samples)
     power = noise.square().mean(-1, keepdim=True).clamp_min(1e-20)
     wanted = samples.square().mean(-1, keepdim=True) * 10 ** (-snr_db / 10)

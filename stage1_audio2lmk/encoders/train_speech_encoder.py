@@ -37,7 +37,7 @@ from shared.training import TensorBoard, ema_update, generator, pick_device, pro
 from stage1_audio2lmk.audio.augment import mask_features, shift_voice
 from stage1_audio2lmk.audio.features import FFT, HOP, HOPS, WINDOW, mel_of, power_spectrum
 from stage1_audio2lmk.encoders.speech_encoder import LEFT_CONTEXT, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
-from stage1_audio2lmk.encoders.teacher import Teacher, by_length, parse_teacher, targets_of
+from stage1_audio2lmk.encoders.teacher import AHEAD, Teacher, by_length, parse_teacher, targets_of
 
 REAL, TALKERS, SYNTHETIC = GROUPS = ("real", "talkers", "synthetic")
 ENDINGS = (".flac", ".wav", ".mp3", ".m4a", ".ogg", ".opus")
@@ -47,7 +47,6 @@ VOICES = ((1.2, 1.12), (0.83, 0.9), (1.12, 0.88), (0.9, 1.15))  # factors on pit
 VOICE_FRAMES = 60 * FPS  # whose made voices are computed at once
 SAMPLE = 150  # recordings of a group from which principal components and means are taken
 TARGETS = "rows"  # folder beside the state
-AHEAD = 2  # frames of look-ahead
 AFTER = (FFT - WINDOW) // 2  # samples after a frame under the padding of the transform's window, never heard
 BEFORE = FFT - HOP - AFTER  # samples before it
 TEACHERS = ("openai/whisper-tiny:2", "openai/whisper-base:3")
