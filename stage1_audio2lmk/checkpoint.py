@@ -22,7 +22,7 @@ from stage1_audio2lmk.kernel import KernelRegressor
 from stage1_audio2lmk.model import LandmarkModel
 from stage1_audio2lmk.transformer import LandmarkTransformer
 
-FORMAT = 2
+FORMAT = 3
 PREFIX = "encoder."
 SHIPPED_BASE = Path(__file__).parent / "data" / "base.safetensors"
 

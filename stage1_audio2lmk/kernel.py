@@ -140,19 +140,22 @@ class SoundKernel(nn.Module):
 class PreparedKernel(NamedTuple):
     """What depends on support points and weights alone, for many calls."""
 
+    weights: Tensor  # (K + 1, m), those of the familiarity last
     table: Table
-    linear: Tensor  # (taps·80, K), the linear kernel summed over the support points
+    linear: Tensor  # (taps·80, K + 1), the linear kernel summed over the support points
 
 
 class KernelRegressor(nn.Module):
     """Sound -> displacement of the moving points (..., 111) metres: rest + (similarities @ weightsᵀ + bias) @ basis.
 
     m support points, K components. With no support points it is at rest. All tensors are buffers: none is learned by gradient.
+    Familiarity, similarities @ familiar, is about 1 for sound like that of the fit and falls towards 0 for other voices.
     """
 
     support_mel: Tensor
     support_embedding: Tensor
     weights: Tensor
+    familiar: Tensor
     bias: Tensor
     basis: Tensor
     rest: Tensor
@@ -163,6 +166,7 @@ class KernelRegressor(nn.Module):
         self.register_buffer("support_mel", torch.zeros(points, self.similarity.taps, MELS, dtype=torch.float16))
         self.register_buffer("support_embedding", torch.zeros(points, config.size, dtype=torch.float16))
         self.register_buffer("weights", torch.zeros(config.components, points))
+        self.register_buffer("familiar", torch.zeros(points))
         self.register_buffer("bias", torch.zeros(config.components))
         self.register_buffer("basis", torch.zeros(config.components, MOTION_DIM))
         self.register_buffer("rest", torch.zeros(MOTION_DIM))
@@ -184,6 +188,7 @@ class KernelRegressor(nn.Module):
         self.support_mel = fit.support.windows.to(self.support_mel)
         self.support_embedding = fit.support.embedding.to(self.support_embedding)
         self.weights, self.bias = (value.to(self.bias) for value in (fit.final if final else fit.solution))
+        self.familiar = fit.familiar.to(self.bias)
 
     def projector(self) -> Tensor:
         """(111, 111) P: displacement @ P is the nearest one that the principal components can make."""
@@ -193,10 +198,16 @@ class KernelRegressor(nn.Module):
     def prepare(self) -> PreparedKernel:
         """What `forward` needs of the support points in every call."""
         table = self.similarity.table(Sound(self.support_mel, self.support_embedding))
-        return PreparedKernel(table, table.mel @ self.weights.T)
+        weights = torch.cat([self.weights, self.familiar[None]])
+        return PreparedKernel(weights, table, table.mel @ weights.T)
 
-    def forward(self, padded: Tensor, prepared: PreparedKernel | None = None) -> Tensor:
-        """Rows [features | embedding] (B, left + T + ahead, FEATURE_SIZE + size) -> displacement (B, T, 111) metres."""
-        prepared = self.prepare() if prepared is None else prepared
-        components = self.similarity.weighted(self.similarity.sound(padded), self.weights, *prepared) + self.bias
-        return self.rest + components @ self.basis
+    def forward(self, padded: Tensor, prepared: PreparedKernel | None = None) -> tuple[Tensor, Tensor]:
+        """Rows [features | embedding] (B, left + T + ahead, FEATURE_SIZE + size) -> displacement (B, T, 111) metres and
+        familiarity (B, T, 1).
+        """
+        return self.displacement(self.similarity.weighted(self.similarity.sound(padded), *(prepared or self.prepare())))
+
+    def displacement(self, summed: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sums of similarities (..., K + 1) -> displacement (..., 111) metres and familiarity (..., 1)."""
+        components, familiarity = summed.split((len(self.weights), 1), -1)
+        return self.rest + (components + self.bias) @ self.basis, familiarity

@@ -30,8 +30,9 @@ TARGET_VELOCITY_RATIO = 0.83  # of lip velocities on held-out folds, predicted o
 MOST_LOSS = 0.01  # of the lip opening's correlation on held-out folds, that sharpening may cost
 FOLDS = 4
 GAP = 25  # frames beside a fold that are too much like it to help predict it
+FAMILIARITY_PENALTY = 1.0  # of the regression of 1
 CHUNK = 256  # rows whose similarities are held at once
-SILENCE_POINTS = 144  # support points of silence
+SILENCE_POINTS = 288  # support points of silence
 EMBEDDING_SHARES = (0.0, 0.3, 1.0, 2.0)  # weights of the embedding's term in the kernel that may be chosen
 LEAST_GAIN = 0.02  # in squared error, by which another weight must be better than the usual one
 CHOICE_POINTS = 600  # support points with which it is chosen
@@ -46,6 +47,7 @@ class KernelFit:
     support: Sound  # windows (m, taps, 80), embedding (m, size)
     solution: Solution  # of all rows before the validation split
     final: Solution  # of the validation split too
+    familiar: Tensor  # (m,) weights of the familiarity
     penalty: float
     share: float  # of the prior
     sharpening: float
@@ -120,7 +122,7 @@ def fit_kernel_ridge(kernel: KernelRegressor, recordings: Sequence[Recording], s
     sharpening = choose_sharpening(problem, spoken, solved, share)
     final = total([fit, *(problem.normal_equations(rows, rows.validation) for rows in spoken)])
     solution, everything = (_sharpened(problem.solve(equations, share, penalty), sharpening) for equations in (fit, final))
-    return KernelFit(problem.support, solution, everything, penalty, share, sharpening,
+    return KernelFit(problem.support, solution, everything, problem.familiar(final), penalty, share, sharpening,
                      out_of_fold_residuals(problem, spoken, solved, share), errors)
 
 
@@ -202,6 +204,11 @@ class Problem:
         """Weights (m + 1, K) for what a share of the prior leaves, and for the unsharp mask."""
         t, p, e = self.solve_all(equations, penalty)
         return t - share * p, e
+
+    def familiar(self, equations: NormalEquations) -> Tensor:
+        """Weights (m,) of similarities whose sum is nearest to 1, without a constant: other sound sums to less."""
+        kernel = equations.xx[:-1, :-1] + FAMILIARITY_PENALTY * self.roughness[:-1, :-1]
+        return torch.cholesky_solve(equations.xx[:-1, -1:], torch.linalg.cholesky(kernel))[:, 0].float()
 
 
 def select_support(spoken: Sequence[Rows], quiet: Rows, count: int) -> Sound:

@@ -1,6 +1,7 @@
 """The model of stage 1: kernel regression, a transformer that corrects it, and a share of a base model, added up.
 
-Of the base's motion only that in the person's own principal components is taken: the rest is how other faces move.
+Of the base's motion only that in the person's own principal components is taken: the rest is how other faces move. To sound
+unlike the person's the kernel regression says next to nothing; there more of the base is taken, up to all of it.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from stage1_audio2lmk.audio.features import FEATURE_SIZE, silence_row
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.kernel import KernelRegressor, PreparedKernel
 from stage1_audio2lmk.transformer import KVCache, LandmarkTransformer
+
+
+FAMILIAR = (0.77, 0.92)  # familiarity at which all of the prior is taken, and at which only its share is
 
 
 @dataclass
@@ -43,8 +47,8 @@ class LandmarkModel(nn.Module):
     """Rows [features | embedding] -> displacement from the speaker's neutral = kernel + transformer + share · prior.
 
     `prior` is a base model, which knows the person as speaker 0, "unknown", and whose displacement is projected onto the
-    kernel's principal components; a base has none. A transformer that training did
-    not keep is None. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there is `silence`
+    kernel's principal components; a base has none. `share` is that for sound like the person's, see `share_for`. A transformer
+    that training did not keep is None. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there is `silence`
     (FEATURE_SIZE + size,), the row of digital silence.
     """
 
@@ -99,15 +103,20 @@ class LandmarkModel(nn.Module):
                prepared: Prepared | None = None) -> tuple[Tensor, ModelState]:
         """Padded rows, speaker (B,) -> displacement of the moving points (B, T, 111) metres, the state for the next piece."""
         state, prepared = state or ModelState(), prepared or self.prepare()
-        out, after = self.kernel(self.cut(padded, self.kernel), prepared.kernel), ModelState()
+        (out, familiarity), after = self.kernel(self.cut(padded, self.kernel), prepared.kernel), ModelState()
         if self.transformer is not None:
             added, after.cache = self.transformer(self.cut(padded, self.transformer), speaker, state.cache)
             out = out + added
         if self.prior is not None and prepared.prior is not None:
             of_prior, projector = prepared.prior
             known, after.prior = self.prior.motion(self.cut(padded, self.prior), torch.zeros_like(speaker), state.prior, of_prior)
-            out = out + self.share * known @ projector
+            out = out + self.share_for(familiarity) * (known @ projector)
         return out, after
+
+    def share_for(self, familiarity: Tensor) -> Tensor:
+        """Share of the prior's displacement that is taken, for a familiarity of any shape: `share` to 1."""
+        strange, known = FAMILIAR
+        return self.share + (1 - self.share) * ((known - familiarity) / (known - strange)).clamp(0, 1)
 
     def rows(self, padded: Tensor, speaker: Tensor, state: ModelState | None = None,
              prepared: Prepared | None = None) -> tuple[Tensor, ModelState]:

@@ -129,15 +129,15 @@ class Step(nn.Module):
     def _motion(self, model: LandmarkModel, depth: int, padded: Tensor, turn: "Caches") -> Tensor:
         """As `LandmarkModel.motion`: (1, left + n + ahead, FEATURE_SIZE + size) -> (n, 111)."""
         prepared, projector = self._tables[depth]
-        out = self._regress(model.kernel, model.cut(padded, model.kernel), prepared)
+        out, familiarity = self._regress(model.kernel, model.cut(padded, model.kernel), prepared)
         if model.transformer is not None:
             out = out + self._correct(model.transformer, model.cut(padded, model.transformer), self.speakers[depth], turn)
         if model.prior is not None:
             known = self._motion(model.prior, depth + 1, model.cut(padded, model.prior), turn)
-            out = out + model.share * known @ projector
+            out = out + model.share_for(familiarity) * (known @ projector)
         return out
 
-    def _regress(self, kernel: KernelRegressor, padded: Tensor, prepared: PreparedKernel) -> Tensor:
+    def _regress(self, kernel: KernelRegressor, padded: Tensor, prepared: PreparedKernel) -> tuple[Tensor, Tensor]:
         """As `KernelRegressor.forward`."""
         similarity = kernel.similarity
         rows = padded[0]
@@ -148,7 +148,7 @@ class Step(nn.Module):
         else:
             windows = rows.new_zeros(n, 0, MELS)
         sound = Sound(windows, rows[similarity.left : similarity.left + n, FEATURE_SIZE:])
-        return kernel.rest + (similarity.weighted(sound, kernel.weights, *prepared) + kernel.bias) @ kernel.basis
+        return kernel.displacement(similarity.weighted(sound, *prepared))
 
     def _correct(self, transformer: LandmarkTransformer, padded: Tensor, speaker: int, turn: "Caches") -> Tensor:
         """As `LandmarkTransformer.forward`."""

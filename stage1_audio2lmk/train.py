@@ -45,7 +45,7 @@ from stage1_audio2lmk.statistics import fitted_rows, set_statistics, statistics
 from stage1_audio2lmk.transformer import LandmarkTransformer
 from stage1_audio2lmk.validation import validation_error
 
-SILENCE_FRAMES = 960
+SILENCE_FRAMES = 1920
 WARM_UP = 50  # steps over which the learning rate rises
 LAYER_CHOICE_POINTS = 500  # support points of the fits that choose a layer
 CACHE = "encoder"  # folder, in a clip's training folder, of an external encoder's hidden states

@@ -6,7 +6,8 @@
     python -m tools.make_base --speech encoder.safetensors clips/talkers/* -o base.safetensors
 
 Clips of one speaker are told by their names, SPEAKER_sentenceN. Of each clip PER_CLIP frames at most are fitted to, evenly, so
-that long recordings of a few people do not outweigh many short ones; the penalty is chosen on speakers left out.
+that long recordings of a few people do not outweigh many short ones; the penalty is chosen on speakers left out. One more
+speaker is the synthetic actor, whose landmarks are known exactly, in another face than that of the demo.
 """
 
 from dataclasses import replace
@@ -16,10 +17,15 @@ import click
 import numpy as np
 import torch
 
+from process_data.actor.actor import actor_landmarks
+from process_data.actor.identity import make_identity
+from process_data.actor.proportions import neutral_landmarks
 from shared.clip import Clip
+from shared.landmarks import MOVING, SAMPLES_PER_FRAME
 from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.dataset import Recording, load_recording, make_feature_fn, synthetic_silence
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
+from stage1_audio2lmk.dataset import FeatureFn, Recording, load_recording, make_feature_fn, synthetic_silence
 from stage1_audio2lmk.encoders.base import Encoder
 from stage1_audio2lmk.encoders.speech_encoder import load_speech_encoder
 from stage1_audio2lmk.kernel_ridge import KernelFit, fit_kernel_ridge
@@ -29,6 +35,7 @@ from stage1_audio2lmk.statistics import set_statistics, statistics
 from stage1_audio2lmk.train import SILENCE_FRAMES
 
 PER_CLIP = 400
+ACTOR, ACTOR_SEED = "actor", 1  # the demo's is seed 0
 SETTINGS = Stage1Config(mel_terms=False, support_points=2900, val_share=0.01, steps=0)
 
 
@@ -40,12 +47,23 @@ def thinned(recording: Recording, count: int) -> Recording:
     return replace(recording, good=good, val_start=len(good))
 
 
+def actor_recording(speaker: int, feature_fn: FeatureFn) -> Recording:
+    """The synthetic actor saying the sentences that ship with it."""
+    sound, landmarks = actor_landmarks("train", ACTOR_SEED)
+    moved = (landmarks - neutral_landmarks(make_identity(ACTOR_SEED)))[:, MOVING].reshape(len(landmarks), -1)
+    rows = feature_fn(DCBlocker().pass_through(sound[: len(landmarks) * SAMPLES_PER_FRAME]))
+    return Recording(ACTOR, torch.from_numpy(rows), torch.from_numpy(moved).float(), torch.ones(len(rows), dtype=torch.bool),
+                     speaker, len(rows))
+
+
 def fit_base(clips: list[Clip], encoder: Encoder, config: Stage1Config = SETTINGS) -> tuple[LandmarkModel, list[str], KernelFit]:
     """The model, its speakers' names, and the fit with the errors on speakers left out."""
     speakers = list(dict.fromkeys(person(clip.info.name) for clip in clips))
     feature_fn = make_feature_fn(encoder)
     recordings = [thinned(load_recording(clip, speakers.index(person(clip.info.name)) + 1, config, feature_fn), PER_CLIP)
                   for clip in clips]
+    speakers.append(ACTOR)
+    recordings.append(thinned(actor_recording(len(speakers), feature_fn), PER_CLIP))
     silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fn)
     model = new_model(config, len(speakers), encoder.size)
     model.transformer = None
