@@ -123,7 +123,7 @@ class SoundKernel(nn.Module):
             near = near + GAUSSIAN * self._time_scales(*parts[1:], table)
         if self.config.size and self.config.share:
             point = self._scaled(flat)
-            distance = point.square().sum(-1, keepdim=True) + table.embedding_squares - 2 * point @ table.embedding
+            distance = torch.addmm(table.embedding_squares, point, table.embedding, alpha=-2) + point.square().sum(-1, keepdim=True)
             near = near + self.config.share * torch.exp(-distance.clamp_min_(0))
         return near.view(*batch, len(table.embedding_squares))
 

@@ -29,6 +29,7 @@ class Prepared(NamedTuple):
 
     kernel: PreparedKernel
     prior: "tuple[Prepared, Tensor] | None"  # the prior's, and `KernelRegressor.projector` of the model's own kernel
+    margins: tuple[int, int]  # `left` and `ahead` of the model
 
 
 class _Part(Protocol):
@@ -86,26 +87,29 @@ class LandmarkModel(nn.Module):
         quiet = self.silence.expand(len(rows), 1, -1)
         return torch.cat([quiet.expand(-1, self.left, -1), rows, quiet.expand(-1, self.ahead, -1)], 1)
 
-    def cut(self, padded: Tensor, part: _Part) -> Tensor:
-        """Padded rows -> those of them that a part needs."""
-        return padded[:, self.left - part.left : padded.shape[1] - (self.ahead - part.ahead)]
+    def cut(self, padded: Tensor, part: _Part, margins: tuple[int, int] | None = None) -> Tensor:
+        """Padded rows -> those of them that a part needs; `margins` as in `Prepared`, where they are known."""
+        left, ahead = margins or (self.left, self.ahead)
+        return padded[:, left - part.left : padded.shape[1] - (ahead - part.ahead)]
 
     def prepare(self) -> Prepared:
         """What `rows` needs of the weights in every call."""
         prior = None if self.prior is None else (self.prior.prepare(), self.kernel.projector())
-        return Prepared(self.kernel.prepare(), prior)
+        return Prepared(self.kernel.prepare(), prior, (self.left, self.ahead))
 
     def motion(self, padded: Tensor, speaker: Tensor, state: ModelState | None = None,
                prepared: Prepared | None = None) -> tuple[Tensor, ModelState]:
         """Padded rows, speaker (B,) -> displacement of the moving points (B, T, 111) metres, the state for the next piece."""
         state, prepared = state or ModelState(), prepared or self.prepare()
-        out, after = self.kernel(self.cut(padded, self.kernel), prepared.kernel), ModelState()
+        margins = prepared.margins
+        out, after = self.kernel(self.cut(padded, self.kernel, margins), prepared.kernel), ModelState()
         if self.transformer is not None:
-            added, after.cache = self.transformer(self.cut(padded, self.transformer), speaker, state.cache)
+            added, after.cache = self.transformer(self.cut(padded, self.transformer, margins), speaker, state.cache)
             out = out + added
         if self.prior is not None and prepared.prior is not None:
             of_prior, projector = prepared.prior
-            known, after.prior = self.prior.motion(self.cut(padded, self.prior), torch.zeros_like(speaker), state.prior, of_prior)
+            known, after.prior = self.prior.motion(self.cut(padded, self.prior, margins), torch.zeros_like(speaker), state.prior,
+                                                   of_prior)
             out = out + self.share * known @ projector
         return out, after
 

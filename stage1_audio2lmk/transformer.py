@@ -5,6 +5,7 @@ in place, which is what makes a single row cheap; where gradients are wanted not
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -142,17 +143,33 @@ class Transformer(nn.ModuleList):
 
 
 def product_of(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function that gives x (n, inputs) @ weight.T (inputs, outputs) + bias, ready for many calls with a single row.
+    """A function that gives x (n, inputs) @ weight.T (inputs, outputs) + bias without gradients, ready for many single rows.
 
-    Reading the weights is what such a product costs. Where all are halves, as files keep them, and torch has a product for that
-    (fbgemm), they stay halves in memory and are widened on their way: the same to rounding, at half the traffic.
+    Reading the weights is what such a product costs. Where all are halves, as files keep them, they stay halves in memory and
+    are widened on their way: the same to rounding, at half the traffic.
     """
     weight, bias = weight.detach().contiguous(), bias.detach()
-    if (weight.device.type == "cpu" and weight.dtype == torch.float32 and "fbgemm" in torch.backends.quantized.supported_engines
-            and torch.equal(weight.half().float(), weight)):
-        packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-        return functools.partial(torch.ops.quantized.linear_dynamic_fp16.default, W_prepack=packed)
+    if _has_half_products() and weight.device.type == "cpu" and torch.equal(weight.half().float(), weight):
+        packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
+        return functools.partial(torch.fbgemm_linear_fp16_weight_fp32_activation, packed_weight=packed, bias=bias)
     return functools.partial(F.linear, weight=weight, bias=bias)
+
+
+@functools.cache
+def _has_half_products() -> bool:
+    """Can torch multiply by weights in half precision here? It calls the functions deprecated and may drop them one day.
+
+    Its other way to the same product, torch.ops.quantized, costs a single row as much as it saves.
+    """
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return False
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # torch says it once, here
+        try:
+            packed = torch.fbgemm_pack_gemm_matrix_fp16(torch.ones(1, 1))
+            return bool(torch.fbgemm_linear_fp16_weight_fp32_activation(torch.ones(1, 1), packed, torch.ones(1)) == 2)
+        except (AttributeError, RuntimeError):
+            return False
 
 
 def norm_of(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
