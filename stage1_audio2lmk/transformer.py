@@ -174,7 +174,7 @@ def _has_half_products() -> bool:
 
 def norm_of(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
     """A function that gives `norm` of x (..., dim), without what a module's call costs."""
-    return functools.partial(F.layer_norm, normalized_shape=norm.normalized_shape, weight=norm.weight.detach(),
+    return functools.partial(torch.layer_norm, normalized_shape=norm.normalized_shape, weight=norm.weight.detach(),
                              bias=norm.bias.detach(), eps=norm.eps)
 
 
