@@ -123,7 +123,8 @@ class SoundKernel(nn.Module):
             near = near + GAUSSIAN * self._time_scales(*parts[1:], table)
         if self.config.size and self.config.share:
             point = self._scaled(flat)
-            distance = torch.addmm(table.embedding_squares, point, table.embedding, alpha=-2) + point.square().sum(-1, keepdim=True)
+            distance = torch.addmm(table.embedding_squares, point, table.embedding, alpha=-2)
+            distance += point.square().sum(-1, keepdim=True)
             near = near + self.config.share * torch.exp(-distance.clamp_min_(0))
         return near.view(*batch, len(table.embedding_squares))
 

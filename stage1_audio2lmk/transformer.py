@@ -149,7 +149,8 @@ def product_of(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
     are widened on their way: the same to rounding, at half the traffic.
     """
     weight, bias = weight.detach().contiguous(), bias.detach()
-    if _has_half_products() and weight.device.type == "cpu" and torch.equal(weight.half().float(), weight):
+    plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+    if plain and _has_half_products() and torch.equal(weight.half().float(), weight):
         packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
         return functools.partial(torch.fbgemm_linear_fp16_weight_fp32_activation, packed_weight=packed, bias=bias)
     return functools.partial(F.linear, weight=weight, bias=bias)
@@ -181,11 +182,14 @@ def norm_of(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
 class RowBlock:
     """`Block.forward` of one row of one sequence without gradients or dropout, in fewer operations; weights as they are now."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: nn.Module) -> None:
+        assert isinstance(block, Block)
+        up, down = block.feed[0], block.feed[3]
+        assert isinstance(up, nn.Linear) and isinstance(down, nn.Linear)
         self.heads, self.window, self.room = block.heads, block.window, ROOM * block.window
         self.norm_attention, self.norm_feed = norm_of(block.norm_attention), norm_of(block.norm_feed)
-        self.qkv, self.out, self.up, self.down = (product_of(layer.weight, layer.bias) for layer in (
-            block.qkv, block.out, block.feed[0], block.feed[3]))
+        self.qkv, self.out, self.up, self.down = (
+            product_of(layer.weight, layer.bias) for layer in (block.qkv, block.out, up, down))
         weight = block.qkv.weight
         self.size = weight.shape[1] // self.heads
         cos, sin = _turns(self.room, self.size // 2, weight.device, weight.dtype)

@@ -77,8 +77,13 @@ class SpeechEncoder(nn.Module):
 
     @functools.cached_property
     def single(self) -> "RowEncoder":
-        """Shared by all streams; made of the weights when it is first asked for."""
+        """For streams of a frozen encoder, which share it; made of the weights when it is first asked for."""
         return RowEncoder(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "SpeechEncoder":
+        """Torch calls this for another device or type of number."""
+        self.__dict__.pop("single", None)
+        return super()._apply(fn, recurse)
 
     def info(self) -> dict[str, Any]:
         """Its sizes; the weights lie in the checkpoint."""
@@ -98,6 +103,7 @@ class RowEncoder:
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         stem, self.device = encoder.stem, encoder.mean.device
+        assert stem.bias is not None
         self.mean, self.scale, self.centre = (value.cpu().numpy() for value in (encoder.mean, encoder.scale, encoder.centre))
         self.spread = encoder.spread.cpu().numpy() * np.float32(encoder.size**0.5)
         self.stem = product_of(stem.weight.transpose(1, 2).flatten(1), stem.bias)  # columns in the order of the rows
@@ -130,7 +136,7 @@ class SpeechEncoderStream:
             return np.zeros((0, encoder.size), np.float32)
         rows, self.rows = self.rows, self.rows[count:].copy()
         with torch.inference_mode():
-            if count == 1 and self.cache:
+            if count == 1 and self.cache and not encoder.narrow.weight.requires_grad:
                 single, self.cache = encoder.single(rows, self.cache)
                 return single
             found, self.cache = encoder(torch.from_numpy(rows)[None].to(encoder.mean.device), self.cache)

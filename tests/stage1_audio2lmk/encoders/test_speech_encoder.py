@@ -66,6 +66,20 @@ def test_frame_by_frame_equals_one_pass(speech: np.ndarray, halves: bool) -> Non
         np.testing.assert_allclose(np.concatenate([*found, stream.flush()]), whole, rtol=0, atol=1e-5)
 
 
+def test_what_is_made_of_the_weights_goes_when_they_do() -> None:
+    encoder = made()
+    before = encoder.single
+    assert encoder.single is before and encoder.half().float().single is not before
+    rows = np.repeat(silence_row()[None], 9, 0)
+    encoder.requires_grad_(True)  # in training
+    stream = encoder.stream()
+    first = [stream.push(np.zeros(640, np.float32), row[None]) for row in rows][-1]
+    encoder.narrow.bias.data += 1
+    stream = encoder.stream()
+    second = [stream.push(np.zeros(640, np.float32), row[None]) for row in rows][-1]
+    np.testing.assert_allclose(second - first, 1 / 8**0.5, rtol=0, atol=1e-5)
+
+
 def test_digital_silence_is_one_row() -> None:
     rows = made().encode(np.zeros(640 * 20, np.float32), np.repeat(silence_row()[None], 20, 0))
     np.testing.assert_allclose(rows, np.repeat(rows[:1], 20, 0), rtol=0, atol=1e-6)
