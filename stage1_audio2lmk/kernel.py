@@ -133,7 +133,7 @@ class SoundKernel(nn.Module):
         shape, loudness = shape.reshape(-1, self.taps, MELS), loudness.reshape(-1, self.taps)
         inner = self.shape_weights @ (shape.transpose(0, 1) @ table.shape).flatten(1)
         weighted = (loudness * self.loudness_weights[:, None]).flatten(0, 1)
-        inner = torch.addmm(inner.view(len(weighted), table.squares.shape[1]), weighted, table.loudness)
+        inner = torch.addmm(inner.view(weighted.shape[0], table.squares.shape[1]), weighted, table.loudness)
         squares = self._squares(shape, loudness).T[..., None] + table.squares[:, None]
         distance = torch.sub(squares, inner.view_as(squares), alpha=2)
         return torch.exp(-distance.clamp_min_(0)).sum(0)
