@@ -64,7 +64,7 @@ class Stage1Config(Settings):
     look_ahead: int = setting(2, "frames of future sound, of 40 ms each", 0, 100)
     components: int = setting(16, "principal components of lip and jaw motion", 1, 111)
     kernel_past: int = setting(4, "frames of past sound that the kernel compares", 0, 100)
-    support_points: int = setting(1500, "moments of the training sound that the kernel regression keeps, at most", 145, 20000)
+    support_points: int = setting(1500, "moments of the training sound that the kernel regression keeps, at most", 289, 20000)
     mel_terms: bool = setting(True, "does the kernel compare log-mel, or the embedding alone?")
     embedding_share: float = setting(1.0, "weight of the embedding's term in the kernel", 0, 100)
     choose_embedding: bool = setting(True, "may inner folds choose another weight of the embedding's term?")

@@ -85,8 +85,8 @@ class SoundKernel(nn.Module):
         mel, shape, loudness = self._parts(support.windows.float())
         embedding = self._scaled(support.embedding.float())
         squares = self._squares(shape, loudness).T if self.config.mel_terms else mel.new_zeros(0, len(mel))
-        return Table(mel.flatten(1).T, shape.permute(1, 2, 0).contiguous(), loudness.T, squares, embedding.T.contiguous(),
-                     embedding.square().sum(-1))
+        return Table(mel.flatten(1).T, shape.permute(1, 2, 0).contiguous(), loudness.T.contiguous(), squares,
+                     embedding.T.contiguous(), embedding.square().sum(-1))
 
     def forward(self, sound: Sound, table: Table) -> Tensor:
         """Sound (..., ) -> similarities (..., m)."""
@@ -123,7 +123,8 @@ class SoundKernel(nn.Module):
             near = near + GAUSSIAN * self._time_scales(*parts[1:], table)
         if self.config.size and self.config.share:
             point = self._scaled(flat)
-            distance = point.square().sum(-1, keepdim=True) + table.embedding_squares - 2 * point @ table.embedding
+            distance = torch.addmm(table.embedding_squares, point, table.embedding, alpha=-2)
+            distance += point.square().sum(-1, keepdim=True)
             near = near + self.config.share * torch.exp(-distance.clamp_min_(0))
         return near.view(*batch, len(table.embedding_squares))
 
@@ -131,9 +132,10 @@ class SoundKernel(nn.Module):
         """Sum of the scales' Gaussians (n, m). A scale looks at some of the window's taps, so all share products of taps."""
         shape, loudness = shape.reshape(-1, self.taps, MELS), loudness.reshape(-1, self.taps)
         inner = self.shape_weights @ (shape.transpose(0, 1) @ table.shape).flatten(1)
-        products = loudness * self.loudness_weights[:, None], table.loudness.expand(len(SCALES), -1, -1)
-        inner = torch.baddbmm(inner.unflatten(1, (shape.shape[0], table.squares.shape[1])), *products)
-        distance = self._squares(shape, loudness).T[..., None] + table.squares[:, None] - 2 * inner
+        weighted = (loudness * self.loudness_weights[:, None]).flatten(0, 1)
+        inner = torch.addmm(inner.view(weighted.shape[0], table.squares.shape[1]), weighted, table.loudness)
+        squares = self._squares(shape, loudness).T[..., None] + table.squares[:, None]
+        distance = torch.sub(squares, inner.view_as(squares), alpha=2)
         return torch.exp(-distance.clamp_min_(0)).sum(0)
 
 

@@ -16,7 +16,6 @@ from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.kernel import KernelRegressor, PreparedKernel
 from stage1_audio2lmk.transformer import KVCache, LandmarkTransformer
 
-
 FAMILIAR = (0.77, 0.92)  # familiarity at which all of the prior is taken, and at which only its share is
 
 
@@ -33,6 +32,7 @@ class Prepared(NamedTuple):
 
     kernel: PreparedKernel
     prior: "tuple[Prepared, Tensor] | None"  # the prior's, and `KernelRegressor.projector` of the model's own kernel
+    margins: tuple[int, int]  # `left` and `ahead` of the model
 
 
 class _Part(Protocol):
@@ -48,8 +48,8 @@ class LandmarkModel(nn.Module):
 
     `prior` is a base model, which knows the person as speaker 0, "unknown", and whose displacement is projected onto the
     kernel's principal components; a base has none. `share` is that for sound like the person's, see `share_for`. A transformer
-    that training did not keep is None. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there is `silence`
-    (FEATURE_SIZE + size,), the row of digital silence.
+    that training did not keep is None. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there
+    is `silence` (FEATURE_SIZE + size,), the row of digital silence.
     """
 
     silence: Tensor
@@ -90,26 +90,29 @@ class LandmarkModel(nn.Module):
         quiet = self.silence.expand(len(rows), 1, -1)
         return torch.cat([quiet.expand(-1, self.left, -1), rows, quiet.expand(-1, self.ahead, -1)], 1)
 
-    def cut(self, padded: Tensor, part: _Part) -> Tensor:
-        """Padded rows -> those of them that a part needs."""
-        return padded[:, self.left - part.left : padded.shape[1] - (self.ahead - part.ahead)]
+    def cut(self, padded: Tensor, part: _Part, margins: tuple[int, int] | None = None) -> Tensor:
+        """Padded rows -> those of them that a part needs; `margins` as in `Prepared`, where they are known."""
+        left, ahead = margins or (self.left, self.ahead)
+        return padded[:, left - part.left : padded.shape[1] - (ahead - part.ahead)]
 
     def prepare(self) -> Prepared:
         """What `rows` needs of the weights in every call."""
         prior = None if self.prior is None else (self.prior.prepare(), self.kernel.projector())
-        return Prepared(self.kernel.prepare(), prior)
+        return Prepared(self.kernel.prepare(), prior, (self.left, self.ahead))
 
     def motion(self, padded: Tensor, speaker: Tensor, state: ModelState | None = None,
                prepared: Prepared | None = None) -> tuple[Tensor, ModelState]:
         """Padded rows, speaker (B,) -> displacement of the moving points (B, T, 111) metres, the state for the next piece."""
         state, prepared = state or ModelState(), prepared or self.prepare()
-        (out, familiarity), after = self.kernel(self.cut(padded, self.kernel), prepared.kernel), ModelState()
+        margins = prepared.margins
+        (out, familiarity), after = self.kernel(self.cut(padded, self.kernel, margins), prepared.kernel), ModelState()
         if self.transformer is not None:
-            added, after.cache = self.transformer(self.cut(padded, self.transformer), speaker, state.cache)
+            added, after.cache = self.transformer(self.cut(padded, self.transformer, margins), speaker, state.cache)
             out = out + added
         if self.prior is not None and prepared.prior is not None:
             of_prior, projector = prepared.prior
-            known, after.prior = self.prior.motion(self.cut(padded, self.prior), torch.zeros_like(speaker), state.prior, of_prior)
+            known, after.prior = self.prior.motion(self.cut(padded, self.prior, margins), torch.zeros_like(speaker), state.prior,
+                                                   of_prior)
             out = out + self.share_for(familiarity) * (known @ projector)
         return out, after
 

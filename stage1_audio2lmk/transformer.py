@@ -5,6 +5,8 @@ in place, which is what makes a single row cheap; where gradients are wanted not
 """
 
 import functools
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -138,6 +140,76 @@ class Transformer(nn.ModuleList):
             x, past = block(x, cache[k] if cache else None)
             kept.append(past)
         return x, kept
+
+
+def product_of(weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function that gives x (n, inputs) @ weight.T (inputs, outputs) + bias without gradients, ready for many single rows.
+
+    Reading the weights is what such a product costs. Where all are halves, as files keep them, they stay halves in memory and
+    are widened on their way: the same to rounding, at half the traffic.
+    """
+    weight, bias = weight.detach().contiguous(), bias.detach()
+    plain = weight.device.type == "cpu" and weight.dtype == torch.float32
+    if plain and _has_half_products() and torch.equal(weight.half().float(), weight):
+        packed = torch.fbgemm_pack_gemm_matrix_fp16(weight)
+        return functools.partial(torch.fbgemm_linear_fp16_weight_fp32_activation, packed_weight=packed, bias=bias)
+    return functools.partial(F.linear, weight=weight, bias=bias)
+
+
+@functools.cache
+def _has_half_products() -> bool:
+    """Can torch multiply by weights in half precision here? It calls the functions deprecated and may drop them one day.
+
+    Its other way to the same product, torch.ops.quantized, costs a single row as much as it saves.
+    """
+    if "fbgemm" not in torch.backends.quantized.supported_engines:
+        return False
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # torch says it once, here
+        try:
+            packed = torch.fbgemm_pack_gemm_matrix_fp16(torch.ones(1, 1))
+            return bool(torch.fbgemm_linear_fp16_weight_fp32_activation(torch.ones(1, 1), packed, torch.ones(1)) == 2)
+        except (AttributeError, RuntimeError):
+            return False
+
+
+def norm_of(norm: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """A function that gives `norm` of x (..., dim), without what a module's call costs."""
+    return functools.partial(torch.layer_norm, normalized_shape=norm.normalized_shape, weight=norm.weight.detach(),
+                             bias=norm.bias.detach(), eps=norm.eps)
+
+
+class RowBlock:
+    """`Block.forward` of one row of one sequence without gradients or dropout, in fewer operations; weights as they are now."""
+
+    def __init__(self, block: nn.Module) -> None:
+        assert isinstance(block, Block)
+        up, down = block.feed[0], block.feed[3]
+        assert isinstance(up, nn.Linear) and isinstance(down, nn.Linear)
+        self.heads, self.window, self.room = block.heads, block.window, ROOM * block.window
+        self.norm_attention, self.norm_feed = norm_of(block.norm_attention), norm_of(block.norm_feed)
+        self.qkv, self.out, self.up, self.down = (
+            product_of(layer.weight, layer.bias) for layer in (block.qkv, block.out, up, down))
+        weight = block.qkv.weight
+        self.size = weight.shape[1] // self.heads
+        cos, sin = _turns(self.room, self.size // 2, weight.device, weight.dtype)
+        self.cos, self.sin = cos.unbind(), sin.unbind()
+
+    def __call__(self, x: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """x (1, dim) -> (1, dim) and what the next row looks back on; the row is written into `past`, which is used up."""
+        if past.used >= past.keys.shape[2]:
+            past = past.moved(self.window, self.room)
+        at, heads, size = past.used, self.heads, self.size
+        qkv = self.qkv(self.norm_attention(x)).view(3 * heads, size)
+        straight = qkv[: 2 * heads]
+        turned = torch.addcmul(straight * self.cos[at], straight.roll(size // 2, -1), self.sin[at])
+        past.keys[0, :, at], past.values[0, :, at] = turned[heads:], qkv[2 * heads :]
+        past.used = at + 1
+        low = max(0, past.used - self.window)
+        mixed = F.scaled_dot_product_attention(turned[:heads].view(1, heads, 1, size), past.keys[:, :, low : past.used],
+                                               past.values[:, :, low : past.used])
+        x = x + self.out(mixed.view(1, heads * size))
+        return x + self.down(F.gelu(self.up(self.norm_feed(x)))), past
 
 
 def stem_of(convolution: nn.Conv1d, rows: Tensor) -> Tensor:

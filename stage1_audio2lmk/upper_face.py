@@ -5,10 +5,12 @@ Amplitudes follow three tracked speakers: brow height varies by 0.3–1.6 mm (st
 correlated with the level of the voice, and the upper lid follows the brow by 0.17–0.39 mm a millimetre.
 """
 
+import math
+
 import numpy as np
 
 from shared.landmark_edit import Blinks, apply_blink
-from shared.landmarks import BROW_LEFT, BROW_RIGHT, FPS
+from shared.landmarks import BROW_LEFT, BROW_RIGHT, FPS, N_LANDMARKS
 
 QUIET_DB, LOUD_DB = -50.0, -15.0  # levels, relative to full scale, that count as none and as all of the voice
 MEAN_SECONDS = 3.0  # over which the usual loudness of the voice is learned
@@ -20,6 +22,12 @@ LID_SHARE = 0.25  # of the brow's way that the upper lids go
 BROW_DIRECTION = np.array([0.0, 1.0, -0.2], np.float32)  # along the forehead
 BROW_WEIGHTS = np.array([0.6, 0.85, 1.0, 1.0, 0.9], np.float32)  # from the outer end to the nose
 UPPER_LIDS = [37, 38, 43, 44]
+LIFT = np.zeros((N_LANDMARKS, 3), np.float32)  # where each point goes when the brows go up by one
+LIFT[BROW_RIGHT] = BROW_WEIGHTS[:, None] * BROW_DIRECTION
+LIFT[BROW_LEFT] = BROW_WEIGHTS[::-1, None] * BROW_DIRECTION
+LIFT[UPPER_LIDS, 1] = LID_SHARE
+MOOD_KEEP = math.exp(-1 / (FPS * MOOD_SECONDS))
+FOLLOW = 1 - math.exp(-1 / (FPS * SMOOTH_SECONDS))
 
 
 class Brows:
@@ -33,14 +41,12 @@ class Brows:
     def take(self, levels: np.ndarray) -> np.ndarray:
         """Levels (t,) in dB relative to full scale -> height (t,) in metres above rest, 0 to HIGHEST_BROW."""
         loudness = np.clip((levels - QUIET_DB) / (LOUD_DB - QUIET_DB), 0, 1)
-        keep = np.exp(-1 / (FPS * MOOD_SECONDS))
-        follow = 1 - np.exp(-1 / (FPS * SMOOTH_SECONDS))
         heights = np.empty(len(levels))
-        for k, (loud, chance) in enumerate(zip(loudness, self.rng.normal(size=len(levels)))):
-            self.mood = keep * self.mood + (1 - keep**2) ** 0.5 * chance
+        for k, (loud, chance) in enumerate(zip(loudness.tolist(), self.rng.normal(size=len(levels)).tolist())):
+            self.mood = MOOD_KEEP * self.mood + (1 - MOOD_KEEP**2) ** 0.5 * chance
             emphasis = max(0.0, loud - self.usual) * min(max(0.5 + 0.5 * self.mood, 0.0), 1.5)
-            self.first += follow * (emphasis - self.first)
-            self.second += follow * (self.first - self.second)
+            self.first += FOLLOW * (emphasis - self.first)
+            self.second += FOLLOW * (self.first - self.second)
             if loud > 0:
                 self.usual += (loud - self.usual) / (FPS * MEAN_SECONDS)
             heights[k] = self.second
@@ -49,12 +55,7 @@ class Brows:
 
 def raise_brows(landmarks: np.ndarray, heights: np.ndarray) -> np.ndarray:
     """Lift the brows by `heights` (T,) metres and the upper lids by a share of it; (T,68,3) -> (T,68,3)."""
-    out = landmarks.copy()
-    lift = heights.astype(landmarks.dtype)[:, None, None]
-    out[:, BROW_RIGHT] += lift * BROW_WEIGHTS[:, None] * BROW_DIRECTION
-    out[:, BROW_LEFT] += lift * BROW_WEIGHTS[::-1, None] * BROW_DIRECTION
-    out[:, UPPER_LIDS, 1] += LID_SHARE * lift[..., 0]
-    return out
+    return landmarks + heights.astype(landmarks.dtype)[:, None, None] * LIFT
 
 
 class Liveliness:
@@ -66,4 +67,5 @@ class Liveliness:
     def apply(self, landmarks: np.ndarray, levels: np.ndarray) -> np.ndarray:
         """The next landmarks (t,68,3) and the levels (t,) of their sound in dB -> (t,68,3); lips and jaw stay."""
         landmarks = raise_brows(landmarks, self.gain * self.brows.take(levels))
-        return apply_blink(landmarks, self.blinks.take(len(landmarks)).astype(np.float32))
+        closure = self.blinks.take(len(landmarks)).astype(np.float32)
+        return apply_blink(landmarks, closure) if closure.any() else landmarks

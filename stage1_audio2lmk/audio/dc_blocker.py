@@ -25,7 +25,8 @@ class DCBlocker:
             raise TalkheadError(f"expected mono samples (n,) as floats within ±1, found {samples.dtype} {samples.shape}")
         if not len(samples):
             return np.zeros(0, np.float32)
-        limited = np.clip(np.nan_to_num(samples.astype(np.float32), posinf=1.0, neginf=-1.0), -1, 1).astype(np.float64)
+        limited = samples.astype(np.float32).clip(-1, 1).astype(np.float64)
+        limited[np.isnan(limited)] = 0
         if self.state is None:  # as if the first sample had been there for ever: an offset makes no click
             self.state = -self.numerator[:1] * limited[0]
         clean, self.state = lfilter(self.numerator, self.denominator, limited, zi=self.state)

@@ -73,6 +73,7 @@ def random_model(config: Stage1Config, speakers: int = 1, size: int = 0, points:
     kernel.support_mel = torch.empty(points, kernel.similarity.taps, MELS).normal_(-3, 3).half()
     kernel.support_embedding = (torch.randn(points, size) / max(1, size) ** 0.5).half()
     kernel.weights = 0.1 * torch.randn(config.components, points)
+    kernel.familiar = torch.rand(points)
     kernel.bias = 0.1 * torch.randn(config.components)
     for part in (kernel, transformer):
         torch.nn.init.normal_(part.basis, std=0.002)

@@ -35,7 +35,7 @@ def test_a_model_comes_out_as_it_went_in(tmp_path: Path, size: int) -> None:
         assert torch.equal(loaded.model.state_dict()[name], value) and loaded.model.state_dict()[name].dtype == value.dtype
     assert not any(value.requires_grad for value in loaded.model.parameters())
     tensors, meta = load_checkpoint(tmp_path / "m")
-    assert (meta["kind"], meta["format"], meta["settings"]["dim"]) == ("stage1", 2, 16)
+    assert (meta["kind"], meta["format"], meta["settings"]["dim"]) == ("stage1", 3, 16)
     if encoder is not None:
         assert isinstance(loaded.encoder, SpeechEncoder) and loaded.encoder.config == encoder.config
         for name, value in encoder.state_dict().items():
@@ -45,14 +45,15 @@ def test_a_model_comes_out_as_it_went_in(tmp_path: Path, size: int) -> None:
 
 def test_a_file_of_an_older_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "old.safetensors"
-    save_checkpoint(path, {"basis": torch.zeros(1)}, {"kind": "stage1", "config": {"dim": 32}, "speakers": ["one"]})
+    for meta in ({"config": {"dim": 32}, "speakers": ["one"]}, {"format": 2}):
+        save_checkpoint(path, {"basis": torch.zeros(1)}, {"kind": "stage1", **meta})
+        with pytest.raises(TalkheadError) as caught:
+            load_model(path, "cpu")
+        assert str(caught.value) == f"{path} was made by an older talkhead; run `talkhead stage1 finetune` again"
+    save_checkpoint(path, {}, {"kind": "stage1", "format": 4})
     with pytest.raises(TalkheadError) as caught:
         load_model(path, "cpu")
-    assert str(caught.value) == f"{path} was made by an older talkhead; run `talkhead stage1 finetune` again"
-    save_checkpoint(path, {}, {"kind": "stage1", "format": 3})
-    with pytest.raises(TalkheadError) as caught:
-        load_model(path, "cpu")
-    assert str(caught.value) == f"{path} was made by a newer talkhead: its format is 3, this one reads 2; update talkhead"
+    assert str(caught.value) == f"{path} was made by a newer talkhead: its format is 4, this one reads 3; update talkhead"
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:

@@ -136,8 +136,10 @@ def test_the_regressor_is_a_weighted_sum_about_rest(config: KernelConfig) -> Non
     table = regressor.similarity.table(Sound(regressor.support_mel, regressor.support_embedding))
     near = regressor.similarity(regressor.similarity.sound(padded), table)
     expected = regressor.rest + (near @ regressor.weights.T + regressor.bias) @ regressor.basis
-    torch.testing.assert_close(regressor(padded), expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(regressor(padded, regressor.prepare()), regressor(padded))
+    moved, familiarity = regressor(padded)
+    torch.testing.assert_close(moved, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(familiarity, near @ regressor.familiar[:, None], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(regressor(padded, regressor.prepare()), (moved, familiarity))
     assert regressor.support_mel.dtype == torch.float16 and not list(regressor.parameters())
 
 
@@ -145,5 +147,5 @@ def test_the_regressor_is_a_weighted_sum_about_rest(config: KernelConfig) -> Non
 def test_without_support_points_it_is_at_rest(mel_terms: bool) -> None:
     regressor = KernelRegressor(KernelConfig(3, size=4, mel_terms=mel_terms))
     regressor.rest += 0.5
-    found = regressor(torch.randn(2, regressor.left + 5 + regressor.ahead, FEATURE_SIZE + 4))
-    assert found.shape == (2, 5, 111) and (found == 0.5).all()
+    found, familiarity = regressor(torch.randn(2, regressor.left + 5 + regressor.ahead, FEATURE_SIZE + 4))
+    assert found.shape == (2, 5, 111) and (found == 0.5).all() and familiarity.shape == (2, 5, 1) and not familiarity.any()

@@ -15,6 +15,7 @@ from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording, synthetic_silence
 from stage1_audio2lmk.kernel import Sound
 from stage1_audio2lmk.kernel_ridge import (
+    FAMILIARITY_PENALTY,
     FOLDS,
     GAP,
     MOST_LOSS,
@@ -242,10 +243,17 @@ def test_with_every_row_a_support_point_it_is_kernel_ridge_regression(final: boo
     slow = Slow(model, [ours], quiet)
     alpha, constant = slow.solve(slow.good if final else slow.fit, fit.penalty, fit.sharpening)
     new = recording(1, count=60)
-    expected = torch.from_numpy(slow.likeness(windows(new.features.numpy(), model.silence.numpy(), 4, 2)) @ alpha + constant)
+    near = slow.likeness(windows(new.features.numpy(), model.silence.numpy(), 4, 2))
+    expected = torch.from_numpy(near @ alpha + constant)
     moved = model.kernel.rest + expected.float() @ model.kernel.basis
     assert (moved - moved.mean(0)).abs().max() > 0.005
     torch.testing.assert_close(motion_of(model, new.features, 1), moved, atol=2e-5, rtol=0)
+    good = np.flatnonzero(slow.good)
+    known = slow.kernel[np.ix_(good, good)] + np.diag(FAMILIARITY_PENALTY / slow.weight[good])
+    familiarity = model.kernel(model.pad(new.features[None]))[1][0, :, 0].numpy()
+    np.testing.assert_allclose(familiarity, near[:, good] @ np.linalg.solve(known, np.ones(len(good))), atol=2e-3)
+    own = model.kernel(model.pad(ours.features[None]))[1][0, ours.good]
+    assert abs(own.mean() - 1) < 0.05 < 1 - familiarity.mean()
 
 
 def test_with_fewer_support_points_it_solves_its_least_squares() -> None:
@@ -343,12 +351,12 @@ def test_a_fit_changes_nothing_and_loading_it_the_regression_alone() -> None:
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert torch.equal(ours.displacement, moved)
     model.kernel.load(fit)
-    own = ("kernel.support_mel", "kernel.support_embedding", "kernel.weights", "kernel.bias")
+    own = ("kernel.support_mel", "kernel.support_embedding", "kernel.familiar", "kernel.weights", "kernel.bias")
     after = copy.deepcopy(model.state_dict())
     assert all(torch.equal(value, after[name]) for name, value in before.items() if name not in own)
     model.kernel.load(fit, final=True)
     for name, value in model.state_dict().items():
-        assert torch.equal(value, after[name]) != (name in own[2:]), name
+        assert torch.equal(value, after[name]) != (name in own[3:]), name
 
 
 def test_the_validation_split_is_not_fitted_unless_asked() -> None:

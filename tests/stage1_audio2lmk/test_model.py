@@ -7,12 +7,14 @@ import torch
 from shared.landmarks import JAW, LIPS, MOVING
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, features
 from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk import model as model_module
 from stage1_audio2lmk.model import LandmarkModel, expand, new_model
 from stage1_audio2lmk.stream import Predictor, predict
 from stage1_audio2lmk.transformer import STEM_CONTEXT
 from tests.stage1_audio2lmk.conftest import random_model
 
 SPEAKER = torch.tensor([1])
+SMALL = Stage1Config(dim=16, layers=1, heads=2, window=4, components=3)
 
 
 def rows(count: int, seed: int = 0) -> torch.Tensor:
@@ -105,20 +107,28 @@ def test_size() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [0, 6])
-def test_a_share_of_the_prior_is_added(size: int) -> None:
+def test_a_share_of_the_prior_is_added(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """The prior looks further than the model itself, both ways; it knows nobody's name, and either may lack log-mel."""
     torch.manual_seed(0)
-    small = Stage1Config(dim=16, layers=1, heads=2, window=4, components=3)
-    prior = random_model(dataclasses.replace(small, kernel_past=7, look_ahead=3, mel_terms=not size), 2, size)
-    own = random_model(dataclasses.replace(small, look_ahead=1), 2, size)
+    prior = random_model(dataclasses.replace(SMALL, kernel_past=7, look_ahead=3, mel_terms=not size), 2, size)
+    own = random_model(dataclasses.replace(SMALL, look_ahead=1), 2, size)
     x = torch.randn(1, 30, FEATURE_SIZE + size)
     both = LandmarkModel(own.kernel, own.transformer, prior, 0.6)
     both.silence.copy_(own.silence)
     assert (both.left, both.ahead) == (max(prior.left, own.left), 3) and prior.kernel.left == (0 if size else 7)
     basis, known = own.kernel.basis, prior(x, torch.tensor([0]))[:, :, MOVING].flatten(2)
     known = torch.linalg.lstsq(basis.T, known[0].T).solution.T @ basis  # as near as the own components come to it
+    own.kernel.familiar.zero_()  # sound of nobody it knows: all of the prior
+    torch.testing.assert_close(both(x, SPEAKER), own(x, SPEAKER) + expand(known), atol=1e-6, rtol=0)
+    monkeypatch.setattr(model_module, "FAMILIAR", (-2.0, -1.0))  # sound like its own: its share
     torch.testing.assert_close(both(x, SPEAKER), own(x, SPEAKER) + 0.6 * expand(known), atol=1e-6, rtol=0)
     assert LandmarkModel(own.kernel).share == 0 and not LandmarkModel(own.kernel, share=0.5).share
+
+
+def test_the_less_familiar_the_more_of_the_prior() -> None:
+    model = LandmarkModel(random_model(SMALL).kernel, None, random_model(SMALL), 0.4)
+    found = model.share_for(torch.tensor([[-3.0, 0.77], [0.845, 0.92], [1.0, 2.0]]))
+    torch.testing.assert_close(found, torch.tensor([[1.0, 1.0], [0.7, 0.4], [0.4, 0.4]]))
 
 
 @pytest.mark.gpu

@@ -8,7 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stage1_audio2lmk.transformer import ROOM, Block, KVCache, Past, Transformer, rotate, turn_back
+from stage1_audio2lmk.transformer import (
+    ROOM,
+    Block,
+    KVCache,
+    Past,
+    RowBlock,
+    Transformer,
+    norm_of,
+    product_of,
+    rotate,
+    turn_back,
+)
 
 DIM, HEADS, WINDOW = 24, 2, 6
 
@@ -133,6 +144,46 @@ def test_rows_with_a_past_are_written_in_place(transformer: Transformer) -> None
     for row in x[:, 1:].split(1, 1):
         _, cache = transformer(row, cache)
     assert [past.keys.data_ptr() for past in cache] == places
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("first", [1, WINDOW, ROOM * WINDOW, ROOM * WINDOW + 5])
+def test_single_rows_of_a_block_are_its_rows(transformer: Transformer, halves: bool, first: int) -> None:
+    """After a piece that fits into the cache or does not, past its end twice, and again a piece at the end."""
+    block = copy.deepcopy(transformer[0]).float()
+    if halves:
+        block.half().float()
+    x = rows(first + 2 * ROOM * WINDOW + 7, batch=1).float()
+    whole, _ = block(x)
+    single, (out, past) = RowBlock(block), block(x[:, :first])
+    found = [out]
+    for t in range(first, x.shape[1] - 3):
+        row, past = single(x[0, t : t + 1], past)
+        found.append(row[None])
+    found.append(block(x[:, -3:], past)[0])
+    torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("shape", [(24, 72), (1, 1), (385, 129)])
+def test_products_with_halves_are_products(shape: tuple[int, int], halves: bool) -> None:
+    """Also where they come from numbers too small for a normal half, and where not all are halves: those are not rounded."""
+    rng = torch.Generator().manual_seed(0)
+    weight, bias, x = (torch.randn(*size, generator=rng) for size in (shape, shape[:1], (3, shape[1])))
+    weight[0, 0] = 3e-6
+    weight = weight.half().float() if halves else weight
+    expected = (x.double() @ weight.double().T + bias.double()).float()
+    product = product_of(weight, bias)
+    for count in (1, 3):
+        torch.testing.assert_close(product(x[:count]), expected[:count], atol=2e-5, rtol=1e-6)
+
+
+@torch.inference_mode()
+def test_a_norm_without_its_module(transformer: Transformer) -> None:
+    norm = transformer[0].norm_feed
+    torch.testing.assert_close(norm_of(norm)(rows(3)), norm(rows(3)), atol=0, rtol=0)
 
 
 def test_positions_are_exact_far_out() -> None:

@@ -12,8 +12,9 @@ from shared.media.audio_io import save_wav
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording, clip_samples, make_feature_fn
 from stage1_audio2lmk.kernel_ridge import FOLDS
+from stage1_audio2lmk.losses import lip_gap
 from stage1_audio2lmk.model import motion_of
-from tools.make_base import fit_base, thinned
+from tools.make_base import ACTOR, actor_recording, fit_base, thinned
 from tools.talker_clips import shift_sound, write_clip
 
 
@@ -75,10 +76,17 @@ def test_thinned_keeps_so_many_good_frames() -> None:
 def test_a_base_moves_the_lips_of_someone_new(tmp_path: Path) -> None:
     clips = [write_clip(talker(tmp_path / f"t{k}", k), tmp_path / "clips", k) for k in range(FOLDS + 1)]
     config = Stage1Config(mel_terms=False, components=4, support_points=400, val_share=0.01, steps=0)
-    model, speakers, fit = fit_base(clips[:FOLDS], Loudness(), config)
+    model, speakers, fit = fit_base(clips[:FOLDS], Loudness(), config, actor=False)
     assert speakers == [f"s{k}" for k in range(FOLDS)] and fit.sharpening == 0 and model.transformer is None
     new = Clip(tmp_path / "clips" / f"t{FOLDS}")
     rows = torch.from_numpy(make_feature_fn(Loudness())(clip_samples(new)))
     found = motion_of(model, rows, 0).unflatten(-1, (-1, 3))[:, -1, 1].numpy()
     true = (new.load_landmarks() - new.load_neutral())[:, 67, 1]
     assert np.corrcoef(found, true)[0, 1] > 0.8
+
+
+def test_the_actor_is_a_speaker_whose_lips_follow_its_sound() -> None:
+    found = actor_recording(3, make_feature_fn(Loudness()))
+    opening = lip_gap(found.displacement.unflatten(-1, (-1, 3)))
+    assert found.name == ACTOR and found.speaker == 3 and found.good.all() and len(found.features) == len(found.displacement)
+    assert np.corrcoef(opening, found.features[:, -1])[0, 1] > 0.4 and 0.003 < opening.max() < 0.05

@@ -50,6 +50,36 @@ def test_a_stream_equals_one_pass_with_silence_around(speech: np.ndarray, look_a
     np.testing.assert_allclose(np.concatenate([*found, stream.flush()]), whole, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("halves", [True, False])
+def test_frame_by_frame_equals_one_pass(speech: np.ndarray, halves: bool) -> None:
+    """With weights as files keep them and with others, beyond the room of the caches."""
+    encoder = made()
+    if halves:
+        encoder = encoder.half().float()
+    sound = speech[: SAMPLES_PER_FRAME * 60]
+    rows = features(sound)
+    with torch.no_grad():
+        quiet = np.repeat(silence_row()[None], LEFT_CONTEXT, 0)
+        whole = encoder(torch.from_numpy(np.concatenate([quiet, rows, quiet[:2]]))[None])[0][0].numpy() / 8**0.5
+    for stream in (encoder.stream(), encoder.stream()):
+        found = [stream.push(sound[640 * k : 640 * (k + 1)], rows[k : k + 1]) for k in range(60)]
+        np.testing.assert_allclose(np.concatenate([*found, stream.flush()]), whole, rtol=0, atol=1e-5)
+
+
+def test_what_is_made_of_the_weights_goes_when_they_do() -> None:
+    encoder = made()
+    before = encoder.single
+    assert encoder.single is before and encoder.half().float().single is not before
+    rows = np.repeat(silence_row()[None], 9, 0)
+    encoder.requires_grad_(True)  # in training
+    stream = encoder.stream()
+    first = [stream.push(np.zeros(640, np.float32), row[None]) for row in rows][-1]
+    encoder.narrow.bias.data += 1
+    stream = encoder.stream()
+    second = [stream.push(np.zeros(640, np.float32), row[None]) for row in rows][-1]
+    np.testing.assert_allclose(second - first, 1 / 8**0.5, rtol=0, atol=1e-5)
+
+
 def test_digital_silence_is_one_row() -> None:
     rows = made().encode(np.zeros(640 * 20, np.float32), np.repeat(silence_row()[None], 20, 0))
     np.testing.assert_allclose(rows, np.repeat(rows[:1], 20, 0), rtol=0, atol=1e-6)
