@@ -127,7 +127,8 @@ class Windows:
     """Draws batches of training windows from recordings; all randomness comes from the generator that is passed.
 
     A window has `left` rows before it and `ahead` rows after it. From the validation split nothing is drawn; there and before
-    the start it is silent. `silence` (n, F) begins with a row of digital silence. `scale` (FEATURE_SIZE,) is the features'.
+    the start it is silent. Inside it the first frame of a shot has no weight, so that no velocity is learned across a cut.
+    `silence` (n, F) begins with a row of digital silence. `scale` (FEATURE_SIZE,) is the features'.
     """
 
     recordings: list[Recording]
@@ -163,6 +164,7 @@ class Windows:
         seen = places[inside].clamp(max=last - 1)
         y = recording.displacement[seen].clone()
         w = recording.good[seen].float() * (places[inside] < last)
+        w[1:][torch.isin(seen[1:], torch.tensor(recording.cuts, dtype=torch.long))] = 0
         x = self._augment(x, rng)
         if float(torch.rand((), generator=rng)) < config.silence_share:
             a = int(torch.randint(0, max(1, length - SHORT), (), generator=rng))

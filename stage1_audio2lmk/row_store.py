@@ -44,12 +44,13 @@ class ClipRows:
     voices: int
     val_start: int
     stop: int
+    cuts: tuple[int, ...] = ()  # frames at which a new shot begins
 
     def recording(self, voice: int = 0) -> Recording:
         """The rows in one of the voices as tensors that are files: only rows that are looked at come into memory."""
         names = (f"voice{voice}", "displacement", "good")
         features, displacement, good = (torch.from_numpy(np.load(self.folder / f"{name}.npy", mmap_mode="c")) for name in names)
-        return Recording(self.name, features, displacement, good > 0, self.speaker, self.val_start)
+        return Recording(self.name, features, displacement, good > 0, self.speaker, self.val_start, cuts=self.cuts)
 
 
 def person(name: str) -> str:
@@ -58,10 +59,14 @@ def person(name: str) -> str:
 
 
 def fingerprint(clip: Clip, seed: int) -> str:
-    """Hexadecimal digits that tell a clip's sound, landmarks, split and bad frames from all others. Raises TalkheadError."""
+    """Hexadecimal digits that tell a clip's sound, landmarks, split, bad frames and shots from all others.
+
+    Raises TalkheadError.
+    """
     info = clip.info
     bad = [dataclasses.astuple(stretch) for stretch in info.excluded]
-    digest = hashlib.sha256(json.dumps([seed, info.name, info.frames, info.split, bad]).encode())
+    cuts = [shot.start for shot in info.shots]
+    digest = hashlib.sha256(json.dumps([seed, info.name, info.frames, info.split, bad, cuts]).encode())
     for path in (clip.audio, clip.landmarks, clip.neutral):
         if not path.is_file():
             raise TalkheadError(f"{path} does not exist")
@@ -109,7 +114,8 @@ def open_rows(clips: list[Clip], folders: list[Path], voices: int, config: Stage
         name, train = clip.info.name, clip.split("train")
         stop = int(train[-1]) + 1
         start = 0 if person(name) in held_out else stop if held_out else val_start(train, config)
-        found.append(ClipRows(name, folder, speakers.index(person(name)) + 1, voices, start, stop))
+        cuts = tuple(shot.start for shot in clip.info.shots)
+        found.append(ClipRows(name, folder, speakers.index(person(name)) + 1, voices, start, stop, cuts))
     return found
 
 

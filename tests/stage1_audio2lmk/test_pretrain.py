@@ -188,6 +188,25 @@ def test_a_batch_is_the_same_however_it_is_shared(people: list[Clip], tmp_path: 
     assert set(torch.cat(many).tolist()) == {0, 1, 2}
 
 
+def test_windows_on_disk_know_the_cuts(people: list[Clip], tmp_path: Path) -> None:
+    clip = Clip(shutil.copytree(people[0].root, tmp_path / "cut"))
+    shots = [dataclasses.replace(clip.info.shots[0], start=start, stop=stop) for start, stop in ((0, 60), (60, 100), (100, 200))]
+    before = fingerprint(clip, 0)
+    clip.save_info(dataclasses.replace(clip.info, shots=shots))
+    assert fingerprint(clip, 0) != before
+    rows = rows_of([clip], tmp_path, SMALL)
+    assert rows[0].recording().cuts == (0, 60, 100)
+    silence = synthetic_silence(100, np.random.default_rng(0)).features
+    windows = ClipWindows(rows, dataclasses.replace(SMALL, silence_share=0.0), silence, torch.ones(FEATURE_SIZE), 4, 2)
+    moved = rows[0].recording().displacement
+    found = set()
+    for step in range(10):
+        for y, weight in zip(*windows.draw(step, range(4))[1:3]):
+            start = int((moved[: len(moved) - 49].eq(y[0])).all(1).nonzero()[0])
+            found |= set((start + (weight == 0).nonzero()[:, 0]).tolist())
+    assert found == {60, 100}
+
+
 def test_what_is_held_out(people: list[Clip], make_clip: Callable[..., Clip], tmp_path: Path) -> None:
     """The end of each clip, or of ten speakers one as a whole; the sentences of one VOCASET actor are one speaker."""
     assert person("FaceTalk_1_TA_sentence07") == "FaceTalk_1_TA" and person("hdtf_2") == "hdtf_2"

@@ -225,6 +225,22 @@ def test_windows_of_several_recordings_start_where_a_list_of_all_places_says(act
     assert speakers.tolist() == [which + 1 for which, _ in asked]
 
 
+def test_windows_teach_no_velocity_across_cuts(actor_clip: Clip) -> None:
+    """And lose no more than the first frame of each shot that begins inside them."""
+    cuts = (0, 30, 31, 77)
+    recording = dataclasses.replace(load_recording(actor_clip, 1, SMALL), cuts=cuts)
+    count = torch.arange(len(recording.good))
+    shot = torch.bucketize(count, torch.tensor(cuts), right=True)
+    recording = dataclasses.replace(recording, displacement=torch.stack([shot, count], 1).float().repeat(1, 56)[:, :111])
+    config = dataclasses.replace(SMALL, silence_share=0.0, batch=64)
+    windows = Windows([recording], config, synthetic_silence(300, np.random.default_rng(0)).features,
+                      torch.zeros(recording.features.shape[1]), left=6, ahead=SMALL.look_ahead)
+    _, y, w, _ = windows.draw(torch.Generator().manual_seed(0))
+    assert ((y.diff(dim=1)[..., 0] != 0) <= (w[:, 1:] * w[:, :-1] == 0)).all()
+    assert torch.equal(w[:, 1:] == 0, torch.isin(y[:, 1:, 1], torch.tensor(cuts).float())) and (w[:, 0] == 1).all()
+    assert (w == 0).any()
+
+
 def test_windows_include_what_lies_before_and_after_them(actor_clip: Clip) -> None:
     """And silence where the recording has not begun or where its validation split would be."""
     recording = load_recording(actor_clip, 1, SMALL)
