@@ -76,7 +76,7 @@ class Stage1Config(Settings):
     encoder_ahead: int = setting(2, "frames of future sound that it sees after them", 0, 250)
     encoder_size: int = setting(64, "width of the embedding made of a hidden state", 1, LARGEST_EMBEDDING)
 
-    steps: int = setting(300, "optimiser steps of the transformer", 0, 10_000_000)
+    steps: int = setting(0, "optimiser steps of the transformer; 0 leaves it out", 0, 10_000_000)
     min_gain: float = setting(0.03, "the transformer is kept only if it lowers the validation error by this share; below 0 it "
                               "may raise it", -100, 1)
     patience: int = setting(100, "steps without a better validation error after which training ends", 1, 10_000_000)

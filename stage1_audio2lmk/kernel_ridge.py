@@ -5,8 +5,9 @@ the support points, K that of the support points to each other. With every row a
 Where there is a base model, the prior, Y is what a share of its output leaves of the displacement.
 
 Inner folds choose penalty and share together: of one speaker contiguous parts of the frames before the validation split, of
-several whole speakers, since a base model is for voices that it was not fitted to. Squared error flattens motion, so an
-unsharp mask is added to the targets, just as strong as makes the folds' lips move at TARGET_VELOCITY_RATIO of their true speed.
+several whole speakers, since a base model is for voices that it was not fitted to. Squared error flattens motion: lips that
+should touch stay apart, and all moves too slowly. So the targets' closings are deepened by CLOSING, and an unsharp mask is
+added, just as strong as makes the folds' lips move at TARGET_VELOCITY_RATIO of their true speed.
 """
 
 import copy
@@ -21,12 +22,14 @@ from shared.landmarks import JAW
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording
 from stage1_audio2lmk.kernel import KernelRegressor, Sound, Table
-from stage1_audio2lmk.losses import coordinate_weights, lip_gap
+from stage1_audio2lmk.lips import lip_gap, widened
+from stage1_audio2lmk.losses import coordinate_weights
 
 PENALTIES = (0.7, 1.4, 2.8, 5.6, 11.2)
 SHARES = (0.0, 0.2, 0.35, 0.5, 0.6, 0.75, 0.85, 1.0)  # of the prior that may be kept
 SHARPENINGS = tuple(0.25 * k for k in range(13))  # strengths of the unsharp mask
 TARGET_VELOCITY_RATIO = 0.83  # of lip velocities on held-out folds, predicted over true
+CLOSING = 0.5  # by which targets are further closed, as a share of how far they are below the recording's median gap
 MOST_LOSS = 0.01  # of the lip opening's correlation on held-out folds, that sharpening may cost
 FOLDS = 4
 GAP = 25  # frames beside a fold that are too much like it to help predict it
@@ -97,6 +100,7 @@ class Rows(NamedTuple):
 
     recording: Recording
     sound: Sound  # (T, ...)
+    target: Tensor  # (T, 111) metres, `deepened`
     prior: Tensor  # (T, 111) metres
     mask: Tensor  # (T, 111) metres, `unsharp_mask`
     folds: tuple[Tensor, ...]
@@ -182,7 +186,7 @@ class Problem:
         if not len(frames):
             shapes = (size, size), *[(size, count)] * 3, *[(count,)] * 3, (3,)
             return NormalEquations(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
-        c, target, prior = self.components, rows.recording.displacement[frames].double(), rows.prior[frames].double()
+        c, target, prior = self.components, rows.target[frames].double(), rows.prior[frames].double()
         target = target - c.rest
         t, p, e = (c.of(kind) for kind in (target, prior, rows.mask[frames]))
         x = self.similarities(rows, frames)
@@ -234,6 +238,19 @@ def held_out_errors(problem: Problem, without: Sequence[NormalEquations], folds:
     return errors
 
 
+def deepened(recording: Recording, amount: float = CLOSING) -> Tensor:
+    """Displacement (T, 111) metres in which lips close further, by `amount` of how far their gap is below its median.
+
+    The median is that of the good frames before the validation split. What opens further than the median stays.
+    """
+    fitted = recording.good[: recording.val_start]
+    if not fitted.any():
+        return recording.displacement
+    points = recording.displacement.unflatten(-1, (-1, 3))
+    gap = lip_gap(points)
+    return widened(points, -amount * (gap[: recording.val_start][fitted].median() - gap).clamp_min(0)).flatten(1)
+
+
 def unsharp_mask(recording: Recording) -> Tensor:
     """How far each displacement (T, 111) is from its neighbours' mean, y/2 − (y₋₁ + y₊₁)/4; 0 where one is missing."""
     rows, follows = recording.displacement, consecutive(recording)
@@ -281,12 +298,12 @@ def choose_sharpening(problem: Problem, spoken: Sequence[Rows], solved: Sequence
 
 def out_of_fold_residuals(problem: Problem, spoken: Sequence[Rows], solved: Sequence[tuple[Tensor, Tensor]],
                           share: float) -> list[Tensor]:
-    """Displacement (T, 111) less the prior's share and what the regression predicts of each fold from the others.
+    """`deepened` displacement (T, 111) less the prior's share and what the regression predicts of each fold from the others.
 
     On its own training frames the regression errs too little, and a network trained on that error learns noise; hence, as in
     stacking (Wolpert 1992), each fold gets the error of a solution fitted to the others. Frames in no fold keep theirs.
     """
-    found = [rows.recording.displacement.clone() for rows in spoken]
+    found = [rows.target.clone() for rows in spoken]
     for k, (weights, _) in enumerate(solved):
         for residual, rows in zip(found, spoken):
             frames = rows.folds[k]
@@ -337,7 +354,7 @@ def _rows(kernel: KernelRegressor, recording: Recording, prior: Tensor, silence:
     folds = tuple(frames.tensor_split(FOLDS)) if group is None else tuple(
         frames if k == group else frames[:0] for k in range(FOLDS))
     validation = recording.val_start + torch.nonzero(recording.good[recording.val_start :])[:, 0]
-    return Rows(recording, sound, prior, unsharp_mask(recording), folds, validation)
+    return Rows(recording, sound, deepened(recording), prior, unsharp_mask(recording), folds, validation)
 
 
 def _sharpened(solved: tuple[Tensor, Tensor], sharpening: float) -> Solution:

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from shared.landmarks import JAW, LIPS, MOVING
 from stage1_audio2lmk.config import Stage1Config
+from stage1_audio2lmk.lips import lip_gap
 
 CLOSURE_SCALE = 0.1  # brings the loss on one opening near that on 37 points, so that closure_weight 1 is a middle way
-INNER_UPPER, INNER_LOWER = ([MOVING.index(k) for k in points] for points in ((61, 62, 63), (67, 66, 65)))
 
 
 def point_weights(config: Stage1Config) -> Tensor:
@@ -19,12 +19,6 @@ def point_weights(config: Stage1Config) -> Tensor:
 def coordinate_weights(config: Stage1Config) -> Tensor:
     """(111,) `point_weights` of each coordinate of a flattened displacement."""
     return point_weights(config).repeat_interleave(3)
-
-
-def lip_gap(moved: Tensor) -> Tensor:
-    """Displacement of the moving points (..., 37, 3) -> change of the inner lips' opening (...), in the same unit."""
-    height = moved[..., 1]
-    return (height[..., INNER_UPPER] - height[..., INNER_LOWER]).mean(-1)
 
 
 def landmark_loss(predicted: Tensor, true: Tensor, weight: Tensor, config: Stage1Config) -> Tensor:

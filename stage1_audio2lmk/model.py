@@ -14,6 +14,7 @@ from shared.landmarks import MOVING, N_LANDMARKS
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, silence_row
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.kernel import KernelRegressor, PreparedKernel
+from stage1_audio2lmk.lips import uncrossed
 from stage1_audio2lmk.transformer import KVCache, LandmarkTransformer
 
 FAMILIAR = (0.77, 0.92)  # familiarity at which all of the prior is taken, and at which only its share is
@@ -48,16 +49,18 @@ class LandmarkModel(nn.Module):
 
     `prior` is a base model, which knows the person as speaker 0, "unknown", and whose displacement is projected onto the
     kernel's principal components; a base has none. `share` is that for sound like the person's, see `share_for`. A transformer
-    that training did not keep is None. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there
+    that training did not keep is None. Lips come no closer than `closed` (), metres beyond the neutral's gap. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there
     is `silence` (FEATURE_SIZE + size,), the row of digital silence.
     """
 
     silence: Tensor
+    closed: Tensor
 
     def __init__(self, kernel: KernelRegressor, transformer: LandmarkTransformer | None = None,
                  prior: "LandmarkModel | None" = None, share: float = 0.0) -> None:
         super().__init__()
         self.kernel, self.transformer, self.prior, self.share = kernel, transformer, prior, share if prior is not None else 0.0
+        self.register_buffer("closed", torch.tensor(-1.0))
         self.register_buffer("silence", torch.zeros(FEATURE_SIZE + kernel.config.size))
 
     @property
@@ -114,7 +117,11 @@ class LandmarkModel(nn.Module):
             known, after.prior = self.prior.motion(self.cut(padded, self.prior, margins), torch.zeros_like(speaker), state.prior,
                                                    of_prior)
             out = out + self.share_for(familiarity) * (known @ projector)
-        return out, after
+        return self.uncrossed(out), after
+
+    def uncrossed(self, motion: Tensor) -> Tensor:
+        """Displacement (..., 111) metres whose lips are never closer than closed lips."""
+        return uncrossed(motion.unflatten(-1, (len(MOVING), 3)), self.closed).flatten(-2)
 
     def share_for(self, familiarity: Tensor) -> Tensor:
         """Share of the prior's displacement that is taken, for a familiarity of any shape: `share` to 1."""

@@ -135,7 +135,7 @@ class Step(nn.Module):
         if model.prior is not None:
             known = self._motion(model.prior, depth + 1, model.cut(padded, model.prior), turn)
             out = out + model.share_for(familiarity) * (known @ projector)
-        return out
+        return model.uncrossed(out)
 
     def _regress(self, kernel: KernelRegressor, padded: Tensor, prepared: PreparedKernel) -> tuple[Tensor, Tensor]:
         """As `KernelRegressor.forward`."""

@@ -10,11 +10,13 @@ from shared.landmarks import MOTION_DIM
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, MELS, mean_log_mel
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording
+from stage1_audio2lmk.lips import lip_gap
 from stage1_audio2lmk.losses import coordinate_weights
 from stage1_audio2lmk.model import LandmarkModel
 
 CHUNK = 4096  # rows that are read at once
 LEAST_SCALE = 0.05  # of a column that hardly varies
+CLOSED_SHARE = 0.02  # of the frames whose lips are at least as closed as closed lips
 LEAST_SPREAD = 1e-6  # of a principal component, relative to the first; below, it is left out
 
 
@@ -58,6 +60,7 @@ class Statistics(NamedTuple):
     mel_mean: Tensor  # (161,) of log-mel, shape and loudness, see `kernel.SoundKernel`
     mel_scale: Tensor
     rest: Tensor  # (111,) mean displacement, metres
+    closed: Tensor  # () gap of closed lips, metres beyond the neutral's
     basis: Tensor  # (K, 111) principal components of weighted displacement, each times its standard deviation
 
 
@@ -75,15 +78,19 @@ def statistics(recordings: Iterable[Recording], motion: Iterable[Recording], con
             loudness = pooled.mean(-1, keepdim=True)
             features.add(x)
             mel.add(torch.cat([pooled, pooled - loudness, loudness], -1))
+    gaps = []
     for r in motion:
         for rows in fitted_rows(r):
             moved.add(r.displacement[rows])
+            gaps.append(lip_gap(r.displacement[rows].unflatten(-1, (-1, 3))))
+    gap = torch.cat(gaps)
+    closed = gap.kthvalue(1 + int(CLOSED_SHARE * len(gap))).values.clamp_max(0)
     weights = coordinate_weights(config).double().sqrt()
     values, vectors = torch.linalg.eigh(moved.covariance * weights[:, None] * weights)
     spread = values.flip(0)[: config.components].clamp_min(0).sqrt()
     spread = torch.where(spread > LEAST_SPREAD * spread[0], spread, 0)
     basis = vectors.flip(1)[:, : config.components].T * spread[:, None] / weights
-    return Statistics(*(value.float() for value in (features.mean, features.scale, mel.mean, mel.scale, moved.mean, basis)))
+    return Statistics(*(value.float() for value in (features.mean, features.scale, mel.mean, mel.scale, moved.mean, closed, basis)))
 
 
 def fitted_rows(recording: Recording) -> Iterator[Tensor]:
@@ -93,6 +100,7 @@ def fitted_rows(recording: Recording) -> Iterator[Tensor]:
 
 def set_statistics(model: LandmarkModel, found: Statistics) -> None:
     """Give a model's own kernel and transformer the scales, rest and basis."""
+    model.closed.copy_(found.closed)
     model.kernel.similarity.mean.copy_(found.mel_mean)
     model.kernel.similarity.scale.copy_(found.mel_scale)
     model.kernel.rest.copy_(found.rest)

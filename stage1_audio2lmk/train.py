@@ -56,8 +56,8 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     """Fit a model to the train splits of `clips` and write it to `out`; returns figures of the validation split.
 
     The kernel ridge regression is solved in closed form, on the clips' own voices and on augmented ones; with a `base` model,
-    on what a share of the base leaves, chosen on inner folds, and the base goes into the file. The transformer then learns
-    what is left over; its best step on the validation split is kept if it gains `min_gain` there.
+    on what a share of the base leaves, chosen on inner folds, and the base goes into the file. With `steps`, a transformer then
+    learns what is left over; its best step on the validation split is kept if it gains `min_gain` there.
 
     The speech encoder is the base's; without a base it is `encoder`, or that of the transformers library which
     `config.encoder` names, or none. With a base `config.encoder` says where the base's lies now. Hidden states of one of the
@@ -178,8 +178,9 @@ def _train(data: _Data, out: Path, config: Stage1Config, device: torch.device, s
     assert transformer is not None
     known = [motion_of(model, r.features, r.speaker) for r in recordings]  # of all parts but the transformer
     alone = validation_error(known, recordings)
-    history = _learn(transformer, data, fit.residuals, known, alone["lip mm"], config, device, state, saved, quiet)
-    found = alone
+    history, found = {"step": 0, "best_step": 0}, alone
+    if config.steps:
+        history = _learn(transformer, data, fit.residuals, known, alone["lip mm"], config, device, state, saved, quiet)
     if history["best_step"]:
         model.transformer = transformer.cpu()
         found = validation_error([motion_of(model, r.features, r.speaker) for r in recordings], recordings)

@@ -22,9 +22,9 @@ from process_data.actor.identity import make_identity
 from process_data.actor.proportions import neutral_landmarks
 from shared.clip import Clip
 from shared.landmarks import MOVING, SAMPLES_PER_FRAME
+from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk.audio.dc_blocker import DCBlocker
 from stage1_audio2lmk.dataset import FeatureFn, Recording, load_recording, make_feature_fn, synthetic_silence
 from stage1_audio2lmk.encoders.base import Encoder
 from stage1_audio2lmk.encoders.speech_encoder import load_speech_encoder

@@ -33,7 +33,7 @@ from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from shared.media.audio_io import load_audio
 from shared.options import FiniteFloat
 from shared.resume import Saved, TrainState, training_of
-from shared.training import TensorBoard, ema_update, generator, pick_device, progress
+from shared.training import TensorBoard, cpu_threads, ema_update, generator, pick_device, progress
 from stage1_audio2lmk.audio.augment import mask_features, shift_voice
 from stage1_audio2lmk.audio.features import FFT, HOP, HOPS, WINDOW, mel_of, power_spectrum
 from stage1_audio2lmk.encoders.speech_encoder import LEFT_CONTEXT, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
@@ -50,6 +50,7 @@ TARGETS = "rows"  # folder beside the state
 AFTER = (FFT - WINDOW) // 2  # samples after a frame under the padding of the transform's window, never heard
 BEFORE = FFT - HOP - AFTER  # samples before it
 TEACHERS = ("openai/whisper-tiny:2", "openai/whisper-base:3")
+THREADS = 6  # of the CPU: several trainings on one machine with one thread a core each slow each other down tenfold
 DECAY = 0.999  # of the averaged weights
 
 
@@ -511,7 +512,7 @@ def main(sources: tuple[Path, ...], synthetic: tuple[Path, ...], test: tuple[str
                               synthetic_share=shares[2])
     state, where = output.with_name(output.stem + ".training"), pick_device(device)
     refuse_inputs(output, *sources, *synthetic)
-    with training_of(output, state, overwrite):
+    with training_of(output, state, overwrite), cpu_threads(min(THREADS, torch.get_num_threads())):
         taught = [Teacher(*parse_teacher(text), where) for text in teachers]
         print(train(list(sources), list(synthetic), output, teachers=taught, test=test, training=training, device=where,
                     state_dir=state))

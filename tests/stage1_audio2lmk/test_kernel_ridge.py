@@ -15,6 +15,7 @@ from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording, synthetic_silence
 from stage1_audio2lmk.kernel import Sound
 from stage1_audio2lmk.kernel_ridge import (
+    CLOSING,
     FAMILIARITY_PENALTY,
     FOLDS,
     GAP,
@@ -28,6 +29,7 @@ from stage1_audio2lmk.kernel_ridge import (
     KernelFit,
     choose_embedding_share,
     consecutive,
+    deepened,
     fit_kernel_ridge,
     unsharp_mask,
 )
@@ -104,6 +106,18 @@ def silence(count: int = SILENCE_POINTS) -> Recording:
     return synthetic_silence(count, np.random.default_rng(0))
 
 
+def closed_further(r: Recording) -> torch.Tensor:
+    """`deepened`, frame by frame and point by point."""
+    out, heights = r.displacement.clone(), opening(r.displacement.numpy())
+    before = [heights[t] for t in range(min(r.val_start, len(heights))) if r.good[t]]
+    middle = sorted(before)[(len(before) - 1) // 2] if before else -np.inf
+    for t in range(len(heights)):
+        for point in (49, 50, 51, 52, 53, 55, 56, 57, 58, 59, 61, 62, 63, 65, 66, 67):
+            way = -1 / 3 if point in (49, 50, 51, 52, 53, 61, 62, 63) else 2 / 3
+            out[t, 3 * MOVING.index(point) + 1] += way * CLOSING * max(0.0, middle - heights[t])
+    return out
+
+
 class Slow:
     """All rows of some recordings and of silence in one table; solutions by `slow_kernel.ridge`."""
 
@@ -124,7 +138,8 @@ class Slow:
         self.fit = self.good & np.concatenate([np.arange(len(r.features)) < r.val_start for r in everything])
         self.moved = torch.cat([r.displacement for r in everything])
         self.known = share * torch.cat(priors).double().numpy() if priors is not None else np.zeros(self.moved.shape)
-        self.y = components(model, self.moved - torch.from_numpy(self.known)).numpy()
+        self.target = torch.cat([closed_further(r) for r in everything])
+        self.y = components(model, self.target - torch.from_numpy(self.known)).numpy()
         self.edges, y = np.zeros_like(self.y), components(model, self.moved).numpy()
         starts = [(k, t) for k, r in enumerate(everything) for t in (*r.cuts, r.val_start)]
         self.follows = [self.which[t - 1] == self.which[t] and self.good[t - 1 : t + 1].all()
@@ -174,7 +189,7 @@ class Slow:
         weights, basis = coordinate_weights(CONFIG).numpy(), self.model.kernel.basis.double().numpy()
         fit = self.fit & ~self.quiet
         found = self.known + self.model.kernel.rest.double().numpy() + self.folds(penalty) @ basis
-        return float(((found - self.moved.double().numpy())[fit] ** 2 @ weights) @ self.weight[fit])
+        return float(((found - self.target.double().numpy())[fit] ** 2 @ weights) @ self.weight[fit])
 
     def best_sharpening(self, penalty: float) -> float:
         """The least whose lips go TARGET_VELOCITY_RATIO of the true way, over steps between neighbouring frames of one fold.
@@ -217,6 +232,21 @@ def test_components_are_those_of_the_basis() -> None:
     weights = torch.randn(7, CONFIG.components, generator=torch.Generator().manual_seed(0))
     found = Components(kernel.basis, kernel.rest, coordinate_weights(CONFIG)).of(weights @ kernel.basis)
     torch.testing.assert_close(found.float(), weights, atol=1e-4, rtol=1e-3)
+
+
+def test_lips_are_taught_to_close_further_and_to_open_as_they_did() -> None:
+    """By half of how far they are below the median of the good frames before the validation split."""
+    ours = recording(0, bad=BAD)
+    found, gap = deepened(ours), opening(ours.displacement.numpy())
+    torch.testing.assert_close(found, closed_further(ours), atol=1e-7, rtol=0)
+    known = ours.good[: ours.val_start].numpy()
+    middle = np.sort(gap[: ours.val_start][known])[(known.sum() - 1) // 2]
+    np.testing.assert_allclose(opening(found.numpy()), np.where(gap < middle, 1.5 * gap - 0.5 * middle, gap), atol=1e-6)
+    tail = ours.displacement.clone()
+    tail[ours.val_start :] *= 3
+    assert torch.equal(deepened(dataclasses.replace(ours, displacement=tail))[: ours.val_start], found[: ours.val_start])
+    nothing = dataclasses.replace(ours, good=torch.zeros_like(ours.good))
+    assert torch.equal(deepened(nothing), ours.displacement)
 
 
 def test_the_unsharp_mask_leaves_out_gaps_and_cuts() -> None:
@@ -300,9 +330,9 @@ def test_residuals_are_those_of_folds_that_others_predict() -> None:
     for k, (was, residual) in enumerate(zip(both, fit.residuals, strict=True)):
         fold = torch.from_numpy((slow.fit & ~slow.quiet)[slow.which == k])
         guess = torch.from_numpy(slow.folds(fit.penalty)[slow.which == k]).float() @ model.kernel.basis + model.kernel.rest
-        expected = was.displacement - guess - fit.share * priors[k]
+        expected = closed_further(was) - guess - fit.share * priors[k]
         torch.testing.assert_close(residual[fold], expected[fold], atol=2e-5, rtol=0)
-        assert torch.equal(residual[~fold], was.displacement[~fold])
+        assert torch.equal(residual[~fold], deepened(was)[~fold])
 
 
 @pytest.mark.parametrize("k", range(FOLDS))
@@ -389,7 +419,7 @@ def test_the_share_of_the_prior_is_the_best_on_inner_folds(true_share: float) ->
     alpha, constant = slow[fit.share].solve(slow[fit.share].fit, fit.penalty, fit.sharpening)
     spoken = ~slow[fit.share].quiet
     expected = torch.from_numpy((slow[fit.share].kernel @ alpha + constant)[spoken]).float() @ model.kernel.basis
-    torch.testing.assert_close(motion_of(model, led.features, 1), model.kernel.rest + expected, atol=3e-5, rtol=0)
+    torch.testing.assert_close(motion_of(model, led.features, 1), model.uncrossed(model.kernel.rest + expected), atol=3e-5, rtol=0)
 
 
 def test_a_prior_that_hurts_is_left_out() -> None:

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from shared.landmarks import JAW, LIPS, MOVING
+from stage1_audio2lmk import model as model_module
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, features
 from stage1_audio2lmk.config import Stage1Config
-from stage1_audio2lmk import model as model_module
+from stage1_audio2lmk.lips import lip_gap
 from stage1_audio2lmk.model import LandmarkModel, expand, new_model
 from stage1_audio2lmk.stream import Predictor, predict
 from stage1_audio2lmk.transformer import STEM_CONTEXT
@@ -140,3 +141,11 @@ def test_gpu_equals_cpu(predictor: Predictor) -> None:
     here = predictor.model(x, SPEAKER)
     there = predictor.model.cuda()(x.cuda(), SPEAKER.cuda()).cpu()
     torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_lips_come_no_closer_than_closed_lips(predictor: Predictor) -> None:
+    model, x = predictor.model, rows(60)
+    free = lip_gap(model(x, SPEAKER)[0, :, MOVING])
+    model.closed.fill_(float(free.median()))
+    torch.testing.assert_close(lip_gap(model(x, SPEAKER)[0, :, MOVING]), free.clamp_min(float(free.median())))

@@ -12,7 +12,7 @@ from shared.media.audio_io import save_wav
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import Recording, clip_samples, make_feature_fn
 from stage1_audio2lmk.kernel_ridge import FOLDS
-from stage1_audio2lmk.losses import lip_gap
+from stage1_audio2lmk.lips import lip_gap
 from stage1_audio2lmk.model import motion_of
 from tools.make_base import ACTOR, actor_recording, fit_base, thinned
 from tools.talker_clips import shift_sound, write_clip
