@@ -36,7 +36,7 @@ from shared.media.video_io import read_video  # noqa: E402
 SECONDS = 3.2  # of the actor's videos
 SMALL = {
     "stage1": ["--set", "steps=12", "--set", "check_every=4", "--set", "save_every=3", "--set", "voice_augmentation=false",
-               "--set", "support_points=150"],
+               "--set", "support_points=320"],
     "stage2": ["--set", "steps=8", "--set", "splats=200", "--set", "rank=6", "--set", "hidden=16", "--set", "fits=1",
                "--set", "save_seconds=0"],
     "torso": ["--set", "steps=6", "--set", "save_seconds=0", "--set", "plate_frames=8"],

@@ -56,12 +56,12 @@ class Recording:
     cuts: tuple[int, ...] = ()  # frames at which a new shot begins
 
 
-def make_feature_fn(encoder: Encoder | None, device: torch.device = CPU) -> FeatureFn:
+def make_feature_fn(encoder: Encoder | None, device: torch.device = CPU, voice: bool = True) -> FeatureFn:
     """The function that computes rows: features, then the encoder's embedding if there is an encoder. Spectra are made on
-    `device`, formants on the CPU.
+    `device`, formants on the CPU, or left at 0 without `voice`: they take most of the time.
     """
     def rows(samples: np.ndarray) -> np.ndarray:
-        x = features(samples, device)
+        x = features(samples, device, voice)
         return x if encoder is None else np.concatenate([x, encoder.encode(samples, x)], 1, dtype=np.float32)
 
     return rows

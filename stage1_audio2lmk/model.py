@@ -49,8 +49,9 @@ class LandmarkModel(nn.Module):
 
     `prior` is a base model, which knows the person as speaker 0, "unknown", and whose displacement is projected onto the
     kernel's principal components; a base has none. `share` is that for sound like the person's, see `share_for`. A transformer
-    that training did not keep is None. Lips come no closer than `closed` (), metres beyond the neutral's gap. Row t depends on rows up to t + `ahead` and no later. Before and after a recording there
-    is `silence` (FEATURE_SIZE + size,), the row of digital silence.
+    that training did not keep is None. Lips come no closer than `closed` (), metres beyond the neutral's gap. Row t depends on
+    rows up to t + `ahead` and no later. Before and after a recording there is `silence` (FEATURE_SIZE + size,), the row of
+    digital silence.
     """
 
     silence: Tensor
@@ -146,10 +147,11 @@ def expand(motion: Tensor) -> Tensor:
     return out
 
 
-def new_model(config: Stage1Config, speakers: int, size: int = 0) -> LandmarkModel:
-    """A model without support points whose transformer adds nothing, for an embedding of `size` columns, 0 for none."""
-    model = LandmarkModel(KernelRegressor(config.kernel(size)), LandmarkTransformer(config.transformer(size, speakers)))
-    model.silence[:FEATURE_SIZE] = torch.from_numpy(silence_row().copy())
+def new_model(config: Stage1Config, speakers: int, size: int = 0, transformer: bool = True) -> LandmarkModel:
+    """A model without support points, for an embedding of `size` columns, 0 for none; a `transformer` in it adds nothing."""
+    added = LandmarkTransformer(config.transformer(size, speakers)) if transformer else None
+    model = LandmarkModel(KernelRegressor(config.kernel(size)), added)
+    model.silence[:FEATURE_SIZE] = torch.from_numpy(silence_row(model.uses_formants).copy())
     return model
 
 

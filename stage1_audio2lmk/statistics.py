@@ -90,7 +90,8 @@ def statistics(recordings: Iterable[Recording], motion: Iterable[Recording], con
     spread = values.flip(0)[: config.components].clamp_min(0).sqrt()
     spread = torch.where(spread > LEAST_SPREAD * spread[0], spread, 0)
     basis = vectors.flip(1)[:, : config.components].T * spread[:, None] / weights
-    return Statistics(*(value.float() for value in (features.mean, features.scale, mel.mean, mel.scale, moved.mean, closed, basis)))
+    found = features.mean, features.scale, mel.mean, mel.scale, moved.mean, closed, basis
+    return Statistics(*(value.float() for value in found))
 
 
 def fitted_rows(recording: Recording) -> Iterator[Tensor]:

@@ -73,7 +73,8 @@ def train(clips: list[Clip], out: Path, *, config: Stage1Config, device: torch.d
     if isinstance(encoder, TransformersEncoder) and encoder.projection is None:
         encoder.projection = fit_projection(encoder, clips, config).to(device)
     with cpu_threads(1 if device.type == "cpu" else torch.get_num_threads()):
-        data = _load(clips, config, encoder, device)
+        voice = bool(config.steps) and config.formants or prior is not None and prior.uses_formants
+        data = _load(clips, config, encoder, device, voice)
         numbers = _train(data, out, config, device, state, saved, prior, encoder, quiet)
     return numbers | {"seconds": state.seconds}
 
@@ -89,13 +90,13 @@ def fit_projection(encoder: TransformersEncoder, clips: Sequence[Clip], config: 
     def rows_of(folder: Path) -> FeatureFn:
         def rows(samples: np.ndarray) -> np.ndarray:
             states.append(cached_hidden_states(encoder, samples, folder / CACHE))
-            return features(samples)
+            return features(samples, voice=False)
         return rows
 
     config = dataclasses.replace(config, support_points=min(config.support_points, LAYER_CHOICE_POINTS))
     recordings = [load_recording(clip, k + 1, config, rows_of(clip.training)) for k, clip in enumerate(clips)]
     silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), rows_of(clips[0].training))
-    model = new_model(config, len(recordings), config.encoder_size)
+    model = new_model(config, len(recordings), config.encoder_size, transformer=False)
     set_statistics(model, statistics(recordings, recordings, config))
 
     def tried(*layers: int) -> tuple[float, Projection]:
@@ -133,12 +134,15 @@ def _start(base: Path | None, encoder: Encoder | None, config: Stage1Config,
     return None, encoder
 
 
-def _load(clips: list[Clip], config: Stage1Config, encoder: Encoder | None, device: torch.device) -> _Data:
-    """Rows of the clips, of their augmented voices and of silence; sound is changed and spectra are made on `device`."""
+def _load(clips: list[Clip], config: Stage1Config, encoder: Encoder | None, device: torch.device, voice: bool) -> _Data:
+    """Rows of the clips, of their augmented voices and of silence; sound is changed and spectra are made on `device`.
+
+    `voice`: are formants needed?
+    """
     external = isinstance(encoder, TransformersEncoder)
     encoders = [CachedEncoder(encoder, clip.training / CACHE) if isinstance(encoder, TransformersEncoder) else encoder
                 for clip in clips]
-    feature_fns = [make_feature_fn(one, device) for one in encoders]
+    feature_fns = [make_feature_fn(one, device, voice) for one in encoders]
     recordings = [load_recording(clip, k + 1, config, fn) for k, (clip, fn) in enumerate(zip(clips, feature_fns))]
     voices: list[Recording] = []
     if config.voice_augmentation and not external:  # an external encoder would take too long
@@ -170,18 +174,17 @@ def _train(data: _Data, out: Path, config: Stage1Config, device: torch.device, s
     recordings = data.recordings
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = new_model(config, len(recordings), encoder.size if encoder is not None else 0)
+        model = new_model(config, len(recordings), encoder.size if encoder is not None else 0, transformer=config.steps > 0)
     model.silence.copy_(data.silence.features[0])
     set_statistics(model, statistics(recordings, recordings, config))
     fit = _fit(model, data, config, prior)
     transformer, model.transformer = model.transformer, None
-    assert transformer is not None
     known = [motion_of(model, r.features, r.speaker) for r in recordings]  # of all parts but the transformer
     alone = validation_error(known, recordings)
     history, found = {"step": 0, "best_step": 0}, alone
-    if config.steps:
+    if transformer is not None:
         history = _learn(transformer, data, fit.residuals, known, alone["lip mm"], config, device, state, saved, quiet)
-    if history["best_step"]:
+    if transformer is not None and history["best_step"]:
         model.transformer = transformer.cpu()
         found = validation_error([motion_of(model, r.features, r.speaker) for r in recordings], recordings)
     model.kernel.load(fit, final=True)

@@ -60,15 +60,14 @@ def fit_base(clips: list[Clip], encoder: Encoder, config: Stage1Config = SETTING
              actor: bool = True) -> tuple[LandmarkModel, list[str], KernelFit]:
     """The model, its speakers' names, and the fit with the errors on speakers left out. `actor`: is it a speaker too?"""
     speakers = list(dict.fromkeys(person(clip.info.name) for clip in clips))
-    feature_fn = make_feature_fn(encoder)
+    feature_fn = make_feature_fn(encoder, voice=False)
     recordings = [thinned(load_recording(clip, speakers.index(person(clip.info.name)) + 1, config, feature_fn), PER_CLIP)
                   for clip in clips]
     if actor:
         speakers.append(ACTOR)
         recordings.append(thinned(actor_recording(len(speakers), feature_fn), PER_CLIP))
     silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fn)
-    model = new_model(config, len(speakers), encoder.size)
-    model.transformer = None
+    model = new_model(config, len(speakers), encoder.size, transformer=False)
     model.silence.copy_(silence.features[0])
     set_statistics(model, statistics(recordings, recordings, config))
     fit = fit_kernel_ridge(model.kernel, recordings, silence, config)

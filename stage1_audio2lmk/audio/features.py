@@ -98,15 +98,15 @@ class FeatureStream:
         return np.concatenate([mel.reshape(count, -1), voice.reshape(count, -1)], axis=1)
 
 
-def features(samples: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+def features(samples: np.ndarray, device: torch.device | str = "cpu", voice: bool = True) -> np.ndarray:
     """samples (640·T,) at 16 kHz of a whole file -> (T, FEATURE_SIZE) float32, as of `FeatureStream`."""
-    return FeatureStream(device=device).push(samples)
+    return FeatureStream(voice, device).push(samples)
 
 
 @functools.cache
-def silence_row() -> np.ndarray:
-    """(FEATURE_SIZE,) the features of a frame of endless digital silence; not to be written to."""
-    row = features(np.zeros(SAMPLES_PER_FRAME, np.float32))[0]
+def silence_row(voice: bool = True) -> np.ndarray:
+    """(FEATURE_SIZE,) the features of a frame of endless digital silence, see `FeatureStream`; not to be written to."""
+    row = features(np.zeros(SAMPLES_PER_FRAME, np.float32), voice=voice)[0]
     row.setflags(write=False)
     return row
 

@@ -125,7 +125,7 @@ class SpeechEncoderStream:
 
     def __init__(self, encoder: SpeechEncoder) -> None:
         self.encoder, self.cache = encoder, KVCache()
-        self.rows = np.repeat(silence_row()[None], LEFT_CONTEXT, axis=0)
+        self.rows = np.repeat(silence_row(False)[None], LEFT_CONTEXT, axis=0)
 
     def push(self, samples: np.ndarray, features: np.ndarray) -> np.ndarray:
         """See `base.EncoderStream`."""
@@ -144,7 +144,7 @@ class SpeechEncoderStream:
 
     def flush(self) -> np.ndarray:
         """See `base.EncoderStream`."""
-        return self.push(np.zeros(0, np.float32), np.repeat(silence_row()[None], self.encoder.look_ahead, axis=0))
+        return self.push(np.zeros(0, np.float32), np.repeat(silence_row(False)[None], self.encoder.look_ahead, axis=0))
 
 
 def save_speech_encoder(path: Path, encoder: SpeechEncoder, card: dict) -> None:

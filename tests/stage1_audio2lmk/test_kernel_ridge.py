@@ -419,7 +419,8 @@ def test_the_share_of_the_prior_is_the_best_on_inner_folds(true_share: float) ->
     alpha, constant = slow[fit.share].solve(slow[fit.share].fit, fit.penalty, fit.sharpening)
     spoken = ~slow[fit.share].quiet
     expected = torch.from_numpy((slow[fit.share].kernel @ alpha + constant)[spoken]).float() @ model.kernel.basis
-    torch.testing.assert_close(motion_of(model, led.features, 1), model.uncrossed(model.kernel.rest + expected), atol=3e-5, rtol=0)
+    moved = model.uncrossed(model.kernel.rest + expected)
+    torch.testing.assert_close(motion_of(model, led.features, 1), moved, atol=3e-5, rtol=0)
 
 
 def test_a_prior_that_hurts_is_left_out() -> None:

@@ -70,7 +70,7 @@ def test_the_examples_run(tmp_path, monkeypatch):
     make_actor(tmp_path / "actor", size=128, seconds=6, seed=0, quiet=True)
     (tmp_path / "actor" / "actor.mp4").rename("me.mp4")
     save_wav(Path("speech.wav"), load_audio(Path("me.mp4"))[:16000])
-    short = {"finetune": "talkhead.Stage1Config(steps=12, voice_augmentation=False, support_points=150)",
+    short = {"finetune": "talkhead.Stage1Config(steps=12, voice_augmentation=False, support_points=320)",
              "train_head": "talkhead.Stage2Config(steps=8, splats=200, rank=6, hidden=16, fits=1)",
              "train_torso": "talkhead.TorsoConfig(steps=6, plate_frames=8)"}
     space: dict = {"talkhead": talkhead}

@@ -109,7 +109,7 @@ def test_meshes_become_clips_that_stage1_learns_from(vocaset, tmp_path):
 
     model = tmp_path / "base.safetensors"
     arguments = ["stage1", "pretrain", *map(str, sorted(out.iterdir())), "-o", str(model), "--device", "cpu"]
-    result = CliRunner().invoke(cli.cli, [*arguments, "--set", "steps=2", "--set", "support_points=150", "--set", "batch=2"])
+    result = CliRunner().invoke(cli.cli, [*arguments, "--set", "steps=2", "--set", "support_points=320", "--set", "batch=2"])
     assert result.exit_code == 0, result.output
     assert model.is_file()
     assert CliRunner().invoke(cli.cli, ["inspect", str(clip.root)]).exit_code == 0

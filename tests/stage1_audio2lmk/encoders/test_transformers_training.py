@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow  # loads models of the transformers library
 
 CPU = torch.device("cpu")
 NEUTRAL = np.zeros((68, 3), np.float32)
-SMALL = Stage1Config(dim=16, layers=1, heads=2, window=6, components=4, support_points=200, encoder_size=6, encoder_context=4,
+SMALL = Stage1Config(dim=16, layers=1, heads=2, window=6, components=4, support_points=320, encoder_size=6, encoder_context=4,
                      encoder_block=3, encoder_ahead=0, steps=6, batch=2, length=40, check_every=3, save_every=2, min_gain=-10.0)
 
 
