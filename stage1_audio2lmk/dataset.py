@@ -3,7 +3,7 @@
 A row of sound is [features | embedding] (FEATURE_SIZE + size,): log-mel and formants, and what the speech encoder makes of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ SILENCE_LENGTHS = (15, 60)  # frames of an inserted silence, at least and below
 SHORT = 20  # frames before the end of a window by which an inserted silence has begun
 SILENCE_LEVELS = (0.0, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # amplitudes of the noise in synthetic silence, −80 to −30 dB
 SOFTENING = 0.9  # pole of the filter that makes every other noise a rumble, as rooms have
-SILENCE_WEIGHT = 1.0  # of a row of synthetic silence relative to a row of speech
+SILENCE_SHARE = 1 / 3  # of the weight of all rows of speech, that all rows of synthetic silence have
 VOICES = ((1.25, 1.15), (0.8, 0.87), (1.15, 0.87), (0.87, 1.15))  # factors on pitch and formants of augmented voices
 VOICE_WEIGHT = 0.7  # of a row in one of them
 BARE_VOICE_WEIGHT = 0.25  # the same without an encoder, where they cost more accuracy on the person's own voice
@@ -119,7 +119,13 @@ def synthetic_silence(count: int, rng: np.random.Generator, feature_fn: FeatureF
         pieces += [level * kind for kind in noise]
     samples = np.concatenate(pieces).astype(np.float32)
     return Recording("silence", torch.from_numpy(feature_fn(samples))[:count],
-                     torch.zeros(count, MOTION_DIM), torch.ones(count, dtype=torch.bool), 0, count, SILENCE_WEIGHT)
+                     torch.zeros(count, MOTION_DIM), torch.ones(count, dtype=torch.bool), 0, count)
+
+
+def weighed(silence: Recording, speech: Iterable[Recording]) -> Recording:
+    """Silence of as much weight as belongs to this speech, however little there is of it."""
+    total = sum(r.weight * float(r.good[: r.val_start].sum()) for r in speech)
+    return replace(silence, weight=SILENCE_SHARE * total / len(silence.features))
 
 
 @dataclass

@@ -28,6 +28,7 @@ from stage1_audio2lmk.dataset import (
     load_recording,
     make_feature_fn,
     synthetic_silence,
+    weighed,
 )
 from stage1_audio2lmk.encoders.base import Encoder
 from stage1_audio2lmk.encoders.transformers_encoder import (
@@ -96,6 +97,7 @@ def fit_projection(encoder: TransformersEncoder, clips: Sequence[Clip], config: 
     config = dataclasses.replace(config, support_points=min(config.support_points, LAYER_CHOICE_POINTS))
     recordings = [load_recording(clip, k + 1, config, rows_of(clip.training)) for k, clip in enumerate(clips)]
     silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), rows_of(clips[0].training))
+    silence = weighed(silence, recordings)
     model = new_model(config, len(recordings), config.encoder_size, transformer=False)
     set_statistics(model, statistics(recordings, recordings, config))
 
@@ -149,7 +151,8 @@ def _load(clips: list[Clip], config: Stage1Config, encoder: Encoder | None, devi
         weight = BARE_VOICE_WEIGHT if encoder is None else VOICE_WEIGHT
         voices = [voice for clip, recording, fn in zip(clips, recordings, feature_fns)
                   for voice in augmented_voices(clip, recording, weight, fn, device)]
-    return _Data(recordings, voices, synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fns[0]))
+    silence = synthetic_silence(SILENCE_FRAMES, np.random.default_rng(config.seed), feature_fns[0])
+    return _Data(recordings, voices, weighed(silence, [*recordings, *voices]))
 
 
 def _fit(model: LandmarkModel, data: _Data, config: Stage1Config, prior: LandmarkModel | None) -> KernelFit:

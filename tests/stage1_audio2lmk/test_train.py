@@ -13,18 +13,21 @@ from shared.metrics import correlation
 from stage1_audio2lmk import train as training
 from stage1_audio2lmk.audio.augment import shift_voice
 from stage1_audio2lmk.audio.dc_blocker import DCBlocker
+from stage1_audio2lmk.audio.features import FEATURE_SIZE
 from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.checkpoint import save_model
 from stage1_audio2lmk.config import Stage1Config
 from stage1_audio2lmk.dataset import (
     SILENCE_LEVELS,
     VOICES,
+    Recording,
     Windows,
     augmented_voices,
     clip_samples,
     load_recording,
     make_feature_fn,
     synthetic_silence,
+    weighed,
 )
 from stage1_audio2lmk.encoders.base import encode_in_pieces
 from stage1_audio2lmk.evaluate import evaluate
@@ -269,10 +272,18 @@ def test_windows_include_what_lies_before_and_after_them(actor_clip: Clip) -> No
 def test_synthetic_silence_is_at_rest() -> None:
     count = 20 * len(SILENCE_LEVELS)
     silence = synthetic_silence(count, np.random.default_rng(0))
-    assert silence.weight == 0.3 and silence.good.all() and silence.val_start == len(silence.features) == count
+    assert silence.weight == 1 and silence.good.all() and silence.val_start == len(silence.features) == count
     assert not silence.displacement.any()
     level = silence.features[:, :320].mean(1).unflatten(0, (len(SILENCE_LEVELS), 20))
     assert (level[0] == level[0, 0]).all() and (level[:, 2:].mean(1).diff() > 0.1).all()  # from digital silence upwards
+
+
+def test_silence_weighs_a_third_of_the_speech_however_short() -> None:
+    silence = synthetic_silence(24, np.random.default_rng(0))
+    good = torch.arange(100) % 2 == 0
+    short = Recording("short", torch.zeros(100, FEATURE_SIZE), torch.zeros(100, 111), good, 1, 80)
+    found = weighed(silence, [short, dataclasses.replace(short, weight=0.5)])
+    assert 24 * found.weight == pytest.approx((40 + 20) / 3) and found.features is silence.features
 
 
 def test_the_same_lips_augmented_voices(actor_clip: Clip) -> None:

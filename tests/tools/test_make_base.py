@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from process_data.actor.identity import make_identity
@@ -86,6 +87,7 @@ def test_a_base_moves_the_lips_of_someone_new(tmp_path: Path) -> None:
 
 
 def test_the_actor_is_a_speaker_whose_lips_follow_its_sound() -> None:
+    pytest.importorskip("espeakng_loader", reason="espeakng-loader makes the actor's speech")
     found = actor_recording(3, make_feature_fn(Loudness()))
     opening = lip_gap(found.displacement.unflatten(-1, (-1, 3)))
     assert found.name == ACTOR and found.speaker == 3 and found.good.all() and len(found.features) == len(found.displacement)
