@@ -3,6 +3,7 @@
 Displacement of the moving points (..., 37, 3) metres from the neutral, y up; gaps are changes of the neutral's.
 """
 
+import torch
 from torch import Tensor
 
 from shared.landmarks import MOVING
@@ -10,7 +11,8 @@ from shared.landmarks import MOVING
 INNER_UPPER, INNER_LOWER = ([MOVING.index(point) for point in points] for points in ((61, 62, 63), (67, 66, 65)))
 UPPER = [MOVING.index(point) for point in (*range(49, 54), 61, 62, 63)]  # without the corners
 LOWER = [MOVING.index(point) for point in (*range(55, 60), 65, 66, 67)]
-UPPER_SHARE = 1 / 3  # of a movement of both lips
+WAY = torch.zeros(len(MOVING), 3)  # of each point for lips that part by 1, the upper one by a third of it
+WAY[UPPER, 1], WAY[LOWER, 1] = 1 / 3, -2 / 3
 
 
 def lip_gap(moved: Tensor) -> Tensor:
@@ -21,9 +23,7 @@ def lip_gap(moved: Tensor) -> Tensor:
 
 def widened(moved: Tensor, amount: Tensor) -> Tensor:
     """(..., 37, 3) with lips that are `amount` (...) further apart."""
-    way = moved.new_zeros(len(MOVING))
-    way[UPPER], way[LOWER] = UPPER_SHARE, UPPER_SHARE - 1
-    return moved + (amount[..., None] * way)[..., None] * moved.new_tensor([0, 1, 0])
+    return moved + amount[..., None, None] * WAY.to(moved)
 
 
 def uncrossed(moved: Tensor, closed: Tensor) -> Tensor:

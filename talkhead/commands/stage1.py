@@ -70,7 +70,7 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
 
     \b
     talkhead stage1 finetune me
-    talkhead stage1 finetune me --base base.safetensors --set steps=2000
+    talkhead stage1 finetune me --base base.safetensors --set support_points=3000
     talkhead stage1 finetune me --base none --set voice_augmentation=false
     talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus
     talkhead stage1 finetune me --encoder microsoft/wavlm-base-plus --set mel_terms=false
