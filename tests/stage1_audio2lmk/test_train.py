@@ -38,7 +38,7 @@ from stage1_audio2lmk.statistics import set_statistics, statistics
 from stage1_audio2lmk.stream import LandmarkStream, load_predictor, predict
 from stage1_audio2lmk.train import train
 
-SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, support_points=300, steps=60, batch=4, length=50,
+SMALL = Stage1Config(dim=32, layers=1, heads=2, window=10, support_points=444, steps=60, batch=4, length=50,
                      check_every=10, save_every=20)
 CPU = torch.device("cpu")
 
