@@ -61,7 +61,7 @@ class LandmarkModel(nn.Module):
                  prior: "LandmarkModel | None" = None, share: float = 0.0) -> None:
         super().__init__()
         self.kernel, self.transformer, self.prior, self.share = kernel, transformer, prior, share if prior is not None else 0.0
-        self.register_buffer("closed", torch.tensor(-1.0))
+        self.register_buffer("closed", torch.tensor(-1.0))  # no limit until `set_statistics` tells it
         self.register_buffer("silence", torch.zeros(FEATURE_SIZE + kernel.config.size))
 
     @property
