@@ -39,7 +39,8 @@ def cli(debug: bool) -> None:
 
 
 for command in (process.process, importers.importers, importers.process_voca, importers.import_adnerf, stage1.stage1,
-                stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit, files.inspect, demo.demo, doctor.doctor):
+                stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit, files.inspect,
+                demo.demo, doctor.doctor):
     cli.add_command(command)
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from shared.arrays import is_address, missing
-from shared.avatar_file import Manifest, Unpacked, checkpoint_header, refuse_deep, unpacked
+from shared.arrays import is_address, missing, read_start
+from shared.avatar_file import Manifest, Unpacked, checkpoint_header, is_avatar_file, refuse_deep, unpacked
 from shared.clip import Clip, check_picture
 from shared.config import config_from_dict, shown
 from shared.consent import Consent
@@ -264,6 +264,16 @@ def check_contents(folder: Path, manifest: Manifest) -> None:
     for part in PARTS:
         if avatar.part(part).is_file():
             checkpoint_header(avatar.part(part).read_bytes(), avatar.part(part))
+
+
+def is_avatar(path: Path) -> bool:
+    """Whether a path is meant as an avatar, not as a file of one: a folder or an avatar file."""
+    return path.is_dir() or path.is_file() and is_avatar_file(read_start(path, 64))
+
+
+def load_neutral(path: Path) -> np.ndarray:
+    """The face at rest (68,3) of an avatar, or of a landmark file its first row. Raises TalkheadError."""
+    return Avatar(path).load_neutral()[0] if is_avatar(path) else load_landmarks(path)[0]
 
 
 def avatar_folder(clip_folder: Path) -> Path:
