@@ -90,9 +90,9 @@ def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> 
     result = {}
     for batch in dict.fromkeys((1, batch_size(device))):
         landmarks = np.repeat(neutral, batch, axis=0)
-        poses, torso = motion.at(0, batch)
-        calls = {"head": partial(renderer.head_rgba, landmarks, poses),
-                 "frame": partial(renderer.frames, landmarks, poses, torso)}
+        now = motion.at(0, batch)
+        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses),
+                 "frame": partial(renderer.frames, landmarks, *now)}
         for name, call in calls.items():
             call()
             _wait(device)

@@ -63,7 +63,7 @@ class HeadView:
         self.hidden = 0
         self.landmarks = load_landmarks(landmarks)
         motion = MotionTrack(avatar, poses)
-        self.poses, self.torso = motion.at(0, len(self.landmarks))
+        self.poses, self.torso, _ = motion.at(0, len(self.landmarks))
         self.warnings = motion.warnings(len(self.landmarks))
         if orbit is not None:
             period = len(self.landmarks) if orbit.period is None else orbit.period * FPS

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +36,9 @@ from stage1_audio2lmk.stream import LandmarkStream, iter_predict, load_predictor
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.render import render_head
 from torso_styleunet.checkpoint import load_torso
-from torso_styleunet.composite import composite
+from torso_styleunet.composite import composite, composite_pictures, draw_torso
+from torso_styleunet.layers import TorsoLayers, to_bytes
+from torso_styleunet.model import Torso
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
 APART_SECONDS = 0.1  # by which sound, poses and landmarks may differ in length without a word
@@ -54,28 +57,37 @@ def poses_file(poses: str | Path) -> Path | None:
     return None if str(poses) in ("loop", "still") else Path(poses)
 
 
+class Motion(NamedTuple):
+    """Of n frames: poses (n,4,4), torso motion (n,4), and their places (n,) in the avatar's own track; None for other poses."""
+
+    poses: np.ndarray
+    torso: np.ndarray
+    track: np.ndarray | None
+
+
 class MotionTrack:
     """Head poses and torso motion of any number of frames: the avatar's own "loop" back and forth, "still", or a poses file."""
 
     def __init__(self, avatar: Avatar, mode: str | Path = "loop") -> None:
         mode = str(mode)
         self.poses, self.torso = avatar.load_motion()
+        self.track: np.ndarray | None = np.arange(len(self.poses))
         self.from_file = poses_file(mode) is not None
         if mode == "still":
-            middle = len(self.poses) // 2
-            self.poses, self.torso = self.poses[middle : middle + 1], self.torso[middle : middle + 1]
+            middle = slice(len(self.poses) // 2, len(self.poses) // 2 + 1)
+            self.poses, self.torso, self.track = self.poses[middle], self.torso[middle], np.arange(len(self.poses))[middle]
         elif self.from_file:
             if not Path(mode).exists() and Path(mode).suffix.lower() != ".npy":
                 near = difflib.get_close_matches(mode.lower(), ("loop", "still"), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise TalkheadError(f"--poses takes loop, still or a poses .npy file, found {mode!r}{hint}")
-            self.poses = load_poses(mode)
+            self.poses, self.track = load_poses(mode), None
             self.torso = self.torso[ping_pong(len(self.poses), len(self.torso))]
 
-    def at(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Poses (n,4,4) and torso motion (n,4) of frames start ≤ t < stop."""
+    def at(self, start: int, stop: int) -> Motion:
+        """The motion of frames start ≤ t < stop."""
         index = ping_pong(stop - start, len(self.poses), start)
-        return self.poses[index], self.torso[index]
+        return Motion(self.poses[index], self.torso[index], None if self.track is None else self.track[index])
 
     def warnings(self, frames: int) -> list[str]:
         """A sentence if a poses file is shorter than a video of `frames` frames; a single pose stands still, as it should."""
@@ -104,19 +116,32 @@ def rebatch(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 class Renderer:
     """Landmarks, poses and torso motion -> frames, with the networks of one avatar.
 
-    `parts` says which are loaded: "stage2" draws the head, "torso" puts it on shoulders and background. Raises TalkheadError
-    for an avatar without them.
+    `parts` says which are loaded: "stage2" draws the head, "torso" puts it on shoulders and background; the torso's network is
+    read when it is first used, since along the avatar's own motion track its pictures are stored. Raises TalkheadError for an
+    avatar without them.
     """
 
     def __init__(self, avatar: Avatar, device: torch.device | str = "auto", *,
                  parts: tuple[str, ...] = ("stage2", "torso")) -> None:
         avatar.require(*parts)
-        self.device, self.info = pick_device(device), avatar.info
+        self.avatar, self.device, self.info = avatar, pick_device(device), avatar.info
         if "stage2" in parts:
             self.head = load_head(avatar.stage2, self.device)
         if "torso" in parts:
-            self.torso = load_torso(avatar.torso, self.device)
-            self.background = self.plate(avatar.load_background())
+            self.picture = torch.as_tensor(avatar.load_background(), device=self.device)
+            self.background = self.picture.float() / 255
+
+    @cached_property
+    def torso(self) -> Torso:
+        """The torso's network."""
+        return load_torso(self.avatar.torso, self.device)
+
+    @cached_property
+    def layers(self) -> TorsoLayers | None:
+        """The stored torso of the motion track; None if there is none for the torso and the track as they are."""
+        if not self.avatar.has_layers():
+            return None
+        return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device)
 
     def plate(self, rgb: np.ndarray) -> Tensor:
         """uint8 (H,W,3) -> float (H,W,3) in [0,1] on the device."""
@@ -130,14 +155,32 @@ class Renderer:
 
     @torch.no_grad()
     def compose(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, background: Tensor | None = None) -> Tensor:
-        """Head RGBA (B,H,W,4), poses (B,4,4), torso motion (B,4) -> (B,H,W,3) in [0,1] over `background` (H,W,3)."""
+        """Head RGBA (B,H,W,4), poses (B,4,4), torso motion (B,4) -> (B,H,W,3) in [0,1] over `background` (H,W,3), with the
+        torso's network."""
         return composite(self.torso, head, torch.as_tensor(poses, device=self.device),
                          torch.as_tensor(torso_motion, device=self.device),
                          self.background if background is None else background).clamp(0, 1)
 
-    def frames(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray) -> Tensor:
-        """landmarks (B,68,3), poses (B,4,4), torso motion (B,4) -> finished frames (B,H,W,3) in [0,1]."""
-        return self.compose(self.head_rgba(landmarks, poses), poses, torso_motion)
+    def torso_rgba(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, track: np.ndarray | None = None) -> Tensor:
+        """Torso and neck behind head RGBA (B,H,W,4) at poses (B,4,4) and torso motion (B,4) -> uint8 (B,H,W,4), straight.
+
+        As stored, if these are the frames track (B,) of the avatar's own motion track, else drawn by the network.
+        """
+        if track is not None and self.layers is not None:
+            return self.layers.at(track)
+        return to_bytes(draw_torso(self.torso, head, torch.as_tensor(poses, device=self.device),
+                                   torch.as_tensor(torso_motion, device=self.device)))
+
+    def pictures(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, track: np.ndarray | None = None,
+                 background: Tensor | None = None) -> Tensor:
+        """Finished frames uint8 (B,H,W,3) over `background` uint8 (H,W,3) or (B,H,W,3); other arguments as `torso_rgba`."""
+        torso = self.torso_rgba(head, poses, torso_motion, track)
+        return composite_pictures(head, torso, self.picture if background is None else background)
+
+    def frames(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray,
+               track: np.ndarray | None = None) -> Tensor:
+        """landmarks (B,68,3), and what `MotionTrack.at` returns -> finished frames (B,H,W,3) in [0,1]."""
+        return self.pictures(self.head_rgba(landmarks, poses), poses, torso_motion, track).float() / 255
 
 
 def batch_size(device: torch.device) -> int:
@@ -280,10 +323,10 @@ def _speak(renderer: Renderer, motion: MotionTrack, chunks: Iterable[np.ndarray]
             check_landmarks(batch, "what stage 1 predicts")
             if save_landmarks_to is not None:
                 kept.append(batch)
-            pose, torso = motion.at(count, count + len(batch))
-            head = renderer.head_rgba(batch, pose)
+            now = motion.at(count, count + len(batch))
+            head = renderer.head_rgba(batch, now.poses)
             hidden += unseen(head)
-            for frame in to_uint8(renderer.compose(head, pose, torso)):
+            for frame in renderer.pictures(head, *now).cpu().numpy():
                 writer.write(frame)
             count += len(batch)
             bar.update(len(batch))

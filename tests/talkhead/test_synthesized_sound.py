@@ -39,8 +39,8 @@ class Disc:
         visible = torch.as_tensor(np.abs(poses[:, 0, 3]) < 1).float()
         return visible[:, None, None, None].expand(-1, 64, 64, 4) * 0.6
 
-    def compose(self, head, poses, motion):
-        return head[..., :3]
+    def pictures(self, head, poses, torso_motion, track):
+        return (head[..., :3] * 255).byte()
 
 
 class Steady:
