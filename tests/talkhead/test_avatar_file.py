@@ -98,7 +98,8 @@ def test_a_file_is_said_to_be_one_by_what_writes_into_avatars(packed):
 def test_show_and_inspect_say_what_is_inside(packed):
     lines = talkhead("avatar", "show", "me.avatar", cwd=packed)
     info = Avatar(packed / "folder").info
-    assert lines.startswith(f"avatar {info.name!r}: {info.width}x{info.height}, ") and "consent: no note" in lines and "stage2.safetensors: " in lines
+    assert lines.startswith(f"avatar {info.name!r}: {info.width}x{info.height}, ")
+    assert "consent: no note" in lines and "stage2.safetensors: " in lines
     assert "Whisper" in lines and "CC BY 4.0" in lines and "https://www.openslr.org/12" in lines
     manifest = json.loads(talkhead("avatar", "show", "me.avatar", "--json", cwd=packed))
     assert manifest == json.loads(talkhead("avatar", "show", "folder", "--json", cwd=packed))
