@@ -1,4 +1,4 @@
-"""Marking frames: a faint pattern of large cells that swells and fades once in 16 frames, stronger where there is texture."""
+"""Marking frames: a faint pattern of large cells that swells and fades once in 20 frames, stronger where there is texture."""
 
 import numpy as np
 import torch
@@ -8,9 +8,9 @@ from shared.compiled import cached_njit
 from shared.landmarks import FPS
 from shared.watermark.payload import CELLS, Payload, cells
 
-PERIOD = 16 / 25  # seconds
+PERIOD = 20 / 25  # seconds
 BLOCK = 8  # pixels along a side of the blocks whose texture is measured
-PLAIN, SLOPE, STRONGEST = 0.8, 0.14, 3.5  # grey levels RMS of the mark: without texture, a grey level of texture, at most
+PLAIN, SLOPE, STRONGEST = 0.6, 0.14, 3.0  # grey levels RMS of the mark: without texture, a grey level of texture, at most
 SCALE = 1.5  # makes bilinear interpolation between cells ±1 of RMS 1: (∫ (1 - x)² + x²)⁻¹ over 0 … 1
 
 
