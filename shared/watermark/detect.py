@@ -168,9 +168,9 @@ def refine(wave: np.ndarray, power: np.ndarray, fit: float, crop: Crop) -> tuple
     """Move the edges, one at a time in ever finer steps, while that makes the fit better."""
     for step in FINER:
         for edge, way in itertools.product(range(4), (-step, step)):
-            moved = list(crop)
-            moved[edge] += way
-            better = float(goodness(cell_values(wave, power, tuple(moved)).ravel()))
+            left, right, top, bottom = (place + way * (k == edge) for k, place in enumerate(crop))
+            moved = left, right, top, bottom
+            better = float(goodness(cell_values(wave, power, moved).ravel()))
             if better > fit:
-                fit, crop = better, tuple(moved)
+                fit, crop = better, moved
     return fit, crop

@@ -47,8 +47,8 @@ def avatar_id(info: AvatarInfo) -> int:
     The first 28 bits of the SHA-256 of the identities of its parts' clips; for avatars of the time before these were noted,
     of its name, size and camera.
     """
-    clips = sorted({known["clip"] for known in info.parts.values()})
-    source = clips or [info.name, info.width, info.height, info.intrinsics]
+    source: list[object] = [*sorted({known["clip"] for known in info.parts.values()})]
+    source = source or [info.name, info.width, info.height, info.intrinsics]
     return int.from_bytes(hashlib.sha256(json.dumps(source).encode()).digest()[:4], "big") >> 4
 
 
