@@ -20,7 +20,7 @@ import torch
 
 from shared.files import write_json
 from shared.landmarks import FPS
-from shared.media.video_io import read_video
+from shared.media.video_io import probe, read_video
 from shared.metrics import psnr
 from shared.watermark.detect import detect
 from shared.watermark.mark import Watermark
@@ -98,11 +98,10 @@ QUICK = ("crf 28", "10 % cropped, 360p, crf 28")
 def pieces(videos: list[Path], seconds: float, most: int) -> Iterator[tuple[str, np.ndarray]]:
     """Name and uint8 (T, H, W, 3) of up to `most` pieces a video, evenly spread, of at most 512 pixels in height, even sizes."""
     for video in videos:
-        frames = list(read_video(video))
-        length = round(seconds * FPS)
-        count = min(most, len(frames) // length)
-        for start in np.linspace(0, len(frames) - length, count + 1)[:-1].astype(int) if count else ():
-            piece = np.stack(frames[start : start + length])
+        total, length = round(probe(video).duration * FPS), round(seconds * FPS)
+        count = min(most, total // length)
+        for start in np.linspace(0, total - length, count + 1)[:-1].astype(int) if count else ():
+            piece = np.stack(list(read_video(video, start=int(start), stop=int(start) + length)))
             piece = scaled(piece, 512) if piece.shape[1] > 512 else piece
             yield video.stem, np.ascontiguousarray(piece[:, : piece.shape[1] // 2 * 2, : piece.shape[2] // 2 * 2])
 
@@ -144,6 +143,8 @@ def survival(videos: list[Path], seconds: float, most: int, treatments: dict[str
         marked = Watermark(sent, frames.shape[2], frames.shape[1]).mark(frames, int(rng.integers(100_000)))
         for treatment, treat in treatments.items():
             tallies[treatment].add(name, sent, treat(marked, rng))
+        done = (f"{key} {tally.messages}/{tally.pieces}" for key, tally in tallies.items())
+        print(f"{seconds:g} s of {name}:", *done, sep=" | ", flush=True)
     return tallies
 
 

@@ -1,11 +1,9 @@
 import json
 
-import av
 import pytest
 from click.testing import CliRunner
 
 from cli import cli
-from shared.errors import TalkheadError
 from shared.media.video_io import read_video
 from shared.watermark.payload import avatar_id
 from talkhead.provenance import shown_id
