@@ -13,23 +13,21 @@ from shared.avatar import Avatar, refined_poses
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.files import make_folder, write_json
-from shared.image import over
 from shared.landmarks import LIPS
 from shared.metrics import psnr, ssim
 from shared.report_page import ReportPage
 from shared.training import progress
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
-from stage2_gaussian.dataset import box_mask
+from stage2_gaussian.dataset import HeadDataset, box_mask
+from stage2_gaussian.evaluation.evaluate import HEAD_OVER_TRUTH, MEASURED, head_over_truth, measure
 from talkhead.synthesis import MotionTrack, Renderer, batch_size, to_uint8
 
 SHEET_FRAMES = 6
 PICTURES = "finished frames, driven by tracked landmarks and torso motion at the {} poses (dB, SSIM)"
 PROTOCOL = (
     "Full: the finished frame of head, torso and plate against the video. Head: the same where the labels show head or mouth "
-    "interior; mouth: in the mouth box. Finished head on truth: the finished frame where the labels show head or mouth interior; "
-    "elsewhere the rendered head over the true frame. `talkhead stage2 eval` measures the head over plate and neck colour "
-    "instead, without the torso network, so its figures are others. Fitted poses are those that `stage2 train` fitted to the "
-    "pictures, held-out ones too.")
+    f"interior; mouth: in the mouth box. {HEAD_OVER_TRUTH} `talkhead stage2 eval` measures the same. Fitted poses are those that "
+    "`stage2 train` fitted to the pictures, held-out ones too.")
 
 
 def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device, *, fitted: bool = False,
@@ -37,40 +35,42 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
     """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses and torso motion.
 
     full: the finished frame against the video. head: the same where the labels say head or mouth. mouth: the same in
-    the mouth box. finished head on truth: the finished frame where the labels say head or mouth, elsewhere the rendered
-    head over the true frame. With `fitted`, the poses are those that `stage2 train` fitted to the pictures, held-out ones
-    too. Raises TalkheadError for a split without good frames.
+    the mouth box. head over truth: what `stage2 eval` measures (see `head_over_truth`). With `fitted`, the poses are those
+    that `stage2 train` fitted to the pictures, held-out ones too. Raises TalkheadError for a split without good frames.
     """
     renderer = Renderer(avatar, device)
     info = clip.info
     landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
     poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
-    shots = clip.shot_of_frames()
+    shots, step = clip.shot_of_frames(), batch_size(device)
     table: dict[str, dict[str, float]] = {}
     for split in splits:
         indices = _good_frames(clip, split)
+        data = HeadDataset(clip, indices, device)
         sums: dict[str, float] = {}
-        groups = [list(g) for _, g in itertools.groupby(indices, key=lambda t: shots[t])]
+        groups = [list(g) for _, g in itertools.groupby(range(len(indices)), key=lambda row: shots[indices[row]])]
         with progress(len(indices), f"measuring {split}", quiet=quiet, unit="frame") as bar:
-            for group in groups:
-                for start in range(0, len(group), batch_size(device)):
-                    batch = np.array(group[start : start + batch_size(device)])
-                    true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
-                    labels = clip.read_labels(batch)
-                    head = renderer.head_rgba(landmarks[batch], poses[batch])
-                    frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
-                    frames = (frames * 255).round() / 255
-                    is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
-                    over_truth = torch.where(is_head[..., None], frames, over(head, true).clamp(0, 1))
-                    box = box_mask(torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch]), info.intrinsics,
-                                   info.width, info.height, LIPS)
-                    for name, image, mask in (("full", frames, None), ("head", frames, is_head), ("mouth", frames, box),
-                                              ("finished head on truth", over_truth, None)):
-                        sums[f"{name} psnr"] = sums.get(f"{name} psnr", 0) + psnr(image, true, mask) * len(batch)
-                        sums[f"{name} ssim"] = sums.get(f"{name} ssim", 0) + ssim(image, true, mask) * len(batch)
-                    bar.update(len(batch))
-        table[split] = {key: value / len(indices) for key, value in sums.items()}
+            for rows in (np.array(group[k : k + step]) for group in groups for k in range(0, len(group), step)):
+                batch = indices[rows]
+                true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
+                labels = clip.read_labels(batch)
+                head = renderer.head_rgba(landmarks[batch], poses[batch])
+                frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
+                frames = (frames * 255).round() / 255
+                is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
+                box = box_mask(torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch]), info.intrinsics,
+                               info.width, info.height, LIPS)
+                truth = data.batch(rows)
+                alone = measure(head_over_truth(head[:, data.rows, data.columns], truth), truth, {}, data, rows, None)
+                found = {f"{MEASURED} {figure}": float(alone[f"full {figure}"].mean()) for figure in ("psnr", "ssim")}
+                for name, mask in (("full", None), ("head", is_head), ("mouth", box)):
+                    found[f"{name} psnr"], found[f"{name} ssim"] = psnr(frames, true, mask), ssim(frames, true, mask)
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0) + value * len(rows)
+                bar.update(len(rows))
+        columns = [f"{name} {figure}" for name in ("full", "head", "mouth", MEASURED) for figure in ("psnr", "ssim")]
+        table[split] = {column: sums[column] / len(indices) for column in columns}
     return table
 
 
