@@ -13,16 +13,19 @@ from shared.avatar import Avatar, refined_poses
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.files import make_folder, write_json
-from shared.landmarks import LIPS
+from shared.landmarks import LIPS, lip_opening
 from shared.metrics import psnr, ssim
 from shared.report_page import ReportPage
 from shared.training import progress
+from stage1_audio2lmk.evaluate import add_plots
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
 from stage2_gaussian.dataset import HeadDataset, box_mask
 from stage2_gaussian.evaluation.evaluate import HEAD_OVER_TRUTH, MEASURED, head_over_truth, measure
+from talkhead import retracking
 from talkhead.synthesis import MotionTrack, Renderer, batch_size, to_uint8
 
 SHEET_FRAMES = 6
+PAGE_WIDTH = 1500
 PICTURES = "finished frames, driven by tracked landmarks and torso motion at the {} poses (dB, SSIM)"
 PROTOCOL = (
     "Full: the finished frame of head, torso and plate against the video. Head: the same where the labels show head or mouth "
@@ -134,41 +137,56 @@ def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.
     return np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
 
 
-def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch.device,
-                    folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch.device, folder: Path, *,
+                    retrack: bool = True) -> dict[str, dict[str, dict[str, float]]]:
     """Every table that the avatar's parts allow -> {title: {row: {column: number}}}; writes eval.json and eval.html.
 
-    Raises TalkheadError for a split without good frames, and for a `folder` in the avatar, which holds no pictures.
+    Without `retrack`, no finished video is tracked again, which takes most of the time. Raises TalkheadError for a split
+    without good frames, and for a `folder` in the avatar, which holds no pictures.
     """
     avatar.require()
     if folder.resolve().is_relative_to(avatar.root.resolve()):
         raise TalkheadError(f"{folder} lies in the avatar, which is to hold no pictures of the person; name a folder elsewhere")
     check_same_size(avatar, clip)
     tables: dict[str, dict[str, dict[str, float]]] = {}
-    sheet = None
+    sheet, again = None, {}
     if avatar.stage2.is_file() and avatar.torso.is_file():
+        held = np.concatenate([_good_frames(clip, name) for name in splits])
+        if retrack:
+            again = retracking.retrack_avatar(avatar, clip, splits, device)
+            tables |= {retracking.TITLE.format(split): made.table for split, made in again.items()}
         tables[PICTURES.format("tracked")] = evaluate_pictures(avatar, clip, splits, device)
         if clip.load_fitted_poses(avatar.trained_head()) is not None:
             tables[PICTURES.format("fitted")] = evaluate_pictures(avatar, clip, splits, device, fitted=True)
         tables["frames a second"] = {"this machine": render_speed(avatar, device)}
-        held = np.concatenate([_good_frames(clip, name) for name in splits])
         sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
     if avatar.stage1.is_file():
         tables["stage 1 against its baselines"] = evaluate_stage1(clip, avatar.stage1, splits=splits, device=device)
     make_folder(folder)
-    write_json(folder / "eval.json", {"avatar": avatar.info.name, "clip": clip.info.name, "tables": tables})
-    write_page(folder / "eval.html", f"{avatar.info.name}: held-out frames of {clip.info.name}", tables, sheet)
-    return tables
-
-
-def write_page(path: Path, title: str, tables: dict[str, dict[str, dict[str, float]]],
-               sheet: np.ndarray | None) -> None:
-    """One self-contained HTML file with the tables and the contact sheet."""
-    page = ReportPage(title)
+    write_json(folder / "eval.json", {"avatar": avatar.info.name, "clip": clip.info.name, "tables": tables,
+                                      "tracked again": {split: retracking.as_record(made) for split, made in again.items()}})
+    page = ReportPage(f"{avatar.info.name}: held-out frames of {clip.info.name}", PAGE_WIDTH)
     for name, table in tables.items():
         page.table(name, table)
     if sheet is not None:
         page.text(PROTOCOL)
+    if again:
+        page.text(retracking.note(avatar, clip))
+        _add_retracked(page, again, clip)
+    if sheet is not None:
         page.heading("true frames; below them finished frames at the tracked poses, then, if there are any, at the fitted ones")
         page.picture(sheet)
-    page.write(path)
+    page.write(folder / "eval.html")
+    return tables
+
+
+def _add_retracked(page: ReportPage, again: dict[str, retracking.Retracked], clip: Clip) -> None:
+    rest = float(lip_opening(clip.load_neutral())[0])
+    for split, made in again.items():
+        page.heading(f"finished videos of {split}")
+        for name, strip in retracking.contact_sheet(made):
+            page.figure(strip, name)
+        curves = retracking.opening_curves(made, clip)
+        if len(curves.frames):
+            page.heading(f"lip opening seen in the finished videos of {split}, beside the clip's own")
+            add_plots(page, curves, rest)
