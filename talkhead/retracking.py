@@ -39,13 +39,13 @@ RELATED = 0.3  # least correlation of two openings for a lag to be one
 TITLE = "finished video, tracked again: {}"
 NOTE = (
     "Finished videos of held-out frames, written as `synth` writes them and read by the tracker that made the clip, at the "
-    "clip's poses; rendered at {poses} poses. Lips px: mean distance of the 20 lip points from the clip's own landmarks, in pixels of the clip "
-    "and of a 512-wide picture. Opening r, velocity and lag: of these lips against the clip's; “driving” r and px: of "
-    "the landmarks that were rendered, before the head and the tracker. Flicker: change from frame to frame inside the head over "
-    "that of the true video, on its stillest frames. Jaw–neck dB: PSNR within {band} pixels of the border between head and neck; "
-    "face dB: in the face hull outside that band. The true video, encoded again, tells the error of the tracker itself. The "
-    "sound is the clip's, heard from its beginning; blinks and brows, which `synth` adds from a seed, are left out. Ridge sees "
-    "± 4 frames of log-mel; it and the mean face are of the train split.")
+    "clip's poses; rendered at {poses} poses. Lips px: mean distance of the 20 lip points from the clip's own landmarks, in "
+    "pixels of the clip and of a 512-wide picture. Opening r, velocity and lag: of these lips against the clip's; “driving” r "
+    "and px: of the landmarks that were rendered, before the head and the tracker. Flicker: change from frame to frame inside "
+    "the head over that of the true video, on its stillest frames. Jaw–neck dB: PSNR within {band} pixels of the border between "
+    "head and neck; face dB: in the face hull outside that band. The true video, encoded again, tells the error of the tracker "
+    "itself. The sound is the clip's, heard from its beginning; blinks and brows, which `synth` adds from a seed, are left out. "
+    "Ridge sees ± 4 frames of log-mel; it and the mean face are of the train split.")
 
 
 class Masks:

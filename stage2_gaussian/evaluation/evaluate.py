@@ -77,8 +77,8 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
              quiet: bool = False, batch: int = 8) -> dict[str, dict[str, float]]:
     """PSNR (dB) and SSIM by split: {split: {"full psnr": …, "head psnr": …, "mouth psnr": …, "… ssim": …}}.
 
-    Of the `head_over_truth`. "full" is the whole frame, "head" the pixels labelled head or mouth interior, "face" the convex hull of the projected landmarks,
-    "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes' boxes. With `align`, columns
+    Of the `head_over_truth`. "full" is the whole frame, "head" the pixels labelled head or mouth interior, "face" the convex
+    hull of the projected landmarks, "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes' boxes. With `align`, columns
     "aligned …" follow: the same at refined poses, which separates errors of tracking from errors of the head.
     """
     head = load_head(head_path, device)
