@@ -25,8 +25,8 @@ SECONDS = (5.0, 10.0, 20.0, 51.0)
 OWN = ("clip.json", "poses_fitted.npy", "poses_fitted.json", "training", ".lock")  # of each N; everything else is linked
 HEAD, FINISHED, MOUTH = "head over truth psnr", "full psnr", "mouth psnr"
 PANELS = (  # title and unit of a panel; its curves: label, what is measured, colour
-    ("pictures, driven by tracked landmarks: PSNR, dB", (("head over truth", HEAD, "#1f5fa8"), ("finished frame", FINISHED, "#c8452c"),
-                                                         ("mouth box", MOUTH, "#3a8f4d"))),
+    ("pictures from tracked landmarks: PSNR, dB", (
+        ("head over truth", HEAD, "#1f5fa8"), ("finished frame", FINISHED, "#c8452c"), ("mouth box", MOUTH, "#3a8f4d"))),
     ("lip opening from sound: r", (("in the finished video", "opening r", "#c8452c"), ("stage 1 alone", "driving r", "#1f5fa8"))),
     ("lips from sound: distance, px at 512²", (("in the finished video", "px at 512", "#c8452c"),
                                                ("stage 1 alone", "driving px at 512", "#1f5fa8"))),

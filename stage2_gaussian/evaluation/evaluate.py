@@ -78,8 +78,9 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
     """PSNR (dB) and SSIM by split: {split: {"full psnr": …, "head psnr": …, "mouth psnr": …, "… ssim": …}}.
 
     Of the `head_over_truth`. "full" is the whole frame, "head" the pixels labelled head or mouth interior, "face" the convex
-    hull of the projected landmarks, "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes' boxes. With `align`, columns
-    "aligned …" follow: the same at refined poses, which separates errors of tracking from errors of the head.
+    hull of the projected landmarks, "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes'
+    boxes. With `align`, columns "aligned …" follow: the same at refined poses, which separates errors of tracking from errors
+    of the head.
     """
     head = load_head(head_path, device)
     return {split: measure_split(head, clip, split, device, align=align, quiet=quiet, batch=batch).means() for split in splits}
