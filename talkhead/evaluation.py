@@ -149,15 +149,18 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
         raise TalkheadError(f"{folder} lies in the avatar, which is to hold no pictures of the person; name a folder elsewhere")
     check_same_size(avatar, clip)
     tables: dict[str, dict[str, dict[str, float]]] = {}
+    notes: dict[str, str] = {}
     sheet, again = None, {}
     if avatar.stage2.is_file() and avatar.torso.is_file():
         held = np.concatenate([_good_frames(clip, name) for name in splits])
         if retrack:
             again = retracking.retrack_avatar(avatar, clip, splits, device)
             tables |= {retracking.TITLE.format(split): made.table for split, made in again.items()}
+            notes[list(tables)[-1]] = retracking.note(avatar, clip)
         tables[PICTURES.format("tracked")] = evaluate_pictures(avatar, clip, splits, device)
         if clip.load_fitted_poses(avatar.trained_head()) is not None:
             tables[PICTURES.format("fitted")] = evaluate_pictures(avatar, clip, splits, device, fitted=True)
+        notes[list(tables)[-1]] = PROTOCOL
         tables["frames a second"] = {"this machine": render_speed(avatar, device)}
         sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
     if avatar.stage1.is_file():
@@ -168,11 +171,9 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
     page = ReportPage(f"{avatar.info.name}: held-out frames of {clip.info.name}", PAGE_WIDTH)
     for name, table in tables.items():
         page.table(name, table)
-    if sheet is not None:
-        page.text(PROTOCOL)
-    if again:
-        page.text(retracking.note(avatar, clip))
-        _add_retracked(page, again, clip)
+        if name in notes:
+            page.text(notes[name])
+    _add_retracked(page, again, clip)
     if sheet is not None:
         page.heading("true frames; below them finished frames at the tracked poses, then, if there are any, at the fitted ones")
         page.picture(sheet)
