@@ -16,7 +16,6 @@ from shared.files import refuse_existing, refuse_inputs, same_file
 from shared.image import premultiply
 from shared.landmarks import (
     FPS,
-    SAMPLES_PER_FRAME,
     check_landmarks,
     check_output_name,
     load_array,
@@ -26,7 +25,7 @@ from shared.landmarks import (
 from shared.lock import lock_output
 from shared.media.audio_io import iter_audio
 from shared.media.sound_check import SoundCheck
-from shared.media.spool import SpooledSound, readable_again
+from shared.media.spool import DecodedSound, readable_again
 from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
 from shared.publish import finish_move
@@ -262,11 +261,14 @@ def _synthesize(avatar: Avatar, audio: Path, output: Path, device: torch.device,
         count, hidden = _speak(Renderer(avatar, device), motion, [rows], len(rows), writer, kept, quiet)
     else:
         predictor = load_predictor(avatar.stage1, device, encoder)
-        with SpooledSound(audio, output.parent) as spooled:
-            warnings = spooled.check.warnings()
-            total = -(-spooled.check.samples // SAMPLES_PER_FRAME)
-            chunks = iter_predict(predictor, spooled.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
+        check = SoundCheck()
+        with DecodedSound(audio, output.parent) as sound:
+            writer.audio = sound
+            total = round(sound.seconds * FPS)
+            chunks = iter_predict(predictor, check.listen(sound.pieces(2.0)), avatar.load_neutral(), seed=seed,
+                                  liveliness=liveliness)
             count, hidden = _speak(Renderer(avatar, device), motion, chunks, total, writer, kept, quiet)
+        warnings = check.warnings()
     return Rendered(count, warnings + motion.warnings(count) + unseen_warnings(hidden, count))
 
 
