@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shared.errors import TalkheadError
 from shared.files import atomic_path
@@ -546,14 +546,14 @@ def write_png(path: Path | str, image: np.ndarray) -> None:
 
 
 def _read_picture(path: Path | str, mode: str) -> np.ndarray:
-    """Read a picture as uint8 (H, W, channels of `mode`); its size is looked at before anything is allocated."""
+    """Read a picture, upright, as uint8 (H, W, channels of `mode`); its size is looked at before anything is allocated."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.width * image.height > LARGEST_PICTURE:
                     raise TalkheadError(f"{path} tells of a picture of {image.width}x{image.height}, which is too large")
-                return np.array(image.convert(mode))
+                return np.array(ImageOps.exif_transpose(image).convert(mode))
     except TalkheadError:
         raise
     except FileNotFoundError:
