@@ -33,7 +33,7 @@ from shared.avatar import Avatar  # noqa: E402
 from shared.camera import project  # noqa: E402
 from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME  # noqa: E402
 from shared.media.audio_io import iter_audio, load_audio  # noqa: E402
-from talkhead.synthesis import MotionTrack  # noqa: E402
+from talkhead.motion import MotionTrack  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEECH = ROOT / "process_data/data/actor_test.flac"

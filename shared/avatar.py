@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from shared.poses import load_poses
 from shared.publish import PATIENCE, finish_move, publish, work_folder
 
 AVATAR_FORMAT = 1
+TRACK = ("motion_poses.npy", "motion_torso.npy")
+LONGEST_TRACK = 1000  # frames; longer ones would only make the stored torso larger
 PARTS = ("stage1", "stage2", "torso")
 COMMANDS = {"stage1": "stage1 finetune", "stage2": "stage2 train", "torso": "torso train"}  # that train a part
 
@@ -34,7 +36,8 @@ class AvatarInfo:
 
     parts says of each trained part the "sha256" of its file, the identity and the name of its "clip", and of an edited head
     "trained", the hash that training gave it. files holds the SHA-256 of the other files by name. Both lack in older avatars.
-    figures are what was measured, by part, and consent says who allowed the avatar.
+    layers is of the stored torso: its "sha256", and in "of" what it was drawn from, see `layers_source`. figures are what was
+    measured, by part, and consent says who allowed the avatar.
     """
 
     name: str
@@ -44,6 +47,7 @@ class AvatarInfo:
     fps: int
     parts: dict[str, dict[str, str]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     consent: Consent | None = None
     format: int = AVATAR_FORMAT
@@ -55,8 +59,12 @@ class _File:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __get__(self, avatar: "Avatar", owner: Any) -> Path:
-        return avatar.folder / self.name
+    @overload
+    def __get__(self, avatar: None, owner: Any) -> "_File": ...
+    @overload
+    def __get__(self, avatar: "Avatar", owner: Any) -> Path: ...
+    def __get__(self, avatar: "Avatar | None", owner: Any) -> "Path | _File":
+        return self if avatar is None else avatar.folder / self.name
 
 
 class Avatar:
@@ -73,6 +81,7 @@ class Avatar:
     poses = _File("motion_poses.npy")
     motion = _File("motion_torso.npy")
     background = _File("background.png")
+    layers = _File("torso_layers.mp4")
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
@@ -96,11 +105,6 @@ class Avatar:
                 raise TalkheadError(f"{self.root} was replaced while it was being used; start again")
             self._unpacked = found
         return self._unpacked.folder
-
-    @property
-    def layers(self) -> tuple[Path, Path]:
-        """What of the torso was drawn beforehand, if it was."""
-        return self.folder / "torso_layers.json", self.folder / "torso_layers.mp4"
 
     @property
     def editable(self) -> tuple[Path, Path, Path, Path]:
@@ -176,7 +180,7 @@ class Avatar:
 
     def contents(self) -> list[Path]:
         """Every file that makes up an avatar, there or not."""
-        return [self.json, *(self.part(part) for part in PARTS), *self.editable, *self.layers]
+        return [self.json, *(self.part(part) for part in PARTS), *self.editable, self.layers]
 
     def files(self) -> list[Path]:
         """What of an avatar lies where the user named it: its `contents`, or the one file."""
@@ -193,6 +197,11 @@ class Avatar:
         return [] if self.packed else [path for path in self.editable
                                        if path.name in self.info.files and path.is_file()
                                        and sha256(path) != self.info.files[path.name]]
+
+    def has_layers(self) -> bool:
+        """Whether the torso is stored for every frame of the motion track, as torso and track are now."""
+        return (bool(self.info.layers) and self.layers.is_file() and self.info.layers["of"] == layers_source(self.info)
+                and not {self.poses, self.motion} & set(self.edited()))
 
     def accept_edits(self) -> list[Path]:
         """Take over what `edited` names; returns it. Raises TalkheadError for a file that is not valid."""
@@ -256,6 +265,8 @@ def check_contents(folder: Path, manifest: Manifest) -> None:
             raise TalkheadError(f"{folder}: its manifest says of {key} {shown(getattr(manifest, key))}, its avatar.json "
                                 f"{shown(getattr(info, key))}; it was put together by hand, so pack it again")
     named = {f"{part}.safetensors": known["sha256"] for part, known in info.parts.items()} | info.files
+    if info.layers:
+        named[Avatar.layers.name] = info.layers["sha256"]
     for name, known in named.items():
         if name not in manifest.files or manifest.files[name].sha256 != known:
             raise TalkheadError(f"{folder}: {shown(name)} is not the file that its avatar.json names; pack the avatar again")
@@ -264,6 +275,11 @@ def check_contents(folder: Path, manifest: Manifest) -> None:
     for part in PARTS:
         if avatar.part(part).is_file():
             checkpoint_header(avatar.part(part).read_bytes(), avatar.part(part))
+
+
+def layers_source(info: AvatarInfo) -> str:
+    """What a stored torso was drawn from: hashes of the torso's network and of the motion track."""
+    return " ".join([info.parts.get("torso", {}).get("sha256", ""), *(info.files.get(name, "") for name in TRACK)])
 
 
 def is_avatar(path: Path) -> bool:
@@ -327,6 +343,14 @@ def add_part(avatar: Avatar, clip: Clip, part: str) -> None:
         _publish(avatar, part, avatar.info, {part: _entry(avatar.work(part), clip.identity(), clip.info.name)})
 
 
+def add_layers(avatar: Avatar) -> None:
+    """Take over the stored torso from avatar.work("layers")."""
+    with lock_folder(avatar.root, wait=PATIENCE):
+        avatar.forget()
+        made = {"sha256": sha256(avatar.work("layers").with_name(avatar.layers.name)), "of": layers_source(avatar.info)}
+        _publish(avatar, "layers", dataclasses.replace(avatar.info, layers=made), {})
+
+
 def replace_edited_head(avatar: Avatar, trained: str | None) -> None:
     """Take over an edited head from avatar.work("stage2"): it stays of its clip, and poses fitted with the head of SHA-256
     `trained`, from which it was made, stay its own."""
@@ -349,7 +373,7 @@ def _publish(avatar: Avatar, work: str, info: AvatarInfo, parts: Mapping[str, di
 
 
 def motion_track(clip: Clip, split: str = "train") -> tuple[np.ndarray, int]:
-    """Frames (M,) of the longest unbroken stretch of a split within one shot, and the number of the shot.
+    """Frames (M,) of the longest unbroken stretch of a split within one shot, M ≤ LONGEST_TRACK, and the number of the shot.
 
     Raises TalkheadError for a clip of which no avatar can be made.
     """
@@ -365,7 +389,7 @@ def motion_track(clip: Clip, split: str = "train") -> tuple[np.ndarray, int]:
     shot = int(shots[stretch[0]])
     if not clip.plate_path(shot).is_file():
         raise TalkheadError(f"{clip.plate_path(shot)} does not exist")
-    return indices[stretch], shot
+    return indices[stretch][:LONGEST_TRACK], shot
 
 
 def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: str | None = None) -> None:
@@ -397,5 +421,5 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: 
                 (work.root / path.name).unlink()
                 files[path.name] = old.files[path.name]
         made = AvatarInfo(info.name, info.width, info.height, info.intrinsics, info.fps, parts, files,
-                          old.figures if old else {}, old.consent if old else None)
+                          old.layers if old else {}, old.figures if old else {}, old.consent if old else None)
         _publish(avatar, part or "files", made, {})

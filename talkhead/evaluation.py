@@ -20,7 +20,8 @@ from shared.report_page import ReportPage
 from shared.training import progress
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
 from stage2_gaussian.dataset import box_mask
-from talkhead.synthesis import MotionTrack, Renderer, batch_size, to_uint8
+from talkhead.motion import MotionTrack
+from talkhead.synthesis import Renderer, batch_size, to_uint8
 
 SHEET_FRAMES = 6
 PICTURES = "finished frames, driven by tracked landmarks and torso motion at the {} poses (dB, SSIM)"
@@ -90,9 +91,9 @@ def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> 
     result = {}
     for batch in dict.fromkeys((1, batch_size(device))):
         landmarks = np.repeat(neutral, batch, axis=0)
-        poses, torso = motion.at(0, batch)
-        calls = {"head": partial(renderer.head_rgba, landmarks, poses),
-                 "frame": partial(renderer.frames, landmarks, poses, torso)}
+        now = motion.at(0, batch)
+        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses),
+                 "frame": partial(renderer.frames, landmarks, *now)}
         for name, call in calls.items():
             call()
             _wait(device)

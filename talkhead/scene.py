@@ -144,7 +144,8 @@ class Scene:
         self.width, self.height = frame_size(size, own_width, own_height)
         self.transparent = str(background) == NONE
         own = str(background) == OWN
-        self.plain = own and (self.width, self.height) == (own_width, own_height)  # frames over the plate are finished frames
+        # the person over the backdrop, pixel by pixel, is the finished frame
+        self.plain = not self.transparent and (self.width, self.height) == (own_width, own_height)
         scale = min(self.width / own_width, self.height / own_height)
         self._wide, self._high = min(self.width, round(own_width * scale)), min(self.height, round(own_height * scale))
         left, top = (self.width - self._wide) // 2, (self.height - self._high) // (2 if own else 1)

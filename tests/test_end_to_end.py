@@ -19,7 +19,7 @@ from shared.landmarks import LIPS, lip_opening, load_landmarks, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
 from shared.metrics import correlation, psnr
-from talkhead.synthesis import MotionTrack
+from talkhead.motion import MotionTrack
 from tests.commands import talkhead
 
 

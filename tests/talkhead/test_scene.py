@@ -33,12 +33,13 @@ def over(rgba, behind):
                                                 ("rgb(10, 20, 30)", (10, 20, 30)), ("#abc", (0xAA, 0xBB, 0xCC))])
 def test_a_colour_is_seen_through_what_the_person_leaves(background, colour):
     scene, rgba = Scene(PLATE, background), person()
-    assert (scene.width, scene.height, scene.plain, scene.transparent) == (64, 64, False, False)
+    assert (scene.width, scene.height, scene.plain, scene.transparent) == (64, 64, True, False)
     np.testing.assert_allclose(scene.compose(rgba, 0), over(rgba, np.broadcast_to(colour, (3,))), atol=0.51)
 
 
 def test_the_own_plate_is_the_plain_case():
-    assert Scene(PLATE).plain and Scene(PLATE, size="64").plain and not Scene(PLATE, size="66").plain
+    assert Scene(PLATE).plain and Scene(PLATE, size="64").plain
+    assert not Scene(PLATE, size="66").plain and not Scene(PLATE, "none").plain
     rgba = person()
     np.testing.assert_allclose(Scene(PLATE).compose(rgba, 5), over(rgba, PLATE), atol=0.51)
 

@@ -16,13 +16,15 @@ from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
-from shared.media.video_io import read_video
+from shared.media.video_io import read_video, write_png
 from stage1_audio2lmk.stream import iter_predict
-from talkhead import synthesis as module
+from talkhead import speaking as module
+from talkhead import synthesis
 from talkhead.evaluation import _good_frames, evaluate_avatar
 from talkhead.free_view import HeadView, Orbit
 from talkhead.inspect import describe
-from talkhead.synthesis import MotionTrack, ping_pong, synthesize
+from talkhead.motion import MotionTrack, ping_pong
+from talkhead.speaking import synthesize
 
 CPU = torch.device("cpu")
 UPRIGHT = pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))
@@ -39,8 +41,11 @@ class Disc:
         visible = torch.as_tensor(np.abs(poses[:, 0, 3]) < 1).float()
         return visible[:, None, None, None].expand(-1, 64, 64, 4) * 0.6
 
-    def compose(self, head, poses, motion):
-        return head[..., :3]
+    def pictures(self, head, poses, motion, track, background):
+        return (255 * head[..., :3]).byte()
+
+    def person(self, head, poses, motion, track):
+        return (255 * head).byte()
 
 
 class Steady:
@@ -63,12 +68,15 @@ def avatar(tmp_path, monkeypatch):
     save_array(made.poses, np.tile(UPRIGHT, (5, 1, 1)))
     save_array(made.motion, np.zeros((5, 4)))
     save_landmarks(made.neutral, TEMPLATE[None])
+    write_png(made.background, np.full((64, 64, 3), 200, np.uint8))
     for part in (made.stage1, made.stage2, made.torso):
         part.write_bytes(b"stands for a checkpoint")
     save_wav(tmp_path / "speech.wav", SPEECH)
     monkeypatch.setattr(module, "Renderer", Disc)
-    monkeypatch.setattr(module, "load_predictor", lambda *_: None)
-    monkeypatch.setattr(module, "iter_predict", Steady(made.neutral))
+    steady = Steady(made.neutral)
+    for place in (module, synthesis):
+        monkeypatch.setattr(place, "load_predictor", lambda *_: None)
+        monkeypatch.setattr(place, "iter_predict", steady)
     return made
 
 
