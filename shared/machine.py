@@ -38,10 +38,13 @@ def workers(count: int | None = None) -> int:
 
 
 def limit_threads() -> None:
-    """Tell the libraries that count all processors of the machine, where the container may use fewer.
+    """Tell the libraries how to use the processors; read when they load, and by the processes that this one starts.
 
-    Read when they load, and by the processes that this one starts. What the user has set stays.
+    Threads that wait sleep instead of spinning: torch's and numba's pools take turns, and on a busy machine each would wait at
+    the expense of the other. Where the container may use fewer processors than the machine has, they are told how many.
+    What the user has set stays.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quota = cpu_quota()
     if quota is not None:
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):

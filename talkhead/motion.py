@@ -102,9 +102,10 @@ def _from_file(path: Path, avatar: Avatar) -> tuple[np.ndarray, np.ndarray]:
 
 
 def middle(poses: np.ndarray) -> int:
-    """The frame of poses (T,4,4) whose rotation is nearest to the mean rotation."""
-    turns = Rotation.from_matrix(poses[:, :3, :3])
-    return int((turns.mean().inv() * turns).magnitude().argmin())
+    """The frame of poses (T,4,4) nearest to their mean, in radians of rotation plus radians of shift as the camera sees it."""
+    turns, places = Rotation.from_matrix(poses[:, :3, :3]), poses[:, :3, 3]
+    shifts = np.linalg.norm(places - places.mean(0), axis=1) / places[:, 2].mean()
+    return int(((turns.mean().inv() * turns).magnitude() + shifts).argmin())
 
 
 def scaled(poses: np.ndarray, torso: np.ndarray, gain: float) -> tuple[np.ndarray, np.ndarray]:

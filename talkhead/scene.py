@@ -186,7 +186,7 @@ class Scene:
                 "choose a --size of the avatar's own shape, or a higher one"]
 
 
-@cached_njit(nogil=True)
+@cached_njit()
 def _over(rgba: np.ndarray, picture: np.ndarray) -> None:
     """Put premultiplied uint8 (H, W, 4) over uint8 (H, W, 3), in place."""
     for y in range(rgba.shape[0]):
@@ -196,7 +196,7 @@ def _over(rgba: np.ndarray, picture: np.ndarray) -> None:
                 picture[y, x, c] = min(255, rgba[y, x, c] + (through * picture[y, x, c] + 127) // 255)
 
 
-@cached_njit(nogil=True)
+@cached_njit()
 def _straight(rgba: np.ndarray, picture: np.ndarray) -> None:
     """Premultiplied uint8 (H, W, 4) -> straight colours and alpha, into uint8 (H, W, 4)."""
     for y in range(rgba.shape[0]):

@@ -64,7 +64,7 @@ def test_hand_edited_landmarks_reach_the_picture(chain):
     plain, smiling = (np.stack(list(read_video(chain / f"{name}.mp4"))).astype(float) for name in ("rest", "smile"))
     assert len(plain) == 10
     change = np.abs(plain - smiling).mean((0, 3))
-    poses, _ = MotionTrack(Avatar(chain / "me.avatar"), "still").at(0, 1)
+    poses = MotionTrack(Avatar(chain / "me.avatar"), "still").at(0, 1).poses
     lips = project(rest[0, LIPS], poses[0], clip.info.intrinsics)
     rows, columns = np.unravel_index(change.argsort(axis=None)[-100:], change.shape)
     away = np.hypot(columns - lips[:, 0].mean(), rows - lips[:, 1].mean())

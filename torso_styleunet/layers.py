@@ -17,7 +17,6 @@ from shared.training import progress
 from torso_styleunet.composite import draw_torso
 from torso_styleunet.model import Torso
 
-BATCH = 16  # frames drawn at once on CUDA
 KEPT_ON_GPU = 1 << 30  # bytes of pictures
 KEPT_ON_CPU = 128 << 20
 
@@ -29,7 +28,7 @@ def store_layers(torso: Torso, heads: Callable[[np.ndarray], Tensor], poses: np.
     `heads` gives the head with the neutral face: rows (B,) of the track -> (B, H, W, 4) premultiplied RGBA.
     """
     device = torso.noise.device
-    size = BATCH if device.type == "cuda" else 1
+    size = 16 if device.type == "cuda" else 4  # frames drawn at once
 
     def pictures() -> Iterator[np.ndarray]:
         with progress(len(poses), "torso of the motion track", quiet=quiet, unit="frame") as bar:
