@@ -20,7 +20,7 @@ from shared.media.sound_check import SoundCheck
 from shared.media.spool import DecodedSound, readable_again
 from shared.media.video_io import TransparentVideoWriter, VideoWriter, frame_rate
 from shared.training import pick_device, progress
-from stage1_audio2lmk.stream import iter_predict, load_predictor
+from stage1_audio2lmk.stream import Predictor, iter_predict, load_predictor
 from talkhead.motion import Motion, MotionTrack, poses_file
 from talkhead.scene import OWN, Scene, background_file
 from talkhead.synthesis import Rendered, Renderer, batch_size, rebatch, sound_warnings, unseen, unseen_warnings, written
@@ -44,6 +44,10 @@ class Speaker:
     @cached_property
     def renderer(self) -> Renderer:
         return Renderer(self.avatar, self.device)
+
+    @cached_property
+    def predictor(self) -> Predictor:
+        return load_predictor(self.avatar.stage1, self.device, self.encoder)
 
     @cached_property
     def motion(self) -> MotionTrack:
@@ -70,20 +74,20 @@ class Speaker:
         with (written(output, read, overwrite), nullcontext() if kept is None else written(kept, read, overwrite),
               readable_again(audio) as source):
             self.avatar.require("stage2", "torso", *(() if rows_file else ("stage1",)))
+            motion = self.motion
             scene = Scene(self.avatar.load_background(), self.background, self.size)
             writer = open_writer(output, scene, self.fps)
             rows = None if rows_file is None else _between(load_landmarks(rows_file), rows_file, start, end)
             with DecodedSound(source, output.parent, start, end) as sound:
                 writer.audio = sound
-                return self._speak(sound, rows, scene, writer, kept, quiet, bar)
+                return self._speak(sound, rows, motion, scene, writer, kept, quiet, bar)
 
-    def _speak(self, sound: DecodedSound, rows: np.ndarray | None, scene: Scene, writer: VideoWriter, kept: Path | None,
-               quiet: bool, bar: tqdm | None) -> Rendered:
+    def _speak(self, sound: DecodedSound, rows: np.ndarray | None, motion: MotionTrack, scene: Scene, writer: VideoWriter,
+               kept: Path | None, quiet: bool, bar: tqdm | None) -> Rendered:
         check = SoundCheck()
         heard = check.listen(sound.pieces(2.0))
         if rows is None:
-            predictor = load_predictor(self.avatar.stage1, self.device, self.encoder)
-            chunks: Iterable[np.ndarray] = iter_predict(predictor, heard, self.avatar.load_neutral(), seed=self.seed,
+            chunks: Iterable[np.ndarray] = iter_predict(self.predictor, heard, self.avatar.load_neutral(), seed=self.seed,
                                                         liveliness=self.liveliness)
         else:
             chunks = [rows]
@@ -97,7 +101,7 @@ class Speaker:
                 check_landmarks(batch, "what stage 1 predicts")
                 if kept is not None:
                     saved.append(batch)
-                now = self.motion.at(count, count + len(batch))
+                now = motion.at(count, count + len(batch))
                 head = self.renderer.head_rgba(batch, now.poses)
                 hidden += unseen(head)
                 for frame in finished(self.renderer, scene, head, now, count):
@@ -107,7 +111,7 @@ class Speaker:
         if kept is not None:
             save_landmarks(kept, np.concatenate(saved))
         warnings = check.warnings() if rows is None else sound_warnings(check, count, "landmarks")
-        return Rendered(count, warnings + self.motion.warnings(count) + unseen_warnings(int(hidden), count) + scene.warnings())
+        return Rendered(count, warnings + motion.warnings(count) + unseen_warnings(int(hidden), count) + scene.warnings())
 
 
 def finished(renderer: Renderer, scene: Scene, head: Tensor, now: Motion, first: int) -> np.ndarray:
