@@ -37,16 +37,17 @@ if TYPE_CHECKING:
     from talkhead.free_view import Orbit as Orbit
     from talkhead.free_view import render_free_view as render_free_view
     from talkhead.inspect import describe as describe
+    from talkhead.motion import MotionTrack as MotionTrack
+    from talkhead.speaking import Speaker as Speaker
+    from talkhead.speaking import synthesize as synthesize
     from talkhead.splat_file import export_head as export_head
     from talkhead.splat_file import import_head as import_head
-    from talkhead.synthesis import MotionTrack as MotionTrack
     from talkhead.synthesis import Predicted as Predicted
     from talkhead.synthesis import Rendered as Rendered
     from talkhead.synthesis import Renderer as Renderer
     from talkhead.synthesis import composite_folder as composite_folder
     from talkhead.synthesis import open_stream as open_stream
     from talkhead.synthesis import predict as predict
-    from talkhead.synthesis import synthesize as synthesize
     from talkhead.training import finetune as finetune
     from talkhead.training import pretrain as pretrain
     from talkhead.training import train_head as train_head
@@ -57,9 +58,10 @@ if TYPE_CHECKING:
 
 HOMES = {  # public name -> module that defines it
     "Avatar": "shared.avatar", "Clip": "shared.clip", "LandmarkStream": "stage1_audio2lmk.stream",
-    "MotionTrack": "talkhead.synthesis", "Orbit": "talkhead.free_view", "Predicted": "talkhead.synthesis",
+    "MotionTrack": "talkhead.motion", "Orbit": "talkhead.free_view", "Predicted": "talkhead.synthesis",
     "PretrainConfig": "stage1_audio2lmk.pretrain", "ProcessConfig": "process_data.config", "Rendered": "talkhead.synthesis",
-    "Renderer": "talkhead.synthesis", "Stage1Config": "stage1_audio2lmk.config", "Stage2Config": "stage2_gaussian.config",
+    "Renderer": "talkhead.synthesis", "Speaker": "talkhead.speaking",
+    "Stage1Config": "stage1_audio2lmk.config", "Stage2Config": "stage2_gaussian.config",
     "TalkheadError": "shared.errors", "TalkheadWarning": "shared.errors", "TorsoConfig": "torso_styleunet.config",
     "Verification": "talkhead.verification", "verify": "talkhead.verification",
     "composite_folder": "talkhead.synthesis", "describe": "talkhead.inspect", "edit": "talkhead.editing",
@@ -69,7 +71,7 @@ HOMES = {  # public name -> module that defines it
     "open_stream": "talkhead.synthesis", "pack": "talkhead.avatar_file", "predict": "talkhead.synthesis",
     "pretrain": "talkhead.training",
     "process": "process_data.pipeline", "render_free_view": "talkhead.free_view", "save_landmarks": "shared.landmarks",
-    "synthesize": "talkhead.synthesis", "train_head": "talkhead.training", "train_torso": "talkhead.training",
+    "synthesize": "talkhead.speaking", "train_head": "talkhead.training", "train_torso": "talkhead.training",
     "unpack": "talkhead.avatar_file",
 }
 __all__ = sorted(HOMES)

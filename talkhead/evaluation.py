@@ -22,7 +22,8 @@ from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
 from stage2_gaussian.dataset import HeadDataset, box_mask
 from stage2_gaussian.evaluation.evaluate import HEAD_OVER_TRUTH, MEASURED, head_over_truth, measure
 from talkhead import retracking
-from talkhead.synthesis import MotionTrack, Renderer, batch_size, to_uint8
+from talkhead.motion import MotionTrack
+from talkhead.synthesis import Renderer, batch_size, to_uint8
 
 SHEET_FRAMES = 6
 PAGE_WIDTH = 1500

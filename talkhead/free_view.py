@@ -21,12 +21,11 @@ from shared.training import pick_device, progress
 from stage2_gaussian import camera_path
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.render import render_sequence
+from talkhead.motion import MotionTrack, poses_file
 from talkhead.synthesis import (
-    MotionTrack,
     Rendered,
     batch_size,
     check_sound,
-    poses_file,
     sound_warnings,
     to_uint8,
     unseen,

@@ -22,7 +22,7 @@ from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
 from shared.metrics import correlation, psnr
 from stage2_gaussian.evaluation.evaluate import evaluate as evaluate_head_alone
-from talkhead.synthesis import MotionTrack
+from talkhead.motion import MotionTrack
 from tests.commands import talkhead
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from shared.compiled import cached_njit
 from shared.errors import TalkheadError
+from shared.image import premultiply
 from torso_styleunet.model import Torso, composite_layers
 
 
@@ -55,6 +56,13 @@ def composite_pictures(head_rgba: Tensor, torso_rgba: Tensor, background: Tensor
     rgb, alpha = torso_rgba.float().split([3, 1], -1)
     behind = torch.lerp(background.float(), rgb, alpha / 255)
     return (255 * head_rgba[..., :3] + (1 - head_rgba[..., 3:]) * behind).clamp(0, 255).round().byte()
+
+
+@torch.no_grad()
+def person_pictures(head_rgba: Tensor, torso_rgba: Tensor) -> Tensor:
+    """Head over torso over nothing, premultiplied uint8 (B, H, W, 4); arguments as of `composite_pictures`."""
+    torso = premultiply(torso_rgba.float() / 255)
+    return ((head_rgba + (1 - head_rgba[..., 3:]) * torso).clamp(0, 1) * 255).round().byte()
 
 
 @cached_njit(parallel=True, fastmath=True)

@@ -1,5 +1,6 @@
 """What commands print: warnings, what a training returned, tables."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +9,28 @@ import click
 if TYPE_CHECKING:  # the classes take a second to import, and help is printed without them
     from shared.avatar import Avatar
     from shared.clip import Clip
+    from talkhead.synthesis import Rendered
 
 
 def print_warnings(warnings: list[str]) -> None:
     """Print each warning on a line of its own."""
     for warning in warnings:
         click.echo(f"  warning: {warning}")
+
+
+def print_video(path: Path, made: "Rendered") -> None:
+    """Print what may be wrong with a video, its name and its length."""
+    from shared.landmarks import FPS
+
+    print_warnings(made.warnings)
+    click.echo(f"{path}: {made.frames} frames, {made.frames / FPS:.1f} s")
+
+
+def above_bars() -> AbstractContextManager[None]:
+    """While it is open, what is printed does not run into a progress bar."""
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode()
 
 
 def print_figures(numbers: dict[str, Any], out: Path) -> None:

@@ -14,7 +14,8 @@ from shared.media.video_io import read_rgba, read_transparent_video
 from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.head import Head
 from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view
-from talkhead.synthesis import MotionTrack, ping_pong, rebatch
+from talkhead.motion import MotionTrack, ping_pong
+from talkhead.synthesis import rebatch
 
 CPU = torch.device("cpu")
 UPRIGHT = np.diag([1.0, -1, -1])
