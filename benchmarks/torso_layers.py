@@ -16,7 +16,8 @@ from shared.avatar import Avatar
 from shared.clip import Clip
 from shared.media.video_io import write_png
 from shared.metrics import decibel
-from talkhead.synthesis import MotionTrack, Renderer, to_uint8
+from talkhead.motion import MotionTrack
+from talkhead.synthesis import Renderer, to_uint8
 
 BAND = 1 / 48  # half-width of the band along the head's outline, in picture widths
 
