@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from shared.avatar import Avatar, motion_track
 from shared.camera import pose_matrix
@@ -103,6 +102,8 @@ def _from_file(path: Path, avatar: Avatar) -> tuple[np.ndarray, np.ndarray]:
 
 def middle(poses: np.ndarray) -> int:
     """The frame of poses (T,4,4) nearest to their mean, in radians of rotation plus radians of shift as the camera sees it."""
+    from scipy.spatial.transform import Rotation  # takes half a second
+
     turns, places = Rotation.from_matrix(poses[:, :3, :3]), poses[:, :3, 3]
     shifts = np.linalg.norm(places - places.mean(0), axis=1) / places[:, 2].mean()
     return int(((turns.mean().inv() * turns).magnitude() + shifts).argmin())
@@ -120,6 +121,8 @@ def moved(poses: np.ndarray, rest: np.ndarray, new_rest: np.ndarray, gain: float
     Rotations are those about the head's own origin as the camera sees them, t = new_rest's + gain · (t − rest's) in metres,
     R = exp(gain · log(R · rest'sᵀ)) · new_rest's.
     """
+    from scipy.spatial.transform import Rotation  # takes half a second
+
     turns = Rotation.from_matrix(poses[:, :3, :3]) * Rotation.from_matrix(rest[:3, :3]).inv()
     rotations = Rotation.from_rotvec(gain * turns.as_rotvec()).as_matrix() @ new_rest[:3, :3]
     return pose_matrix(rotations, new_rest[:3, 3] + gain * (poses[:, :3, 3] - rest[:3, 3]))
@@ -127,6 +130,8 @@ def moved(poses: np.ndarray, rest: np.ndarray, new_rest: np.ndarray, gain: float
 
 def rest_pose(poses: np.ndarray) -> np.ndarray:
     """Mean rotation and mean place (4,4) of poses (T,4,4)."""
+    from scipy.spatial.transform import Rotation  # takes half a second
+
     rotation = Rotation.from_matrix(poses[:, :3, :3]).mean().as_matrix()
     return pose_matrix(rotation, poses[:, :3, 3].mean(0, dtype=np.float64))
 
@@ -157,6 +162,8 @@ def borrowed(clip: Clip, avatar: Avatar) -> tuple[np.ndarray, np.ndarray]:
 
 def beyond(poses: np.ndarray, own: np.ndarray) -> float:
     """Degrees by which the rotation of the farthest of `poses` (T,4,4) misses the nearest of the avatar's `own` (M,4,4)."""
+    from scipy.spatial.transform import Rotation  # takes half a second
+
     turns, own_turns = (Rotation.from_matrix(some[:, :3, :3]).as_quat() for some in (poses, own))
     nearest = np.concatenate([np.abs(part @ own_turns.T).max(1) for part in np.array_split(turns, len(turns) // 1000 + 1)])
     return float(np.degrees(2 * np.arccos(np.clip(nearest.min(), 0, 1))))

@@ -124,6 +124,9 @@ class Speaker:
         if kept is not None:
             save_landmarks(kept, np.concatenate(saved))
         warnings = check.warnings() if rows is None else sound_warnings(check, count, "landmarks")
+        if motion.track is not None and self.renderer.layers is None:
+            warnings.append(f"{self.avatar.root} holds no torso drawn beforehand for its motion track, so that its network drew "
+                            f"every frame, many times as slowly; `talkhead torso layers {self.avatar.root}` draws it")
         return Rendered(count, warnings + motion.warnings(count) + unseen_warnings(int(hidden), count) + scene.warnings())
 
 
