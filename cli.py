@@ -18,6 +18,7 @@ from talkhead.commands import (  # noqa: E402
     stage1,
     stage2,
     torso,
+    verify,
 )
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -40,7 +41,7 @@ def cli(debug: bool) -> None:
 
 for command in (process.process, importers.importers, importers.process_voca, importers.import_adnerf, stage1.stage1,
                 stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit, files.inspect,
-                demo.demo, doctor.doctor):
+                demo.demo, doctor.doctor, verify.verify):
     cli.add_command(command)
 
 

@@ -261,9 +261,10 @@ def check_contents(folder: Path, manifest: Manifest) -> None:
     avatar = Avatar(folder)
     info = avatar.info
     for key in ("name", "width", "height", "figures", "consent"):
-        if getattr(info, key) != getattr(manifest, key):
-            raise TalkheadError(f"{folder}: its manifest says of {key} {shown(getattr(manifest, key))}, its avatar.json "
-                                f"{shown(getattr(info, key))}; it was put together by hand, so pack it again")
+        said, found = getattr(manifest, key), getattr(info, key)
+        if said != found:
+            raise TalkheadError(f"{folder}: its manifest says of its {key} {str(said)[:100]!r}, its avatar.json "
+                                f"{str(found)[:100]!r}; it was put together by hand, so pack it again")
     named = {f"{part}.safetensors": known["sha256"] for part, known in info.parts.items()} | info.files
     if info.layers:
         named[Avatar.layers.name] = info.layers["sha256"]

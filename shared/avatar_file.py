@@ -150,9 +150,9 @@ class AvatarFile:
         if first not in (LOCAL, END):
             kind = "has bytes before its first member" if at >= 0 else "is neither an avatar folder nor an avatar file"
             raise TalkheadError(f"{path} {kind}; {NOT_MADE if at >= 0 else 'name one'}")
-        if at < 0:
+        if not 0 <= at <= len(tail) - END_SIZE:
             raise TalkheadError(f"{path} is cut short: its end is missing; {COPY_AGAIN}")
-        if len(tail) - at != END_SIZE:
+        if len(tail) - at > END_SIZE:
             raise TalkheadError(f"{path} has bytes behind its end, or a comment; {NOT_MADE}")
         _, disk, start_disk, here, count, length, start, comment = struct.unpack("<4s4H2LH", tail[at:])
         if 0xFFFF in (disk, start_disk, here, count) or 0xFFFFFFFF in (length, start):
@@ -211,9 +211,9 @@ class AvatarFile:
                 f"has {size} bytes, too many": size > MEMBERS.get(name, 0),
                 "is stored in another size than its own": member.compress_type == zipfile.ZIP_STORED and packed != size,
                 f"would swell to over {MOST_RATIO} times its size in the file": size > MOST_RATIO * packed,
+                "has a flag, comment or extra field": bool(member.flag_bits or member.extra or member.comment),
                 "lies over another member, or leaves a gap": member.header_offset != at,
                 "is told otherwise in the directory than where it stands": magic != LOCAL or local != said,
-                "has a flag, comment or extra field": bool(member.flag_bits or member.extra or member.comment),
             }
             self._refuse(member, reasons)
             at += len(header) + len(name) + packed
@@ -282,11 +282,11 @@ class Header(NamedTuple):
 
 def checkpoint_header(data: bytes, where: Path | str) -> Header:
     """The header of a checkpoint's bytes, read without torch. Raises TalkheadError, beginning with `where`, for anything else."""
-    if data.startswith((b"PK", b"\x80")):
-        raise TalkheadError(f"{where} is a pickled file, which is never loaded; expected a .safetensors file")
     start = 8 + int.from_bytes(data[:8], "little")
-    if start > min(MB, len(data)):
-        raise TalkheadError(f"{where} is no .safetensors file, or it is damaged")
+    if data[8:9] != b"{" or start > min(MB, len(data)):
+        pickled = data.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))
+        kind = "a pickled file, which is never loaded" if pickled else "damaged, or another program's"
+        raise TalkheadError(f"{where} is {kind}; expected a .safetensors file of talkhead")
     whole = parse_json(data[8:start], f"{where}: its header")
     try:
         text = whole["__metadata__"]["talkhead"].encode()

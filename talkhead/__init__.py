@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from talkhead.training import pretrain as pretrain
     from talkhead.training import train_head as train_head
     from talkhead.training import train_torso as train_torso
+    from talkhead.verification import Verification as Verification
+    from talkhead.verification import verify as verify
     from torso_styleunet.config import TorsoConfig as TorsoConfig
 
 HOMES = {  # public name -> module that defines it
@@ -61,6 +63,7 @@ HOMES = {  # public name -> module that defines it
     "Renderer": "talkhead.synthesis", "Speaker": "talkhead.speaking",
     "Stage1Config": "stage1_audio2lmk.config", "Stage2Config": "stage2_gaussian.config",
     "TalkheadError": "shared.errors", "TalkheadWarning": "shared.errors", "TorsoConfig": "torso_styleunet.config",
+    "Verification": "talkhead.verification", "verify": "talkhead.verification",
     "composite_folder": "talkhead.synthesis", "describe": "talkhead.inspect", "edit": "talkhead.editing",
     "evaluate_avatar": "talkhead.evaluation", "export_head": "talkhead.splat_file", "finetune": "talkhead.training",
     "import_adnerf": "process_data.importers.adnerf", "import_head": "talkhead.splat_file",

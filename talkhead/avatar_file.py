@@ -139,8 +139,10 @@ def _cleaned(avatar: Avatar, figures: Mapping[str, Any]) -> tuple[Manifest, dict
     files = {name: _without_paths(data, avatar.folder / name) for name, data in before.items()}
     hashes = {name: sha256(data).hexdigest() for name, data in files.items()}
     info = avatar.info
-    info = replace(info, figures=_plain({**info.figures, **figures}), files={name: hashes[name] for name in info.files},
-                   parts={part: known | {"sha256": hashes[f"{part}.safetensors"]} for part, known in info.parts.items()})
+    info = replace(info, figures=_plain({**info.figures, **figures}),
+                   files={name: hashes[name] for name in info.files if name in hashes},
+                   parts={part: known | {"sha256": digest} for part, known in info.parts.items()
+                          if (digest := hashes.get(f"{part}.safetensors"))})
     files["avatar.json"] = _json(info)
     settings = {}
     for part in PARTS:

@@ -79,12 +79,15 @@ def synth(avatar: Path, audio: tuple[Path, ...], output: Path, start: float, end
 @click.argument("clip", type=PATH)
 @click.option("--split", "splits", multiple=True, help="Split to measure.  [default: all but train]")
 @click.option("-o", "--output", type=PATH, help="Folder for eval.json and eval.html.  [default: CLIP/training/eval]")
+@click.option("--retrack/--no-retrack", default=True, show_default=True,
+              help="Also render videos from the clip's sound and from baselines, and track their lips.")
 @device_option
-def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | None, device: str) -> None:
-    """Measure AVATAR on held-out frames of CLIP: finished frames, landmarks, speed; prints tables, writes JSON and HTML.
+def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | None, retrack: bool, device: str) -> None:
+    """Measure AVATAR on held-out frames of CLIP: finished videos, landmarks, speed; prints tables, writes JSON and HTML.
 
     \b
     talkhead eval me.avatar me
+    talkhead eval me.avatar me --split test --no-retrack -o measured
     """
     from shared.avatar import Avatar
     from shared.clip import Clip
@@ -93,6 +96,6 @@ def evaluate(avatar: Path, clip: Path, splits: tuple[str, ...], output: Path | N
 
     source, target = Clip(clip), Avatar(avatar)
     folder = output or source.training / "eval"
-    tables = evaluate_avatar(target, source, source.held_out(splits), pick_device(device), folder)
+    tables = evaluate_avatar(target, source, source.held_out(splits), pick_device(device), folder, retrack=retrack)
     print_tables(tables)
     click.echo(f"\n{folder / 'eval.html'}")
