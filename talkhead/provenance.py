@@ -30,6 +30,7 @@ SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmic
 ASSERTION = "org.talkhead.avatar"  # of our own in the manifest: avatar and consent note
 AIGC = "AIGC"  # key of the metadata field of GB 45438-2025
 MIME = {".mp4": "video/mp4", ".mov": "video/quicktime"}  # by ending, of what C2PA can sign
+Label = Literal["none", "start", "throughout"]
 KEY_YEARS = 20  # without a trusted time stamp a signature is valid no longer than its certificate
 INSTALL = "pip install 'talkhead[provenance]'"
 OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}, "builder": {"thumbnail": {"enabled": False}}}
@@ -208,14 +209,17 @@ class Marks:
     `label` is "none", "start" (2 s) or "throughout"; `fps` of the video.
     """
 
-    def __init__(self, info: AvatarInfo, *, mark: bool = True, label: Literal["none", "start", "throughout"] = "none",
+    def __init__(self, info: AvatarInfo, *, mark: bool = True, label: Label = "none",
                  fps: float = FPS) -> None:
         self.avatar, self.consent = avatar_id(info), info.consent
         self.mark, self.label, self.fps = mark, label, fps
         self._watermark: Watermark | None = None
 
     def apply(self, frames: np.ndarray, first: int) -> np.ndarray:
-        """uint8 (B,H,W,3), the first of them frame number `first` -> the same with the invisible mark and the label."""
+        """uint8 (B,H,W,3), or with alpha (B,H,W,4), the first of them frame number `first` -> the same with the invisible mark
+        and the label."""
+        if frames.shape[-1] == 4:
+            return np.concatenate([self.apply(frames[..., :3], first), frames[..., 3:]], -1)
         if self.mark:
             height, width = frames.shape[1:3]
             if self._watermark is None or (self._watermark.height, self._watermark.width) != (height, width):

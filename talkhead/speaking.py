@@ -1,7 +1,7 @@
 """An avatar speaks: sound, landmarks, head, torso and scene put together into videos, in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +19,11 @@ from shared.media.container import open_media
 from shared.media.sound_check import SoundCheck
 from shared.media.spool import DecodedSound, readable_again
 from shared.media.video_io import TransparentVideoWriter, VideoWriter, frame_rate
-from shared.training import pick_device, progress
+from shared.side_by_side import ahead, behind
+from shared.training import cpu_threads, pick_device, progress
 from stage1_audio2lmk.stream import Predictor, iter_predict, load_predictor
 from talkhead.motion import Motion, MotionTrack, poses_file
+from talkhead.provenance import Label, Marks
 from talkhead.scene import OWN, Scene, background_file
 from talkhead.synthesis import Rendered, Renderer, batch_size, rebatch, sound_warnings, unseen, unseen_warnings, written
 
@@ -31,15 +33,18 @@ class Speaker:
 
     `poses` is "loop", "still", a poses file or another person's clip, of which `head_motion` (0 … 1) is shown. `background` is
     "plate" (the avatar's own), "none" (a transparent video), a colour, a picture or a video; `size` is a height or
-    "WIDTHxHEIGHT"; `fps` is the file's. `encoder` says where the speech encoder that stage 1 names lies now.
+    "WIDTHxHEIGHT"; `fps` is the file's. `encoder` says where the speech encoder that stage 1 names lies now. With `mark` the
+    videos say that they are made, and by `label` ("start" or "throughout") visibly too, see `provenance.Marks`.
     """
 
     def __init__(self, avatar: Avatar, *, device: torch.device | str = "auto", poses: str | Path = "loop",
                  head_motion: float = 1.0, background: str | Path = OWN, size: str | None = None,
-                 fps: str | float | Fraction = FPS, seed: int = 0, liveliness: float = 1.0, encoder: str | None = None) -> None:
+                 fps: str | float | Fraction = FPS, seed: int = 0, liveliness: float = 1.0, encoder: str | None = None,
+                 mark: bool = True, label: Label = "none") -> None:
         self.avatar, self.device, self.poses, self.head_motion = avatar, pick_device(device), poses, head_motion
         self.background, self.size, self.fps = background, size, frame_rate(fps)
         self.seed, self.liveliness, self.encoder = seed, liveliness, encoder
+        self.mark, self.label = mark, label
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -76,14 +81,15 @@ class Speaker:
             self.avatar.require("stage2", "torso", *(() if rows_file else ("stage1",)))
             motion = self.motion
             scene = Scene(self.avatar.load_background(), self.background, self.size)
-            writer = open_writer(output, scene, self.fps)
+            marks = Marks(self.avatar.info, mark=self.mark, label=self.label)
+            writer = open_writer(output, scene, self.fps, marks)
             rows = None if rows_file is None else _between(load_landmarks(rows_file), rows_file, start, end)
             with DecodedSound(source, output.parent, start, end) as sound:
                 writer.audio = sound
-                return self._speak(sound, rows, motion, scene, writer, kept, quiet, bar)
+                return self._speak(sound, rows, motion, scene, marks, writer, kept, quiet, bar)
 
-    def _speak(self, sound: DecodedSound, rows: np.ndarray | None, motion: MotionTrack, scene: Scene, writer: VideoWriter,
-               kept: Path | None, quiet: bool, bar: tqdm | None) -> Rendered:
+    def _speak(self, sound: DecodedSound, rows: np.ndarray | None, motion: MotionTrack, scene: Scene, marks: Marks,
+               writer: VideoWriter, kept: Path | None, quiet: bool, bar: tqdm | None) -> Rendered:
         check = SoundCheck()
         heard = check.listen(sound.pieces(2.0))
         if rows is None:
@@ -96,16 +102,23 @@ class Speaker:
         total = round(sound.seconds * FPS) if rows is None else len(rows)
         saved: list[np.ndarray] = []
         count, hidden = 0, torch.zeros((), dtype=torch.long, device=self.device)
-        with writer, nullcontext(bar) if bar is not None else progress(total, "rendering", quiet=quiet, unit="frame") as shown:
-            for batch in rebatch(chunks, batch_size(self.device)):
+        def write(frames: np.ndarray) -> None:
+            for frame in marks.apply(frames, writer.count):
+                writer.write(frame)
+
+        # sound to landmarks, landmarks to frames, and frames to the file run side by side
+        small = self.device.type == "cpu" and motion.track is not None and self.renderer.layers is not None
+        with (cpu_threads(1 if small else torch.get_num_threads()), writer,
+              nullcontext(bar) if bar is not None else progress(total, "rendering", quiet=quiet, unit="frame") as shown,
+              closing(ahead(chunks)) as made_ahead, behind(write) as hand_over):
+            for batch in rebatch(made_ahead, batch_size(self.device)):
                 check_landmarks(batch, "what stage 1 predicts")
                 if kept is not None:
                     saved.append(batch)
                 now = motion.at(count, count + len(batch))
                 head = self.renderer.head_rgba(batch, now.poses)
                 hidden += unseen(head)
-                for frame in finished(self.renderer, scene, head, now, count):
-                    writer.write(frame)
+                hand_over(finished(self.renderer, scene, head, now, count))
                 count += len(batch)
                 shown.update(len(batch))
         if kept is not None:
@@ -122,12 +135,13 @@ def finished(renderer: Renderer, scene: Scene, head: Tensor, now: Motion, first:
     return scene.compose(renderer.person(head, *now).cpu().numpy(), first)
 
 
-def open_writer(output: Path, scene: Scene, fps: Fraction) -> VideoWriter:
+def open_writer(output: Path, scene: Scene, fps: Fraction, marks: Marks) -> VideoWriter:
     """The writer of a scene's video. Raises TalkheadError for a name whose format cannot hold it."""
     ending = output.suffix.lower()
     if scene.transparent and ending in VideoWriter.endings and ending not in TransparentVideoWriter.endings:
         raise TalkheadError(f"{output}: a {ending} file holds no transparency; name a .mov (ProRes 4444) or a .webm (VP9)")
-    return (TransparentVideoWriter if scene.transparent else VideoWriter)(output, scene.width, scene.height, fps)
+    kind = TransparentVideoWriter if scene.transparent else VideoWriter
+    return kind(output, scene.width, scene.height, fps, metadata=marks.metadata(), finish=marks.finish)
 
 
 def _between(rows: np.ndarray, name: Path, start: float, end: float | None) -> np.ndarray:
@@ -142,10 +156,11 @@ def synthesize(avatar: Avatar, audio: Path | str, output: Path | str, *, device:
                landmarks: Path | str | None = None, poses: str | Path = "loop", head_motion: float = 1.0,
                background: str | Path = OWN, size: str | None = None, fps: str | float | Fraction = FPS, start: float = 0.0,
                end: float | None = None, seed: int = 0, liveliness: float = 1.0, encoder: str | None = None,
-               save_landmarks_to: Path | str | None = None, overwrite: bool = False, quiet: bool = False) -> Rendered:
+               mark: bool = True, label: Label = "none", save_landmarks_to: Path | str | None = None, overwrite: bool = False,
+               quiet: bool = False) -> Rendered:
     """Write the video `output` of the avatar speaking `audio`; see Speaker and its `speak`. Raises TalkheadError."""
     speaker = Speaker(avatar, device=device, poses=poses, head_motion=head_motion, background=background, size=size, fps=fps,
-                      seed=seed, liveliness=liveliness, encoder=encoder)
+                      seed=seed, liveliness=liveliness, encoder=encoder, mark=mark, label=label)
     return speaker.speak(audio, output, landmarks=landmarks, start=start, end=end, save_landmarks_to=save_landmarks_to,
                          overwrite=overwrite, quiet=quiet)
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import IO, overload
 
 import av
@@ -71,6 +72,7 @@ class DecodedSound:
         self.path, self.folder, self.start, self.end = path, folder, start, end
         self.seconds = 0.0
         self._cut = False  # there is sound after `end`
+        self._reading = Lock()  # `frames` may run in several threads
         self._forms: list[tuple[av.AudioFormat, av.AudioLayout, int]] = []  # with rate
         self._weights: dict[str, np.ndarray | None] = {}
 
@@ -123,13 +125,15 @@ class DecodedSound:
         """The frames as they were decoded."""
         at = 0
         while True:
-            self._file.seek(at)
-            head = self._file.read(KEPT.size)
-            if not head:
-                return
-            number, length, silence, early, anew = KEPT.unpack(head)
+            with self._reading:
+                self._file.seek(at)
+                head = self._file.read(KEPT.size)
+                if not head:
+                    return
+                number, length, silence, early, anew = KEPT.unpack(head)
+                held = self._file.read(length)
             form, layout, rate = self._forms[number]
-            data = np.frombuffer(self._file.read(length), av.audio.frame.format_dtypes[form.name])
+            data = np.frombuffer(held, av.audio.frame.format_dtypes[form.name])
             rows = layout.nb_channels if form.is_planar else 1
             frame = av.AudioFrame.from_ndarray(data.reshape(rows, -1), form.name, layout)
             frame.sample_rate = rate

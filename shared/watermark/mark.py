@@ -74,7 +74,7 @@ class Watermark:
         return (levels + (wave + dithered).floor()[..., None]).clamp(0, 255) / 255
 
 
-@cached_njit(nogil=True, fastmath=True)
+@cached_njit(fastmath=True)
 def _mark(frames, phases, cosine, sine, dithered, plain, slope, strongest, marked):
     """frames, marked (B,H,W,3) uint8; phases (B,2); cosine, sine (H,W); dithered (8,W); slope: of the sum over a block of the
     changes of R + 2G + B from pixel to pixel."""

@@ -1,14 +1,26 @@
 """`talkhead synth` and `talkhead eval`: what a whole avatar does."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from shared.errors import TalkheadError
 from shared.options import SEED, FiniteFloat, Seconds
-from talkhead.commands.options import PATH, device_option, encoder_option, liveliness_option, overwrite_option
+from talkhead.commands.options import (
+    PATH,
+    device_option,
+    encoder_option,
+    label_option,
+    liveliness_option,
+    mark_option,
+    overwrite_option,
+)
 from talkhead.commands.output import above_bars, print_tables, print_video
 from talkhead.commands.runner import one_line, print_error, when_stopped
+
+if TYPE_CHECKING:
+    from talkhead.provenance import Label
 
 
 @click.command()
@@ -30,12 +42,14 @@ from talkhead.commands.runner import one_line, print_error, when_stopped
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of blinks and brows.")
 @liveliness_option
 @encoder_option
+@mark_option
+@label_option
 @click.option("--save-landmarks", type=PATH, help="Also write the landmarks that were shown (.npy).")
 @overwrite_option
 @device_option
 def synth(avatar: Path, audio: tuple[Path, ...], output: Path, start: float, end: float | None, background: str,
           size: str | None, fps: str, poses: str, head_motion: float, landmarks: Path | None, seed: int, liveliness: float,
-          encoder: str | None, save_landmarks: Path | None, overwrite: bool, device: str) -> None:
+          encoder: str | None, mark: bool, label: "Label", save_landmarks: Path | None, overwrite: bool, device: str) -> None:
     """AVATAR + AUDIO (a file, a pipe, or - for standard input) -> video in which the avatar speaks it.
 
     The video has the given sound as it is where its container can hold it, and is as long as the landmarks. Of several AUDIO
@@ -52,7 +66,7 @@ def synth(avatar: Path, audio: tuple[Path, ...], output: Path, start: float, end
 
     outputs = name_outputs(audio, output)
     speaker = Speaker(Avatar(avatar), device=device, poses=poses, head_motion=head_motion, background=background, size=size,
-                      fps=fps, seed=seed, liveliness=liveliness, encoder=encoder)
+                      fps=fps, seed=seed, liveliness=liveliness, encoder=encoder, mark=mark, label=label)
     if len(audio) == 1:
         made = speaker.speak(audio[0], outputs[0], landmarks=landmarks, start=start, end=end, save_landmarks_to=save_landmarks,
                              overwrite=overwrite)
