@@ -37,6 +37,8 @@ SPEECH = (0.2 * np.random.default_rng(0).standard_normal(16000)).clip(-0.9, 0.9)
 class Disc:
     """Stands for a trained avatar: a grey disc wherever the pose puts it, on black."""
 
+    layers = None
+
     def __init__(self, avatar, device):
         self.device = device
 

@@ -1,5 +1,6 @@
 """Sound that is decoded once, kept on the disk as it is, and cut out of a longer recording."""
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import av
@@ -93,6 +94,14 @@ def test_a_part_is_the_same_part_of_the_whole(tmp_path, name, codec, start, end)
     written = load_audio(tmp_path / "t.mkv")
     if codec != "aac" or start:  # a copy of AAC into .mkv is encoded, all else exact
         np.testing.assert_allclose(written[inside][: len(written) - 80], heard[inside][: len(written) - 80], atol=0.02)
+
+
+def test_several_threads_may_read_at_a_time(tmp_path):
+    path = record(tmp_path / "a.wav", "pcm_s16le", noise(4.0), "stereo")
+    true = load_audio(path)
+    with DecodedSound(path, tmp_path) as sound, ThreadPoolExecutor(4) as pool:
+        for heard in pool.map(lambda seconds: np.concatenate(list(sound.pieces(seconds))), [0.01, 0.02, 0.05, 0.1]):
+            np.testing.assert_array_equal(heard, true)
 
 
 def test_a_start_behind_the_end_is_told(tmp_path):
