@@ -5,11 +5,11 @@ detector of `process` but without its fits. Seconds of mouth shapes are those of
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,13 +35,14 @@ from shared.training import progress
 BURSTS, BURST = 8, 75  # stretches of so many frames that are looked at; of a video that is not longer, every frame
 PICTURE_EVERY = 5  # frames between two whose light and sharpness are measured
 HEAD_OF_FACE = 1.45  # height of a head over that from brows to chin
+BELOW = 0.35  # heights of the face that the picture goes on below the chin where shoulders are seen
 SHOULDERS = 1.5  # in widths of the face: what of the person is so wide below the chin are shoulders
 BLINK = 0.6  # closing of the lids from which an eye is shut
 LAG_MARGIN = lip_lag.REACH // lip_lag.HOPS_PER_FRAME  # frames of sound beyond a stretch that its lag may need
 MOTION_BLUR = 0.08  # above the usual blur: a frame in motion
-LOUD = (-45.0, -35.0, -12.0, -6.0)  # dBFS between which the speech's level is fair, good and fair again
-TOO_QUIET = "come nearer to the microphone, or turn it up"
 VERDICTS = ("good", "fair", "poor", "unknown")
+TEETH = ("ten seconds of teeth and wide vowels: smile, the teeth showing, and "
+         + CLASSES["spread (ee, ih)"][1])
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class VideoCheck:
     seconds_seen: float
     measures: list[Measure]
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "VideoCheck":
+        """What `dataclasses.asdict` gave."""
+        return cls(**{**values, "measures": [Measure(**row) for row in values["measures"]]})
+
     def to_change(self) -> list[str]:
         """What to do better, the poor first."""
         return self._advice(lambda measure: measure.group != "speech")
@@ -82,25 +88,29 @@ class VideoCheck:
         """What to record in addition, the scarcest first."""
         return self._advice(lambda measure: measure.group == "speech")
 
-    def _advice(self, chosen) -> list[str]:
+    def _advice(self, chosen: Callable[[Measure], bool]) -> list[str]:
         rows = [measure for measure in self.measures if measure.advice and chosen(measure)]
         return list(dict.fromkeys(row.advice for verdict in ("poor", "fair") for row in rows if row.verdict == verdict))
 
 
 class Row(NamedTuple):
-    """How a value is judged: it is good from `good` on and fair from `fair` on, upwards or, where good < fair, downwards."""
+    """How a value is judged: it is good from `good` on and fair from `fair` on, upwards or, where good < fair, downwards;
+    `over`: the values from which it is no longer good, and no longer fair, with the advice for that side."""
 
     group: str
     unit: str
     fair: float
     good: float
     advice: str
+    over: tuple[float, float, str] | None = None
 
 
 # the limits of process, of common practice, or set on anchor71s, speaker10s, portrait20s, generated15s_3 and _7, and the actor
 ROWS = {
     "face, brows to chin": Row("framing", "px", 80, 150, "come closer to the camera, or film with more pixels (1080p)"),
-    "head, of the shorter side": Row("framing", "%", 15, 25, "come closer: the head should take 1/4 to 1/2 of the picture's height"),
+    "head, of the shorter side": Row("framing", "%", 15, 25, "come closer: the head should take 1/4 to 1/2 of the picture's height",
+                                     (65, 85, "step back, until the shoulders are seen: the head should take 1/4 to 1/2 of the "
+                                      "picture's height")),
     "room above the head": Row("framing", "% of the head", -5, 8, "leave some room above the head; nothing of it may be cut off"),
     "face in the picture": Row("framing", "% of the time", 95, 99.5, "stay in the picture, facing the camera, all the time"),
     "shoulders seen": Row("framing", "% of the time", 50, 90, "let neck and shoulders be seen below the head"),
@@ -109,10 +119,12 @@ ROWS = {
     "burnt-out skin": Row("light", "%", 8, 2, "put less light on the face, or lower the exposure"),
     "light from one side": Row("light", "stops", 1.6, 0.8, "light the face evenly from the front, as from a window before you"),
     "flicker": Row("light", "%", 1.5, 0.6, "use daylight or lamps that do not flicker, and lock the exposure"),
-    "blur of the face": Row("sharpness", "of 1", 0.6, 0.48, "focus on the face and lock the focus, clean the lens, use more light"),
+    "blur of the face": Row("sharpness", "of 1", 0.66, 0.56, "focus on the face and lock the focus, clean the lens, use more light"),
     "blur in motion": Row("sharpness", "% of the time", 20, 5, "use more light, so that the shutter is short, and move calmly"),
     "camera motion": Row("background", "% of the picture", 1.0, 0.3, "put the camera on a tripod"),
     "moving background": Row("background", "%", 15, 4, "choose a background in which nothing moves"),
+    "level of the speech": Row("sound", "dBFS", -45, -35, "come nearer to the microphone, or turn it up",
+                               (-12, -6, "turn the microphone down")),
     "speech over noise": Row("sound", "dB", 18, 28, "record in a quiet room, with the microphone near, without music"),
     "clipped": Row("sound", "%", 0.1, 0.01, "turn the microphone down"),
     "echo, RT60": Row("sound", "s", 0.6, 0.4, "record in a room with carpet, curtains and soft furniture, nearer to the microphone"),
@@ -121,7 +133,7 @@ ROWS = {
     "listening, mouth shut": Row("speech", "s", 2, 10, "half a minute of listening: look into the camera with the mouth shut"),
     "lips closed (p, b, m)": Row("speech", "s", 0.5, 1.5, CLASSES["closed lips (p, b, m)"][1]),
     "wide open (ah, ow)": Row("speech", "s", 0.5, 1.5, CLASSES["wide open (ah, ow)"][1]),
-    "spread (ee)": Row("speech", "s", 0.5, 1.5, CLASSES["spread (ee, ih)"][1]),
+    "spread (ee)": Row("speech", "s", 0.5, 1.5, TEETH),
     "rounded (oo)": Row("speech", "s", 0.5, 1.5, CLASSES["rounded (oo, oh, w)"][1]),
     "blinks": Row("speech", "", 2, 8, "blink as you usually do"),
     "head turned, range": Row("speech", "degrees", 6, 20, "turn the head slowly to either side, about 20 degrees, while you speak"),
@@ -129,7 +141,6 @@ ROWS = {
 }
 SHAPES = {"lips closed (p, b, m)": "closed lips (p, b, m)", "wide open (ah, ow)": "wide open (ah, ow)",
           "spread (ee)": "spread (ee, ih)", "rounded (oo)": "rounded (oo, oh, w)"}  # rows and their classes of speech
-TEETH = "ten seconds of teeth and wide vowels: smile with the teeth showing and say “cheese”, “yeah”, “wow”"
 
 
 def judged(name: str, value: float | None) -> Measure:
@@ -137,10 +148,12 @@ def judged(name: str, value: float | None) -> Measure:
     row = ROWS[name]
     if value is None or math.isnan(value):
         return Measure(row.group, name, None, "", "unknown")
-    upwards = row.good > row.fair
+    advice, upwards = row.advice, row.good > row.fair
     verdict = next((word for word, limit in (("good", row.good), ("fair", row.fair))
                     if (value >= limit if upwards else value <= limit)), "poor")
-    return Measure(row.group, name, float(value), row.unit, verdict, "" if verdict == "good" else row.advice)
+    if row.over is not None and value > row.over[0]:
+        verdict, advice = "fair" if value <= row.over[1] else "poor", row.over[2]
+    return Measure(row.group, name, float(value), row.unit, verdict, "" if verdict == "good" else advice)
 
 
 def check_video(video: Path | str, *, config: ProcessConfig = ProcessConfig(), quiet: bool = False) -> VideoCheck:
@@ -232,10 +245,10 @@ def look(video: Path, info: VideoInfo, detector: Detector, quiet: bool = False) 
 
 
 def _shows_shoulders(matte: np.ndarray, face: np.ndarray) -> bool:
-    """Whether a matte (h,w) 0–255 is wide below the chin of a face (68,2), in shares of the picture."""
-    width = (face[:, 0].max() - face[:, 0].min()) * matte.shape[1]
-    below = matte[min(max(int(face[8, 1] * matte.shape[0]), 0), matte.shape[0] - 1) :] > 127
-    return bool(below.sum(axis=1).max() > SHOULDERS * width)
+    """Whether a matte (h,w) 0–255 is wide below the chin of a face (68,2), in shares of the picture, and goes on there."""
+    width, height = np.ptp(face, axis=0) * [matte.shape[1], matte.shape[0]]
+    below = matte[max(0, int(face[8, 1] * matte.shape[0])) :] > 127
+    return bool(len(below) > BELOW * height and below.sum(axis=1).max() > SHOULDERS * width)
 
 
 def _framing(seen: Seen, found: np.ndarray, info: VideoInfo, scheme: Scheme) -> list[Measure]:
@@ -271,13 +284,8 @@ def _background(seen: Seen) -> list[Measure]:
 
 def _sound(sound: Sound) -> list[Measure]:
     level = sound.speech_level
-    verdict = ("unknown" if math.isnan(level) else "good" if LOUD[1] <= level <= LOUD[2] else "fair" if LOUD[0] <= level <= LOUD[3]
-               else "poor")
-    advice = "" if verdict in ("good", "unknown") else TOO_QUIET if level < LOUD[1] else ROWS["clipped"].advice
-    loudness = Measure("sound", "level of the speech", None if math.isnan(level) else level, "" if math.isnan(level) else "dBFS",
-                       verdict, advice)
-    return [loudness, judged("speech over noise", level - sound.noise_level), judged("clipped", 100 * sound.clipped),
-            judged("echo, RT60", sound.reverberation)]
+    return [judged("level of the speech", level), judged("speech over noise", level - sound.noise_level),
+            judged("clipped", 100 * sound.clipped), judged("echo, RT60", sound.reverberation)]
 
 
 def _speech(seen: Seen, found: np.ndarray, sound: Sound, samples: np.ndarray, info: VideoInfo, scheme: Scheme,
