@@ -6,7 +6,19 @@ import talkhead_guard
 
 talkhead_guard.check_or_exit(*talkhead_guard.PACKAGES)
 
-from talkhead.commands import avatar, demo, doctor, files, importers, process, runner, stage1, stage2, torso  # noqa: E402
+from talkhead.commands import (  # noqa: E402
+    avatar,
+    avatar_file,
+    demo,
+    doctor,
+    files,
+    importers,
+    process,
+    runner,
+    stage1,
+    stage2,
+    torso,
+)
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -27,7 +39,7 @@ def cli(debug: bool) -> None:
 
 
 for command in (process.process, importers.importers, importers.process_voca, importers.import_adnerf, stage1.stage1,
-                stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, files.edit, files.inspect, demo.demo, doctor.doctor):
+                stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit, files.inspect, demo.demo, doctor.doctor):
     cli.add_command(command)
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from stage1_audio2lmk.pretrain import PretrainConfig as PretrainConfig
     from stage1_audio2lmk.stream import LandmarkStream as LandmarkStream
     from stage2_gaussian.config import Stage2Config as Stage2Config
+    from talkhead.avatar_file import pack as pack
+    from talkhead.avatar_file import unpack as unpack
     from talkhead.editing import edit as edit
     from talkhead.evaluation import evaluate_avatar as evaluate_avatar
     from talkhead.free_view import Orbit as Orbit
@@ -61,9 +63,11 @@ HOMES = {  # public name -> module that defines it
     "evaluate_avatar": "talkhead.evaluation", "export_head": "talkhead.splat_file", "finetune": "talkhead.training",
     "import_adnerf": "process_data.importers.adnerf", "import_head": "talkhead.splat_file",
     "import_voca": "process_data.importers.voca", "load_landmarks": "shared.landmarks", "load_poses": "shared.poses",
-    "open_stream": "talkhead.synthesis", "predict": "talkhead.synthesis", "pretrain": "talkhead.training",
+    "open_stream": "talkhead.synthesis", "pack": "talkhead.avatar_file", "predict": "talkhead.synthesis",
+    "pretrain": "talkhead.training",
     "process": "process_data.pipeline", "render_free_view": "talkhead.free_view", "save_landmarks": "shared.landmarks",
     "synthesize": "talkhead.synthesis", "train_head": "talkhead.training", "train_torso": "talkhead.training",
+    "unpack": "talkhead.avatar_file",
 }
 __all__ = sorted(HOMES)
 
