@@ -106,20 +106,20 @@ class Row(NamedTuple):
 
 
 # the limits of process, of common practice, or set on anchor71s, speaker10s, portrait20s, generated15s_3 and _7, and the actor
+HEAD_SIZE = "the head should take 1/4 to 1/2 of the picture's height"
 ROWS = {
     "face, brows to chin": Row("framing", "px", 80, 150, "come closer to the camera, or film with more pixels (1080p)"),
-    "head, of the shorter side": Row("framing", "%", 15, 25, "come closer: the head should take 1/4 to 1/2 of the picture's height",
-                                     (65, 85, "step back, until the shoulders are seen: the head should take 1/4 to 1/2 of the "
-                                      "picture's height")),
+    "head, of the shorter side": Row("framing", "%", 15, 25, f"come closer; {HEAD_SIZE}",
+                                     (65, 85, f"step back, until the shoulders are seen; {HEAD_SIZE}")),
     "room above the head": Row("framing", "% of the head", -5, 8, "leave some room above the head; nothing of it may be cut off"),
     "face in the picture": Row("framing", "% of the time", 95, 99.5, "stay in the picture, facing the camera, all the time"),
     "shoulders seen": Row("framing", "% of the time", 50, 90, "let neck and shoulders be seen below the head"),
     "other faces": Row("framing", "% of the time", 20, 1, "be alone in the picture, without a mirror or an inset"),
     "brightest skin": Row("light", "of 255", 95, 130, "put more light on the face"),
     "burnt-out skin": Row("light", "%", 8, 2, "put less light on the face, or lower the exposure"),
-    "light from one side": Row("light", "stops", 1.6, 0.8, "light the face evenly from the front, as from a window before you"),
+    "light from one side": Row("light", "stops", 1.6, 0.8, "light the face evenly from the front, as a window before you does"),
     "flicker": Row("light", "%", 1.5, 0.6, "use daylight or lamps that do not flicker, and lock the exposure"),
-    "blur of the face": Row("sharpness", "of 1", 0.66, 0.56, "focus on the face and lock the focus, clean the lens, use more light"),
+    "blur of the face": Row("sharpness", "of 1", 0.66, 0.56, "focus on the face and lock it, clean the lens, use more light"),
     "blur in motion": Row("sharpness", "% of the time", 20, 5, "use more light, so that the shutter is short, and move calmly"),
     "camera motion": Row("background", "% of the picture", 1.0, 0.3, "put the camera on a tripod"),
     "moving background": Row("background", "%", 15, 4, "choose a background in which nothing moves"),
@@ -127,8 +127,8 @@ ROWS = {
                                (-12, -6, "turn the microphone down")),
     "speech over noise": Row("sound", "dB", 18, 28, "record in a quiet room, with the microphone near, without music"),
     "clipped": Row("sound", "%", 0.1, 0.01, "turn the microphone down"),
-    "echo, RT60": Row("sound", "s", 0.6, 0.4, "record in a room with carpet, curtains and soft furniture, nearer to the microphone"),
-    "lag of the lips": Row("sound", "ms", 120, LAG_WARNING_MS, "sound and picture are apart; add --fix-sync to `talkhead process`"),
+    "echo, RT60": Row("sound", "s", 0.6, 0.4, "record in a room with soft furniture, nearer to the microphone"),
+    "lag of the lips": Row("sound", "ms", 120, LAG_WARNING_MS, "sound and picture are apart; process them with --fix-sync"),
     "speech": Row("speech", "s", 20, 60, "one to three minutes of varied speech"),
     "listening, mouth shut": Row("speech", "s", 2, 10, "half a minute of listening: look into the camera with the mouth shut"),
     "lips closed (p, b, m)": Row("speech", "s", 0.5, 1.5, CLASSES["closed lips (p, b, m)"][1]),
@@ -136,8 +136,8 @@ ROWS = {
     "spread (ee)": Row("speech", "s", 0.5, 1.5, TEETH),
     "rounded (oo)": Row("speech", "s", 0.5, 1.5, CLASSES["rounded (oo, oh, w)"][1]),
     "blinks": Row("speech", "", 2, 8, "blink as you usually do"),
-    "head turned, range": Row("speech", "degrees", 6, 20, "turn the head slowly to either side, about 20 degrees, while you speak"),
-    "head nodded, range": Row("speech", "degrees", 4, 12, "raise and lower the head slowly, about 10 degrees, while you speak"),
+    "head turned, range": Row("speech", "degrees", 6, 20, "turn the head slowly by 20 degrees to either side while you speak"),
+    "head nodded, range": Row("speech", "degrees", 4, 12, "raise and lower the head slowly by 10 degrees while you speak"),
 }
 SHAPES = {"lips closed (p, b, m)": "closed lips (p, b, m)", "wide open (ah, ow)": "wide open (ah, ow)",
           "spread (ee)": "spread (ee, ih)", "rounded (oo)": "rounded (oo, oh, w)"}  # rows and their classes of speech
@@ -305,7 +305,8 @@ def _speech(seen: Seen, found: np.ndarray, sound: Sound, samples: np.ndarray, in
     return [judged("lag of the lips", None if lag is None else abs(lag)), judged("speech", sound.speech_seconds),
             judged("listening, mouth shut", whole * shut.sum() / FPS),
             *(judged(row, whole * classes[name].sum() / FPS) for row, name in SHAPES.items()),
-            judged("blinks", round(whole * sum(shutting))), judged("head turned, range", yaw), judged("head nodded, range", pitch)]
+            judged("blinks", round(whole * sum(shutting))), judged("head turned, range", yaw),
+            judged("head nodded, range", pitch)]
 
 
 def _landmarks(points: np.ndarray, scheme: Scheme, info: VideoInfo, config: ProcessConfig) -> tuple[np.ndarray, np.ndarray]:

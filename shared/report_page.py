@@ -21,8 +21,8 @@ table {{ border-collapse: collapse }} th, td {{ padding: .3rem .8rem; text-align
 th:first-child {{ text-align: left }} img {{ width: 100% }}
 figure {{ margin: 0 0 1.6rem }} figcaption, .heads {{ color: #555 }} figure img {{ display: block }}
 video {{ width: 100%; display: block; background: #eee; border-radius: 6px }}
-table.rows {{ width: 100% }} table.rows th, table.rows td {{ text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0 }}
-.good, .fair, .poor, .weak {{ border-radius: 4px; padding: 0 .4rem; white-space: nowrap }} .good {{ background: #dff3e6; color: #14532d }}
+.rows {{ width: 100% }} .rows th, .rows td {{ text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0 }}
+.good, .fair, .poor, .weak {{ border-radius: 4px; padding: 0 .4rem }} .good {{ background: #dff3e6; color: #14532d }}
 .fair {{ background: #fff0cc; color: #6b4600 }} .poor, .weak {{ background: #fbdfe2; color: #8a1c2c }}
 .heads {{ display: flex; font-size: 13px }} .heads span {{ flex: 1; text-align: center }}
 </style></head><body><h1>{title}</h1>"""

@@ -25,6 +25,7 @@ from shared.training import pick_device
 from stage1_audio2lmk.checkpoint import SHIPPED_BASE
 from stage1_audio2lmk.config import Stage1Config
 from stage2_gaussian.config import Stage2Config
+from talkhead.avatar_file import pack
 from talkhead.held_out import FIGURES, measure_held_out
 from talkhead.steps import Record, Steps, fingerprint
 from talkhead.train_report import write_train_report
@@ -34,11 +35,11 @@ from torso_styleunet.config import TorsoConfig
 RECORD = "train.json"
 CHECK, PROCESS, FINETUNE, HEAD, TORSO, MEASURE, PACK, REPORT = (
     "check", "process", "finetune", "head", "torso", "measure", "pack", "report")
-SECONDS = {  # that a step is expected to take: by itself and for each second of video; on a CPU of two cores, 256², and on CUDA
-    "cpu": {CHECK: (8, 0.15), PROCESS: (5, 2.5), FINETUNE: (6, 0.6), HEAD: (110, 0), TORSO: (35, 0), MEASURE: (15, 0), PACK: (3, 0),
-            REPORT: (1, 0)},
-    "cuda": {CHECK: (8, 0.15), PROCESS: (10, 2), FINETUNE: (10, 0.1), HEAD: (80, 0), TORSO: (50, 0), MEASURE: (10, 0), PACK: (3, 0),
-             REPORT: (1, 0)},
+SECONDS = {  # that a step is expected to take, by itself and for each second of video: two CPU cores at 256², and CUDA at 512²
+    "cpu": {CHECK: (8, 0.15), PROCESS: (5, 2.5), FINETUNE: (6, 0.6), HEAD: (110, 0), TORSO: (35, 0), MEASURE: (15, 0),
+            PACK: (3, 0), REPORT: (1, 0)},
+    "cuda": {CHECK: (8, 0.15), PROCESS: (10, 2), FINETUNE: (10, 0.1), HEAD: (80, 0), TORSO: (50, 0), MEASURE: (10, 0),
+             PACK: (3, 0), REPORT: (1, 0)},
 }
 
 
@@ -74,6 +75,8 @@ def train_avatar(video: Path | str, output: Path | str, *, consent: Consent | No
     video, output, device = Path(video), Path(output), pick_device(device)
     if output.suffix != ".avatar" or not output.stem:
         raise TalkheadError(f"{output}: the name of an avatar file should end in .avatar")
+    if output.is_dir():
+        raise TalkheadError(f"{output} is a folder; name a file that is not there yet with -o")
     work = work_of(output)
     for place in (output, work):
         refuse_inputs(place, video)
@@ -119,8 +122,8 @@ class _Training:
         for path in (self.output, self.report):
             refuse_existing(path, overwrite or known.get("unfinished", False))
         if known.get("video", self.digest) != self.digest and not restart:
-            raise TalkheadError(f"{self.work} holds the work of another video, {known['name']!r}; name another avatar with -o, or "
-                                "add --restart to begin anew there")
+            raise TalkheadError(f"{self.work} holds the work of another video, {known['name']!r}; name another avatar with -o, "
+                                "or add --restart to begin anew there")
         if restart:
             for path in self.work.iterdir():
                 if path.name not in CLUTTER:
@@ -210,7 +213,7 @@ class _Training:
             self.avatar.save_info(dataclasses.replace(self.avatar.info, consent=consent))
         inputs = [{path.name: _digest(path) for path in self.avatar.files()}, _digest(self.held_out / FIGURES)]
         self._do(PACK, inputs, lambda: _digest(self.output), lambda quiet: pack(
-            self.avatar, self.output, figures=read_json(self.held_out / FIGURES)["figures"], overwrite=True))
+            self.avatar, self.output, figures={"held out": read_json(self.held_out / FIGURES)["figures"]}, overwrite=True))
 
 
 def _digest(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""report.html of `talkhead train`: the held-out frames as a video, figures, warnings and what to record better, in plain words."""
+"""The report of `talkhead train`: held-out frames as a video, figures, warnings and what to record, in plain words."""
 
 import math
 from pathlib import Path
@@ -28,14 +28,14 @@ class Figure(NamedTuple):
 
 # limits beside the held-out figures of docs/benchmarks.md: seen from what the project's clips of 50 s and more reach
 TOLD = [
-    Figure("opening r", "lips from sound", "r", 0.7, 0.5, "How far the mouth opens and closes with the true one, from sound it never "
-           "heard: 1 is the same, 0 is chance. Recordings of a minute reach .64 to .79."),
+    Figure("opening r", "lips from sound", "", 0.7, 0.5, "How far the mouth opens and closes with the true one, in sound it "
+           "never heard, as a correlation: 1 is the same, 0 is chance. Recordings of a minute reach .64 to .79."),
     Figure("velocity", "liveliness of the lips", "×", 0.8, 0.6, "Mean speed of the lips over the true one; 1 is as lively."),
     Figure("mouth psnr", "picture of the mouth", "dB", 30, 26, "Likeness of the mouth's pixels when its true motion is given; a "
            "71 s broadcast recording at 512² reaches 32 dB."),
     Figure("head psnr", "picture of the head", "dB", 29, 25, "The same for the whole head, hair included."),
-    Figure("full psnr", "whole picture", "dB", 29, 25, "The same with torso and background; the broadcast recording reaches 28 to "
-           "30 dB."),
+    Figure("full psnr", "whole picture", "dB", 29, 25, "The same with torso and background; the broadcast recording reaches 28 "
+           "to 30 dB."),
 ]
 
 
@@ -81,4 +81,4 @@ def _row(figure: Figure, figures: dict[str, Any]) -> tuple[str, str, str, str]:
     value = float(figures[figure.key])
     if not math.isfinite(value):
         return figure.name, "not known", "", figure.sentence
-    return figure.name, f"{value:.3g} {figure.unit}", told(figure, value), figure.sentence
+    return figure.name, f"{value:.3g} {figure.unit}".strip(), told(figure, value), figure.sentence

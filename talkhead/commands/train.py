@@ -14,8 +14,8 @@ from talkhead.commands.runner import CONTINUES, when_stopped
 if TYPE_CHECKING:
     from shared.consent import Consent
 
-ASKED = ("An avatar is made only of people who agreed to it. The note says who, keeps the SHA-256 of a recorded statement, and the "
-         "allowed uses; it goes into the avatar. An empty name: no note.")
+ASKED = ("An avatar is made only of people who agreed to it. The consent note, which goes into the avatar, says who and for "
+         "which uses, and keeps the SHA-256 of a recorded statement. Without a note, leave the name empty.")
 NEEDED = ("who agreed to this avatar? Add --consent-who NAME, with --consent-statement FILE and --consent-use TEXT, or "
           "--no-consent-note to leave the note out")
 
@@ -24,8 +24,8 @@ NEEDED = ("who agreed to this avatar? Add --consent-who NAME, with --consent-sta
 @click.argument("video", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Avatar file to write.  [default: the video's name with .avatar, here]")
 @click.option("--consent-who", metavar="NAME", help="Who is shown and agreed to the avatar.")
-@click.option("--consent-statement", type=PATH, metavar="FILE", help="Recording or text in which they say so; only its SHA-256 is "
-              "kept.")
+@click.option("--consent-statement", type=PATH, metavar="FILE", help="Recording or text in which they say so; only "
+              "its SHA-256 is kept.")
 @click.option("--consent-use", "uses", multiple=True, metavar="TEXT", help="A use that they allowed; may be repeated.")
 @click.option("--no-consent-note", is_flag=True, help="Keep no consent note; the avatar then says that there is none.")
 @click.option("--person", default="", metavar="left|right|N", help="Whom to keep to where several people are in the picture.")
