@@ -54,7 +54,7 @@ def train(video: Path, output: Path | None, consent_who: str | None, consent_sta
     consent = _consent(output, restart, consent_who, consent_statement, uses, no_consent_note)
 
     from shared.config import load_config
-    from talkhead.train_avatar import TrainConfig, train_avatar
+    from talkhead.video_to_avatar import TrainConfig, train_avatar
 
     if person:
         overrides = (*overrides, f"process.person={person!r}")
@@ -72,7 +72,7 @@ def _consent(output: Path, restart: bool, who: str | None, statement: Path | Non
 
     from shared.consent import Consent
     from shared.files import sha256
-    from talkhead.train_avatar import recorded_consent
+    from talkhead.video_to_avatar import recorded_consent
 
     today = date.today().isoformat()
     if skipped:

@@ -22,17 +22,18 @@ from shared.consent import Consent
 from shared.errors import TalkheadError
 from shared.files import sha256, write_json
 from shared.media.video_io import VideoWriter
-from talkhead import train_avatar as module
+from talkhead import video_to_avatar as module
 from talkhead.commands.train import NEEDED
 from talkhead.held_out import FIGURES, VIDEO, measure_held_out
-from talkhead.train_avatar import RECORD, TrainConfig, recorded_consent, train_avatar, work_of
 from talkhead.train_report import TOLD, told, write_train_report
+from talkhead.video_to_avatar import RECORD, TrainConfig, recorded_consent, train_avatar, work_of
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_NOTE = Consent("", "2026-11-28", skipped=True)
 SMALL = ["--set", "stage1.support_points=320", "--set", "stage1.voice_augmentation=false", "--set", "stage2.steps=8",
          "--set", "stage2.splats=200", "--set", "stage2.rank=6", "--set", "stage2.hidden=16", "--set", "stage2.fits=1",
-         "--set", "stage2.save_seconds=0", "--set", "torso.steps=6", "--set", "torso.save_seconds=0", "--set", "torso.plate_frames=8"]
+         "--set", "stage2.save_seconds=0", "--set", "torso.steps=6", "--set", "torso.save_seconds=0", "--set",
+         "torso.plate_frames=8"]
 
 
 @pytest.fixture
@@ -79,9 +80,13 @@ def test_on_a_terminal_the_note_is_typed_in(video, monkeypatch, typed, note):
         stdin = stderr = type("Stream", (), {"isatty": staticmethod(lambda: True)})
 
     given = {}
+
+    def stop(*_, consent, **__):
+        given.update(consent.to_dict())
+        raise TalkheadError("far enough")
+
     monkeypatch.setattr(command, "sys", Terminal)
-    monkeypatch.setattr(module, "train_avatar", lambda *_, consent, **__: given.update(consent.to_dict()) or (_ for _ in ()).throw(
-        TalkheadError("far enough")))
+    monkeypatch.setattr(module, "train_avatar", stop)
     said("train", video, "-o", video.with_suffix(".avatar"), input=typed)
     assert given.items() >= note.items()
 
@@ -121,7 +126,8 @@ def report_of(chain, folder):
     """The report of the chain's avatar, with made verdicts on its recording; returns its path and the clip."""
     clip, avatar = Clip(chain / "me"), Avatar(chain / "me.avatar")
     measure_held_out(avatar, clip, folder / "held_out", device="cpu", quiet=True)
-    checked = VideoCheck("me.mp4", 6.4, 6.4, [judged("echo, RT60", 0.9), judged("wide open (ah, ow)", 0.1), judged("blinks", None)])
+    rows = [judged("echo, RT60", 0.9), judged("wide open (ah, ow)", 0.1), judged("blinks", None)]
+    checked = VideoCheck("me.mp4", 6.4, 6.4, rows)
     write_train_report(folder / "me.report.html", clip, checked, folder / "held_out", folder / "me.avatar")
     return folder / "me.report.html", clip
 
@@ -144,7 +150,8 @@ def test_the_report_shows_held_out_frames_figures_and_advice(chain, tmp_path):
         v.ontimeupdate = () => { if (v.currentTime > .05) document.title = `${v.duration} ${v.readyState} ${v.videoWidth}` };
         v.play()</script></body>"""))
     page = subprocess.run([browser, "--headless", "--no-sandbox", "--autoplay-policy=no-user-gesture-required",
-                           f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=20000", "--dump-dom", played.as_uri()],
+                           f"--user-data-dir={tmp_path / 'browser'}", "--virtual-time-budget=20000", "--dump-dom",
+                           played.as_uri()],
                           capture_output=True, text=True, timeout=120).stdout
     found = re.search(r"<title>([\d.]+) (\d) (\d+)</title>", page)
     assert found, page[:300]
@@ -156,9 +163,10 @@ def train(folder, *options, until=None):
     """Run the command in a process of its own; SIGKILL it with its children once `until` is true. Returns what it said."""
     code = "from talkhead_main import main; main()"
     with open(folder / "said.txt", "w") as out:
-        process = subprocess.Popen([sys.executable, "-c", code, "train", "me.mp4", "--device", "cpu", *SMALL, *options], cwd=folder,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL,
-                                   stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen([sys.executable, "-c", code, "train", "me.mp4", "--device", "cpu", *SMALL, *options],
+                                   cwd=folder,
+                                   env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         while process.poll() is None:
             if until is not None and until():
                 os.killpg(process.pid, signal.SIGKILL)
