@@ -19,7 +19,7 @@ from talkhead.synthesis import Renderer, batch_size, to_uint8
 
 FIGURES, VIDEO = "figures.json", "held_out.mp4"
 LONGEST = 10 * FPS  # frames of the video
-PICTURES = 40  # frames whose pictures are measured
+PICTURES = 24  # frames whose pictures are measured
 PANEL = 360  # pixels; a larger picture is shrunk to it, two of them side by side
 LARGEST = 2_200_000  # bytes of the video, which make 3 MB in a page
 QUALITIES = (23, 28, 33, 38)  # of x264, tried until the video is small enough

@@ -81,4 +81,4 @@ def _row(figure: Figure, figures: dict[str, Any]) -> tuple[str, str, str, str]:
     value = float(figures[figure.key])
     if not math.isfinite(value):
         return figure.name, "not known", "", figure.sentence
-    return figure.name, f"{value:.3g} {figure.unit}".strip(), told(figure, value), figure.sentence
+    return figure.name, f"{value:.3g}\u00a0{figure.unit}".strip(), told(figure, value), figure.sentence
