@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from process_data import lip_lag
@@ -22,6 +23,7 @@ from process_data.detection.detector import open_detector
 from process_data.quality import LAG_WARNING_MS
 from process_data.report.eye_curves import blink
 from process_data.report.speech_coverage import CLASSES, CLOSED, classify
+from process_data.shots import find_cuts, shots_between
 from process_data.tracking.bundle_adjustment import initial_poses, mean_shape, unproject
 from process_data.tracking.track import head_space
 from shared.arrays import runs
@@ -181,8 +183,8 @@ class Seen:
     """What the detector and the eye of `check_picture` saw in T frames of the stretches `spans` (start, stop).
 
     points (T,P,3) pixels of the largest face, NaN without one; faces (T,) their number; level (T,) mean grey level of the
-    picture; light (n,3) and blur (n,) of the face in every PICTURE_EVERY-th frame; shift and changed of the background, and
-    shoulders, one a stretch.
+    picture; light (n,3), blur (n,) of the face and whether shoulders show (n,), in every PICTURE_EVERY-th frame with a face;
+    shift and changed of the background in the longest shot of each stretch.
     """
 
     spans: list[tuple[int, int]]
@@ -218,25 +220,31 @@ def look(video: Path, info: VideoInfo, detector: Detector, quiet: bool = False) 
     with progress(spans[-1][1] if len(spans) == 1 else BURSTS * BURST, "looking", quiet=quiet, unit="frame") as bar:
         for start, stop in spans:
             detector.restart()
-            kept: list[tuple[np.ndarray, np.ndarray]] = []
-            for frame in read_video(video, start=start, stop=stop):
+            kept: list[tuple[int, np.ndarray, np.ndarray]] = []  # frame of the stretch, grey picture, matte
+            change: list[float] = []
+            before: np.ndarray | None = None
+            for k, frame in enumerate(read_video(video, start=start, stop=stop)):
                 found = detector.everyone(frame)
                 largest = max(found, key=lambda face: np.ptp(face[:, 1]), default=nobody)
                 own = largest[detector.scheme.landmarks68, :2]
                 small = small_gray(frame)
-                if len(points) % PICTURE_EVERY == 0:
-                    kept.append((small, detector.person(frame)))
+                change.append(float(cv2.absdiff(small, before).mean()) / 255 if before is not None else 0.0)
+                before = small
+                if k % PICTURE_EVERY == 0:
+                    kept.append((k, small, detector.person(frame)))
                     if len(found):
                         light.append(face_light(frame, own))
                         blur.append(face_blur(frame, own))
-                        seen.shoulders.append(_shows_shoulders(kept[-1][1], own / [frame.shape[1], frame.shape[0]]))
+                        seen.shoulders.append(_shows_shoulders(kept[-1][2], own / [frame.shape[1], frame.shape[0]]))
                 points.append(largest)
                 faces.append(len(found))
                 level.append(float(small.mean()))
                 bar.update()
             if kept:
-                seen.spans.append((start, start + len(points) - sum(b - a for a, b in seen.spans)))
-                shift, changed = background_change(kept[0][0], kept[-1][0], [matte for _, matte in kept])
+                seen.spans.append((start, start + len(change)))
+                first, last = max(shots_between(find_cuts(np.array(change)), len(change)), key=lambda shot: shot[1] - shot[0])
+                shot = [row for row in kept if first <= row[0] < last] or kept
+                shift, changed = background_change(shot[0][1], shot[-1][1], [matte for *_, matte in shot])
                 seen.shift.append(shift)
                 seen.changed.append(changed)
     seen.points, seen.faces, seen.level = np.array(points), np.array(faces), np.array(level)

@@ -16,7 +16,7 @@ from process_data.detection.base import Scheme
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, FPS, SAMPLE_RATE
-from shared.media.video_io import VideoInfo, VideoWriter
+from shared.media.video_io import VideoInfo, VideoWriter, probe
 
 LOWER_LIP = [55, 56, 57, 58, 59, 65, 66, 67]
 SCHEME = Scheme(68, np.arange(68), np.r_[17:36, 36, 39, 42, 45], np.ones(23), None)
@@ -80,6 +80,34 @@ def test_shapes_blinks_and_turns_of_made_faces_are_counted():
     assert rows["head nodded, range"].value < 1.5 and rows["head nodded, range"].verdict == "poor"
     assert rows["rounded (oo)"].value == 0 and rows["rounded (oo)"].verdict == "poor"
     assert rows_of(300)["wide open (ah, ow)"].value == pytest.approx(6, abs=0.3)  # half of it was seen
+
+
+class Nobody:
+    """A detector that finds nothing."""
+
+    scheme = SCHEME
+
+    def everyone(self, frame):
+        return np.zeros((0, 68, 3), np.float32)
+
+    def person(self, frame):
+        return np.zeros((256, 256), np.uint8)
+
+    def restart(self):
+        pass
+
+
+@pytest.mark.parametrize("slide,shift", [(0, 0.0), (1, 7 / 320)])
+def test_a_cut_is_no_motion_of_the_camera(tmp_path, slide, shift):
+    rng = np.random.default_rng(0)
+    scenes = [np.kron(rng.integers(0, 2, (40, 60)) * 150 + 50, np.ones((6, 6))).astype(np.uint8) for _ in range(2)]
+    with VideoWriter(tmp_path / "cut.mp4", 320, 200) as writer:
+        for t in range(60):
+            scene = scenes[t >= 36][:200, slide * (t % 36 // 5) : slide * (t % 36 // 5) + 320]
+            writer.write(np.repeat(scene[..., None], 3, axis=2))
+    seen = check.look(tmp_path / "cut.mp4", probe(tmp_path / "cut.mp4"), Nobody(), quiet=True)
+    assert seen.spans == [(0, 60)] and seen.shift[0] == pytest.approx(shift, abs=0.002)
+    assert seen.changed[0] < 0.01 or slide
 
 
 def test_a_video_that_cannot_be_used_is_a_sentence(tmp_path):
