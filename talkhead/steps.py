@@ -60,10 +60,12 @@ class Steps:
         """Whether the steps' own bars should be left out."""
         return self._quiet or not self._bars
 
+    def _number(self, name: str) -> str:
+        return f"{self._names.index(name) + 1}/{len(self._names)}"
+
     def _say(self, name: str, text: str) -> None:
         if not self._quiet:
-            number = f"{self._names.index(name) + 1}/{len(self._names)}"
-            tqdm.write(f"{number} {name.ljust(max(map(len, self._names)))}  {text}", file=sys.stderr)
+            tqdm.write(f"{self._number(name)} {name.ljust(max(map(len, self._names)))}  {text}", file=sys.stderr)
 
     def skip(self, name: str) -> None:
         """The step was done by an earlier run."""
@@ -74,11 +76,10 @@ class Steps:
     def run(self, name: str) -> Iterator[None]:
         """The step runs inside."""
         start = time.perf_counter()
-        number = f"{self._names.index(name) + 1}/{len(self._names)}"
 
         def heading(own: float) -> str:
             left = self._left.seconds(time.perf_counter() - start, own)
-            return f"{number} {name}, about {spoken(left)} left in all · "
+            return f"{self._number(name)} {name}, about {spoken(left)} left in all · "
 
         if self.silent:
             self._say(name, f"started, about {spoken(self._left.seconds())} left in all")

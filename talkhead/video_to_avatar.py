@@ -104,7 +104,7 @@ class _Training:
     """Where the results of the steps lie, and what each depends on."""
 
     def __init__(self, video: Path, output: Path, config: TrainConfig, device: torch.device, quiet: bool) -> None:
-        self.video, self.output, self.config, self.device, self.quiet = video, output, config, device, quiet
+        self.video, self.output, self.config, self.device = video, output, config, device
         self.work, self.report = work_of(output), output.with_suffix(".report.html")
         self.clip, self.avatar = Clip(self.work / output.stem), Avatar(self.work / output.name)
         self.check, self.held_out = self.work / "check.json", self.work / "held_out"
@@ -125,7 +125,7 @@ class _Training:
             raise TalkheadError(f"{self.work} holds the work of another video, {known['name']!r}; name another avatar with -o, "
                                 "or add --restart to begin anew there")
         if restart:
-            for path in self.work.iterdir():
+            for path in sorted(self.work.iterdir(), key=lambda path: path.name == RECORD):  # last, what says whose the folder is
                 if path.name not in CLUTTER:
                     remove(path)
             self.record = Record(self.work / RECORD)
