@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
 
 from cli import cli
@@ -97,16 +98,16 @@ class Nobody:
         pass
 
 
-@pytest.mark.parametrize("slide,shift", [(0, 0.0), (1, 7 / 320)])
-def test_a_cut_is_no_motion_of_the_camera(tmp_path, slide, shift):
+@pytest.mark.parametrize("slide,verdict", [(0, "good"), (1, "poor")])
+def test_a_cut_is_no_motion_of_the_camera(tmp_path, slide, verdict):
     rng = np.random.default_rng(0)
-    scenes = [np.kron(rng.integers(0, 2, (40, 60)) * 150 + 50, np.ones((6, 6))).astype(np.uint8) for _ in range(2)]
+    scenes = [((gaussian_filter(rng.standard_normal((240, 360)), 5) > 0) * 160 + 40).astype(np.uint8) for _ in range(2)]
     with VideoWriter(tmp_path / "cut.mp4", 320, 200) as writer:
         for t in range(60):
-            scene = scenes[t >= 36][:200, slide * (t % 36 // 5) : slide * (t % 36 // 5) + 320]
+            scene = scenes[t >= 36][:200, slide * (t % 36) : slide * (t % 36) + 320]
             writer.write(np.repeat(scene[..., None], 3, axis=2))
     seen = check.look(tmp_path / "cut.mp4", probe(tmp_path / "cut.mp4"), Nobody(), quiet=True)
-    assert seen.spans == [(0, 60)] and seen.shift[0] == pytest.approx(shift, abs=0.002)
+    assert seen.spans == [(0, 60)] and judged("camera motion", 100 * seen.shift[0]).verdict == verdict
     assert seen.changed[0] < 0.01 or slide
 
 
