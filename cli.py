@@ -9,6 +9,7 @@ talkhead_guard.check_or_exit(*talkhead_guard.PACKAGES)
 from talkhead.commands import (  # noqa: E402
     avatar,
     avatar_file,
+    check,
     demo,
     doctor,
     files,
@@ -18,6 +19,7 @@ from talkhead.commands import (  # noqa: E402
     stage1,
     stage2,
     torso,
+    train,
     verify,
 )
 
@@ -31,6 +33,8 @@ def cli(debug: bool) -> None:
     """From a video of one person to an avatar that speaks any audio.
 
     \b
+    talkhead check me.mp4                 is the recording good? answers in seconds
+    talkhead train me.mp4 -o me.avatar    all of the following in one
     talkhead process me.mp4 me            video -> clip folder
     talkhead stage1 finetune me           audio -> landmarks, for this person
     talkhead stage2 train me              landmarks -> Gaussian head
@@ -39,9 +43,9 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (process.process, importers.importers, importers.process_voca, importers.import_adnerf, stage1.stage1,
-                stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit, files.inspect,
-                demo.demo, doctor.doctor, verify.verify):
+for command in (check.check, train.train, process.process, importers.importers, importers.process_voca, importers.import_adnerf,
+                stage1.stage1, stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit,
+                files.inspect, demo.demo, doctor.doctor, verify.verify):
     cli.add_command(command)
 
 

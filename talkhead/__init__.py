@@ -15,12 +15,14 @@ import talkhead_guard
 talkhead_guard.check(*talkhead_guard.PACKAGES[:-1])
 
 if TYPE_CHECKING:
+    from process_data.check import check_video as check_video
     from process_data.config import ProcessConfig as ProcessConfig
     from process_data.importers.adnerf import import_adnerf as import_adnerf
     from process_data.importers.voca import import_voca as import_voca
     from process_data.pipeline import process as process
     from shared.avatar import Avatar as Avatar
     from shared.clip import Clip as Clip
+    from shared.consent import Consent as Consent
     from shared.errors import TalkheadError as TalkheadError
     from shared.errors import TalkheadWarning as TalkheadWarning
     from shared.landmarks import load_landmarks as load_landmarks
@@ -54,10 +56,12 @@ if TYPE_CHECKING:
     from talkhead.training import train_torso as train_torso
     from talkhead.verification import Verification as Verification
     from talkhead.verification import verify as verify
+    from talkhead.video_to_avatar import TrainConfig as TrainConfig
+    from talkhead.video_to_avatar import train_avatar as train_avatar
     from torso_styleunet.config import TorsoConfig as TorsoConfig
 
 HOMES = {  # public name -> module that defines it
-    "Avatar": "shared.avatar", "Clip": "shared.clip", "LandmarkStream": "stage1_audio2lmk.stream",
+    "Avatar": "shared.avatar", "Clip": "shared.clip", "Consent": "shared.consent", "LandmarkStream": "stage1_audio2lmk.stream",
     "MotionTrack": "talkhead.motion", "Orbit": "talkhead.free_view", "Predicted": "talkhead.synthesis",
     "PretrainConfig": "stage1_audio2lmk.pretrain", "ProcessConfig": "process_data.config", "Rendered": "talkhead.synthesis",
     "Renderer": "talkhead.synthesis", "Speaker": "talkhead.speaking",
@@ -70,6 +74,7 @@ HOMES = {  # public name -> module that defines it
     "import_voca": "process_data.importers.voca", "load_landmarks": "shared.landmarks", "load_poses": "shared.poses",
     "open_stream": "talkhead.synthesis", "pack": "talkhead.avatar_file", "predict": "talkhead.synthesis",
     "pretrain": "talkhead.training",
+    "TrainConfig": "talkhead.video_to_avatar", "check_video": "process_data.check", "train_avatar": "talkhead.video_to_avatar",
     "process": "process_data.pipeline", "render_free_view": "talkhead.free_view", "save_landmarks": "shared.landmarks",
     "synthesize": "talkhead.speaking", "train_head": "talkhead.training", "train_torso": "talkhead.training",
     "unpack": "talkhead.avatar_file",
