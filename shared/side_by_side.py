@@ -1,6 +1,6 @@
 """Stages of a pipeline side by side: one thread for each, short queues between them, so that memory stays bounded."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty, Full, Queue
 from threading import Event, Thread
@@ -11,7 +11,7 @@ END: Any = object()
 PAUSE = 0.05  # seconds between two looks whether the other side has given up
 
 
-def ahead(items: Iterable[T], size: int = 2) -> Iterator[T]:
+def ahead(items: Iterable[T], size: int = 2) -> Generator[T, None, None]:
     """`items` in their order, made in a thread that is at most `size` of them ahead; its error is raised where it belongs.
 
     The thread ends when the iteration ends or is closed.

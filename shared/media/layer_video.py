@@ -121,7 +121,7 @@ class LayerVideo:
         start = group * GROUP
         pictures = np.empty((min(GROUP, self.count - start), self.height, self.width, 4), np.uint8)
         try:
-            self._container.seek(int(Fraction(start, FPS) / self._stream.time_base), stream=self._stream)
+            self._container.seek(round(start / FPS / float(self._stream.time_base or 1)), stream=self._stream)
             for picture, frame in zip(pictures, self._container.decode(self._stream)):
                 if round(float(frame.time) * FPS) != start:
                     raise TalkheadError(f"{self.path} is damaged: picture {start} is missing")
