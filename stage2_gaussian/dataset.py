@@ -190,7 +190,8 @@ class HeadDataset:
         return [np.ascontiguousarray(source(self.indices[rows])[:, self.rows, self.columns]) for source in sources]
 
     def _prepare(self, rows: np.ndarray, read: list[np.ndarray] | None = None) -> FrameTensors:
-        frames, labels, *person_alpha = (torch.from_numpy(x).to(self.device) for x in (self._read(rows) if read is None else read))
+        read = self._read(rows) if read is None else read
+        frames, labels, *person_alpha = (torch.from_numpy(x).to(self.device) for x in read)
         person = person_alpha[0].float() / 255 if person_alpha else None
         head = (labels == HEAD) | (labels == MOUTH)
         plates = self.plates[self.shots[torch.from_numpy(rows).to(self.device)]]
