@@ -43,15 +43,20 @@ def load_torso(path: Path | str, device: torch.device | str = "cpu") -> Torso:
     sizes: list[Any] = [meta.get(name) for name in ("width", "height", "margin")]
     if not config.channels or any(type(size) is not int or not 0 <= size <= LARGEST_SIDE for size in sizes):
         raise TalkheadError(f"{path} is damaged: its width, height and margin should be pixels, found {shown(sizes)}")
-    torso = load_module(lambda: Torso(config, *sizes), _unpacked(tensors), path)
+    torso = load_module(lambda: Torso(config, *sizes), _unpacked(tensors, path), path)
     return torso.to(device).eval().requires_grad_(False)
 
 
-def _unpacked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _unpacked(tensors: dict[str, Tensor], path: Path | str) -> dict[str, Tensor]:
     """The tensors of a file as a `Torso` holds them; those of earlier versions were written that way."""
-    whole = {name: tensor.float() for name, tensor in tensors.items()}
-    if "plate.color" in whole and "plate.alpha" in whole and "noise" in whole:
-        whole["plate"] = torch.cat([whole.pop("plate.color") / 255, whole.pop("plate.alpha")])
-        if tensors["noise"].dtype == torch.int8:
-            whole["noise"] = whole["noise"] * NOISE_STEP
-    return whole
+    if not {"plate.color", "plate.alpha", "noise"} <= tensors.keys():
+        return tensors
+    for name, kind in (("plate.color", torch.uint8), ("noise", torch.int8)):
+        if tensors[name].dtype != kind:
+            raise TalkheadError(f"{path} is damaged: tensor {name!r} should hold {kind}, found {tensors[name].dtype}")
+    whole = {name: tensor.float() if tensor.dtype in (torch.float16, torch.uint8, torch.int8) else tensor
+             for name, tensor in tensors.items()}
+    color, alpha = whole.pop("plate.color") / 255, whole.pop("plate.alpha")
+    if color.shape[1:] != alpha.shape[1:] or color.ndim != 3:
+        raise TalkheadError(f"{path} is damaged: plate.color {tuple(color.shape)} and plate.alpha {tuple(alpha.shape)} differ")
+    return {**whole, "plate": torch.cat([color, alpha]), "noise": whole["noise"] * NOISE_STEP}
