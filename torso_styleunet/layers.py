@@ -6,6 +6,7 @@ motion, which repeat. So it is drawn with the neutral face after training, and s
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.media.layer_video import GROUP, LayerVideo, write_layers
+from shared.side_by_side import ahead
 from shared.training import progress
 from torso_styleunet.composite import draw_torso
 from torso_styleunet.model import Torso
@@ -38,7 +40,8 @@ def store_layers(torso: Torso, heads: Callable[[np.ndarray], Tensor], poses: np.
                 yield from to_bytes(draw_torso(torso, heads(rows), pose, turn)).cpu().numpy()
                 bar.update(len(rows))
 
-    return write_layers(path, pictures(), torso.width, torso.height)
+    with closing(ahead(pictures(), 2 * size)) as drawn:  # while some are drawn, others are encoded
+        return write_layers(path, drawn, torso.width, torso.height)
 
 
 def to_bytes(torso_rgba: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ def write_layers(path: Path | str, pictures: Iterable[np.ndarray], width: int, h
         container.flags |= BITEXACT
         stream = container.add_stream("libx264", rate=Fraction(FPS))
         stream.width, stream.height, stream.pix_fmt = width + width % 2, 2 * half, "yuv444p"
-        stream.options = {"crf": str(CRF), "preset": "medium", "tune": "ssim", "threads": "1", "x264-params":
+        stream.options = {"crf": str(CRF), "preset": "medium", "tune": "ssim", "threads": "auto", "x264-params":
                           f"keyint={GROUP}:min-keyint={GROUP}:scenecut=0:bframes=0:fullrange=on:colormatrix=bt709"}
         planes = np.full((3, 2 * half, stream.width), GREY, np.uint8)  # Y, Cb, Cr
         for picture in pictures:
