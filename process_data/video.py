@@ -1,5 +1,6 @@
 """A recording of any kind -> square 25 fps video.mp4 and 16 kHz mono audio.wav."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def sample_frames(video: Path, info: VideoInfo, count: int) -> Iterator[np.ndarr
     """About `count` frames spread over a video."""
     step = max(1, info.frames_estimate // count)
     if info.frames_estimate < SEEK_FROM or not info.seekable:
-        yield from (frame for k, frame in enumerate(read_video(video)) if k % step == 0)
+        yield from read_video(video, only=range(0, sys.maxsize, step))
         return
     for k in range(0, info.frames_estimate, step):
         yield from read_video(video, start=k, stop=k + 1)
