@@ -97,6 +97,7 @@ class Workers:
         try:
             with _without_interrupts():
                 self._counter = context.Value("q", 0)
+            with _without_interrupts():  # anew, since starting the resource tracker, as above, ends it
                 if sys.platform == "linux":
                     context.set_forkserver_preload(PRELOADED + ["mediapipe.tasks.python.vision"] * PROCESSORS.exists())
                     forkserver.ensure_running()
