@@ -148,8 +148,8 @@ def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, in
 
 
 def _steady_frames(source: Path) -> int:
-    """Number of frames if the stream can be copied, else 0: frame k at k/25 s, upright, progressive, intact, square pixels,
-    yuv420p, standard colours."""
+    """Number of frames if the stream can be copied, else 0: frame k at k/25 s, of one size, upright, progressive, intact, square
+    pixels, yuv420p, standard colours."""
     info = probe(source)
     if info.rotation or info.mirrored or any("BT.709" in note for note in info.notes):
         return 0
@@ -169,7 +169,8 @@ def _steady_frames(source: Path) -> int:
     with open_media(source, "video") as container:
         stream = video_stream(container, source)
         stream.thread_type = "AUTO"
-        plain = all(not frame.interlaced_frame and orientation(frame) == (False, 0) for frame in decode(container, stream))
+        plain = all(not frame.interlaced_frame and orientation(frame) == (False, 0)
+                    and (frame.width, frame.height) == (info.width, info.height) for frame in decode(container, stream))
     return len(times) if plain else 0
 
 

@@ -3,18 +3,15 @@
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for
 from threading import Thread
 from typing import Any, NoReturn
 
-from process_data.detection.mediapipe_tasks import PROCESSORS
 from shared import machine
 from shared.errors import MachineError
 from shared.files import remove_unfinished
@@ -24,8 +21,6 @@ from shared.training import progress
 PARTS = 32  # chunks of a video, unless they would be shorter or longer than allowed
 SHORTEST, LONGEST = 50, 250  # frames
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read by numeric libraries when they load
-# what the jobs need, loaded once in a process that the workers are forked from; none of it starts threads when it loads
-PRELOADED = ["process_data.detection.detection_pass", "process_data.segmentation.segmentation_pass", "process_data.tracking.track"]
 _counter: Any = None  # in a worker: the shared number of frames done
 
 
@@ -79,8 +74,6 @@ def _without_interrupts() -> Iterator[None]:
 class Workers:
     """A pool of processes for several passes over the video. Use as a context manager.
 
-    On Linux they are forked from a server process that loads the libraries once, while this process goes on.
-
     `count` processes, by default as many as processors and memory allow. Each uses one thread, since the matrices of one
     frame are too small to share. They end when this process ends, also if it is killed.
     """
@@ -92,15 +85,11 @@ class Workers:
         # numeric libraries read these when they load, so they must be set before the processes start
         self._environment = {name: os.environ.get(name) for name in THREADS}
         os.environ.update(dict.fromkeys(THREADS, "1"))
-        context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        context = multiprocessing.get_context("spawn")
         watched, self._alive = context.Pipe(duplex=False)
         try:
             with _without_interrupts():
                 self._counter = context.Value("q", 0)
-            with _without_interrupts():  # anew, since starting the resource tracker, as above, ends it
-                if sys.platform == "linux":
-                    context.set_forkserver_preload(PRELOADED + ["mediapipe.tasks.python.vision"] * PROCESSORS.exists())
-                    forkserver.ensure_running()
         except OSError as error:  # no shared memory
             raise MachineError(f"worker processes cannot be started: {error.strerror}; can /dev/shm be written?") from error
         self._pool = ProcessPoolExecutor(self.count, mp_context=context, initializer=_start_worker,

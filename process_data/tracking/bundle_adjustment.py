@@ -12,7 +12,7 @@ import numpy as np
 from scipy.linalg import solveh_banded
 
 from shared.arrays import evenly
-from shared.camera import pose_matrix, rotation_from_rotvec, rotvec_from_rotation, umeyama
+from shared.camera import pose_matrix, project, rotation_from_rotvec, rotvec_from_rotation, umeyama
 from shared.compiled import cached_njit
 from shared.landmarks import EYE_CORNER_DISTANCE
 
@@ -122,7 +122,7 @@ def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrins
     poses = fit_poses(tracks, points, poses, shots, intrinsics, iterations, smoothness)
     square, seen = np.zeros(2), np.zeros(2)
     for part in _blocks(len(poses)):
-        pixels = _camera(points[tracks.index(part)], poses[part], intrinsics)[0]
+        pixels = project(points[tracks.index(part)], poses[part], intrinsics)
         error = ((pixels - tracks.pixels[part]) ** 2).sum(-1)
         for k, columns in enumerate((slice(0, tracks.common), slice(tracks.common, None))):
             square[k] += np.nansum(error[:, columns])
@@ -151,25 +151,18 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
     columns = columns.reshape(len(frames), -1)
     points, start = tracks.start[used], tracks.start[used]
     number = len(used)
-    shown = np.isfinite(tracks.pixels[frames, :, 0])  # a frame shows a point in one column at most
-    seen_in = np.nonzero(shown)[0]
     places = tracks.start.astype(float)
     for _ in range(iterations):
         places[used] = points
         hess_pose, grad_pose, rows, residual = _normal_equations(tracks, frames, places, poses, intrinsics, jacobians=True)
-        by_pose, by_point = rows[..., :6], rows[..., 6:]
-        hess_point, grad_point = np.zeros((number, 3, 3)), np.zeros((number, 3))
-        np.add.at(hess_point, columns, by_point.swapaxes(2, 3) @ by_point)
-        np.add.at(grad_point, columns, np.einsum("tnki,tnk->tni", by_point, residual))
+        hess_point, grad_point, mixed = _by_point(rows, residual, columns, number)
         # the prior fixes the free similarity, and the depth where the head turns too little to show it
         seen = np.trace(hess_point, axis1=1, axis2=2) > 0
         prior = SHAPE_PRIOR * np.trace(hess_point[seen], axis1=1, axis2=2).mean() / 3
         hess_point = hess_point + prior * np.eye(3)
         grad_point = grad_point + prior * (points - start)
-        mixed = np.zeros((len(frames), number, 6, 3))
-        mixed[seen_in, columns[shown]] = (by_pose.swapaxes(2, 3) @ by_point)[shown]
-        cross = mixed.swapaxes(1, 2).reshape(len(frames), 6, number * 3)
-        solved = np.linalg.solve(hess_pose + DAMPING * np.eye(6), np.concatenate([grad_pose[..., None], cross], axis=2))
+        cross = mixed.reshape(len(frames), 6, number * 3)
+        solved = np.linalg.inv(hess_pose + DAMPING * np.eye(6)) @ np.concatenate([grad_pose[..., None], cross], axis=2)
         schur = -(cross.reshape(-1, number * 3).T @ solved[..., 1:].reshape(-1, number * 3))
         for n in range(number):
             schur[3 * n : 3 * n + 3, 3 * n : 3 * n + 3] += hess_point[n]
@@ -224,14 +217,6 @@ def _banded_step(hess: np.ndarray, grad: np.ndarray, poses: np.ndarray, shots: l
         for k in (1, 2):
             band[12 - 6 * k, 6 * k + i :: 6] += diagonals[k, : count - k] * scale[i] ** 2
     return solveh_banded(band, -(grad + pull * scale**2).reshape(-1)).reshape(count, 6)
-
-
-def _camera(points: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points (n,M,3) in head space -> pixels (n,M,2), points in camera space (n,M,3), and these before the translation."""
-    fx, fy, cx, cy = intrinsics
-    turned = points @ poses[:, :3, :3].swapaxes(1, 2)
-    camera = turned + poses[:, None, :3, 3]
-    return camera[..., :2] / camera[..., 2:] * [fx, fy] + [cx, cy], camera, turned
 
 
 def _normal_equations(tracks: Tracks, frames: slice | np.ndarray, points: np.ndarray, poses: np.ndarray,
@@ -292,6 +277,26 @@ def _sums(points, index, observed, sigma, poses, fx, fy, cx, cy, jacobians):
                 rows[t, m] = row
                 residuals[t, m] = residual
     return hess, grad, rows, residuals
+
+
+@cached_njit()
+def _by_point(rows, residuals, columns, number):
+    """Sums over the frames for each point: Hessian (number,3,3) and gradient (number,3); and the mixed second derivatives by
+    pose and point of each frame, (n,6,number,3)."""
+    hess, grad = np.zeros((number, 3, 3)), np.zeros((number, 3))
+    mixed = np.zeros((len(rows), 6, number, 3))
+    for t in range(len(rows)):
+        for m in range(columns.shape[1]):
+            point = columns[t, m]
+            for k in range(2):
+                row = rows[t, m, k]
+                for i in range(3):
+                    grad[point, i] += row[6 + i] * residuals[t, m, k]
+                    for j in range(3):
+                        hess[point, i, j] += row[6 + i] * row[6 + j]
+                    for j in range(6):
+                        mixed[t, j, point, i] += row[j] * row[6 + i]
+    return hess, grad, mixed
 
 
 def _moved(poses: np.ndarray, step: np.ndarray) -> np.ndarray:

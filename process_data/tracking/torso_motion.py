@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.signal import savgol_filter
 
 from shared.camera import rotvec_from_rotation, umeyama
 from shared.clip import BACKGROUND, TORSO
@@ -359,6 +358,8 @@ def fill_and_smooth(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.
 
 
 def _fill_and_smooth(motion: np.ndarray) -> np.ndarray:
+    from scipy.signal import savgol_filter  # slow to load, and not needed in the workers
+
     known = np.flatnonzero(~np.isnan(motion[:, 0]))
     if len(known) == 0:
         return np.tile(IDENTITY, (len(motion), 1))

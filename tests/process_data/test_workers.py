@@ -77,7 +77,7 @@ def test_workers_end_with_their_parent_whatever_ends_it(tmp_path, number, to_all
     folder.mkdir()
     with start(folder, tmp_path / "busy.py") as process:
         assert wait_until(lambda: len(list(folder.glob("ready-*"))) == 2)
-        assert len(members(process.pid)) == 5  # this one, two workers, what they are forked from and the resource tracker
+        assert len(members(process.pid)) == 4  # this one, two workers and the resource tracker
         (os.killpg if to_all else os.kill)(process.pid, number)
         _, said = process.communicate(timeout=60)
         assert wait_until(lambda: not members(process.pid), 10), members(process.pid)
