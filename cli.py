@@ -6,7 +6,22 @@ import talkhead_guard
 
 talkhead_guard.check_or_exit(*talkhead_guard.PACKAGES)
 
-from talkhead.commands import avatar, demo, doctor, files, importers, process, runner, stage1, stage2, torso  # noqa: E402
+from talkhead.commands import (  # noqa: E402
+    avatar,
+    avatar_file,
+    check,
+    demo,
+    doctor,
+    files,
+    importers,
+    process,
+    runner,
+    stage1,
+    stage2,
+    torso,
+    train,
+    verify,
+)
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -18,6 +33,8 @@ def cli(debug: bool) -> None:
     """From a video of one person to an avatar that speaks any audio.
 
     \b
+    talkhead check me.mp4                 is the recording good? answers in seconds
+    talkhead train me.mp4 -o me.avatar    all of the following in one
     talkhead process me.mp4 me            video -> clip folder
     talkhead stage1 finetune me           audio -> landmarks, for this person
     talkhead stage2 train me              landmarks -> Gaussian head
@@ -26,8 +43,9 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (process.process, importers.importers, importers.process_voca, importers.import_adnerf, stage1.stage1,
-                stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, files.edit, files.inspect, demo.demo, doctor.doctor):
+for command in (check.check, train.train, process.process, importers.importers, importers.process_voca, importers.import_adnerf,
+                stage1.stage1, stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit,
+                files.inspect, demo.demo, doctor.doctor, verify.verify):
     cli.add_command(command)
 
 

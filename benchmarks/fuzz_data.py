@@ -1,6 +1,6 @@
 """Damages valid data files in seeded ways and feeds them to what reads them.
 
-Landmarks, poses, tables, clip.json, avatar.json, checkpoints, splat files, pictures and settings are made small and valid,
+Landmarks, poses, tables, clip.json, avatars, checkpoints, splat files, pictures and settings are made small and valid,
 then bits flip, ends are cut, bytes go in, headers and JSON values change. Whoever reads them may refuse (TalkheadError) or
 take them; any other exception, a hang, or memory beyond the limit is reported and makes the exit code 1.
 
@@ -8,8 +8,11 @@ take them; any other exception, a hang, or memory beyond the limit is reported a
 """
 
 import argparse
+import hashlib
+import io
 import json
 import multiprocessing
+import os
 import queue
 import resource
 import shutil
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -58,6 +62,7 @@ def make_samples(folder: Path) -> None:
     from stage2_gaussian.checkpoint import save_head
     from stage2_gaussian.head import Head
     from stage2_gaussian.ply import canonical_gaussians, write_ply
+    from talkhead.avatar_file import pack
     from torso_styleunet.checkpoint import save_torso
     from torso_styleunet.config import TorsoConfig
     from torso_styleunet.model import Torso
@@ -100,6 +105,7 @@ def make_samples(folder: Path) -> None:
     write_ply(folder / "head.ply", canonical_gaussians(head))
     torso = TorsoConfig(steps=1, batch=2, channels=4, max_channels=8, levels=2, style_dim=8)
     save_torso(avatar.torso, Torso(torso, SIZE, SIZE, 2))
+    pack(avatar, folder / "me.avatar", figures={"stage2": {"psnr": 30.5}})
     save_speech_encoder(folder / "encoder.safetensors", SpeechEncoder(SpeechEncoderConfig(dim=16, layers=1, heads=2, size=8)), {})
     settings = config_to_dict(Stage1Config())
     text = "\n".join(f"{name}: {json.dumps(value)}" for name, value in settings.items())
@@ -121,6 +127,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
     from stage1_audio2lmk.encoders.speech_encoder import load_speech_encoder
     from stage2_gaussian.checkpoint import load_head
     from stage2_gaussian.ply import read_ply
+    from talkhead.avatar_file import describe_avatar
     from talkhead.inspect import describe
     from talkhead.splat_file import import_head
     from torso_styleunet.checkpoint import load_torso
@@ -133,8 +140,8 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
             opened.split(name)
         opened.shot_of_frames()
 
-    def avatar(folder: Path) -> None:
-        opened = Avatar(folder / "avatar")
+    def avatar(folder: Path, name: str = "avatar") -> None:
+        opened = Avatar(folder / name)
         opened.require("stage1", "stage2", "torso")
         for load in (opened.load_neutral, opened.load_motion, opened.load_background):
             load()
@@ -161,6 +168,8 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
         "avatar/stage1.safetensors": [inspect("avatar"), *of("avatar/stage1.safetensors", lambda path: load_model(path, "cpu"))],
         "avatar/stage2.safetensors": of("avatar/stage2.safetensors", lambda path: load_head(path, "cpu")),
         "avatar/torso.safetensors": of("avatar/torso.safetensors", load_torso),
+        "me.avatar": [lambda folder: avatar(folder, "me.avatar"), inspect("me.avatar"),
+                      lambda folder: list(describe_avatar(Avatar(folder / "me.avatar")))],
         "encoder.safetensors": of("encoder.safetensors", load_speech_encoder),
         "head.ply": [*of("head.ply", read_ply), lambda folder: import_head(Avatar(folder / "avatar"), folder / "head.ply",
                                                                            folder / "new.avatar", overwrite=True)],
@@ -234,8 +243,37 @@ def damaged_text(text: str, rng: np.random.Generator) -> bytes:
     return text.encode(encoding, "surrogatepass" if encoding != "latin-1" else "replace")
 
 
+def damaged_avatar(data: bytes, rng: np.random.Generator) -> bytes:
+    """An avatar file with one member damaged, or its manifest, the other hashes and checksums right; or with its end damaged."""
+    if rng.random() < 0.4:  # where the directory is
+        return damaged_bytes(data[::-1], rng)[::-1]
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    manifest = json.loads(files["manifest.json"])
+    name = str(rng.choice(sorted(files)))
+    files[name] = mutated(Path(name), files[name], rng)
+    if name != "manifest.json":
+        manifest["files"][name] = {"size": len(files[name]), "sha256": hashlib.sha256(files[name]).hexdigest()}
+        info = json.loads(files["avatar.json"]) if name != "avatar.json" else {"files": {}, "parts": {}}
+        for known, key in ((info["files"], name), (info["parts"].get(name.removesuffix(".safetensors"), {}), "sha256")):
+            if key in known:
+                known[key] = manifest["files"][name]["sha256"]
+        if name != "avatar.json":
+            files["avatar.json"] = json.dumps(info).encode()
+            manifest["files"]["avatar.json"] = {"size": len(files["avatar.json"]),
+                                                "sha256": hashlib.sha256(files["avatar.json"]).hexdigest()}
+        files["manifest.json"] = json.dumps(manifest).encode()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for key, content in files.items():
+            archive.writestr(zipfile.ZipInfo(key), content, zipfile.ZIP_DEFLATED if rng.random() < 0.5 else zipfile.ZIP_STORED)
+    return out.getvalue()
+
+
 def mutated(path: Path, data: bytes, rng: np.random.Generator) -> bytes:
     """A damaged copy of a valid file's bytes, by what kind of file it is."""
+    if path.suffix == ".avatar" and rng.random() < 0.8:
+        return damaged_avatar(data, rng)
     if path.suffix == ".json" and rng.random() < 0.6:
         return json.dumps(damaged_json(json.loads(data), rng)).encode()
     if path.suffix in (".json", ".yaml", ".csv") and rng.random() < 0.6:
@@ -300,6 +338,7 @@ def work(folder: Path, numbers: list[int], seed: int, memory: int, said: Any) ->
     torch.set_num_threads(1)
     warnings.simplefilter("error", RuntimeWarning)
     samples = Path(tempfile.mkdtemp(dir=folder))
+    os.environ["XDG_CACHE_HOME"] = str(samples)  # where avatar files are unpacked
     shutil.copytree(folder / "samples", samples / "s")
     every = readers()
     for name, functions in every.items():  # the first use of a library takes memory that is not the case's

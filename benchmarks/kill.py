@@ -284,7 +284,7 @@ def measure(command: Command, began: Path, root: Path, count: int, rng: np.rando
 def main(count: int, seed: int, only: tuple[str, ...], how: str, size: int, clip: Path | None, workers_here: bool) -> None:
     """Kill -9 talkhead's commands at random moments, check what is left, and run them again."""
     import process_data.pipeline  # noqa: F401
-    import talkhead.synthesis  # noqa: F401  # what every child would load otherwise
+    import talkhead.speaking  # noqa: F401  # what every child would load otherwise
     import talkhead.training  # noqa: F401
 
     with tempfile.TemporaryDirectory(prefix="kill-") as scratch:

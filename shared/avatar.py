@@ -1,19 +1,20 @@
-"""The avatar folder: all that synthesis reads. No training frames, no machine path; it can be zipped and moved."""
+"""The avatar, a folder or one file: all that synthesis reads. No training frames, no machine path."""
 
 import dataclasses
 import shutil
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
-from shared.arrays import is_address, missing
+from shared.arrays import is_address, missing, read_start
+from shared.avatar_file import Manifest, Unpacked, checkpoint_header, is_avatar_file, refuse_deep, unpacked
 from shared.clip import Clip, check_picture
 from shared.config import config_from_dict, shown
+from shared.consent import Consent
 from shared.errors import TalkheadError, TalkheadWarning
 from shared.files import make_folder, read_json, refuse_unreachable, sha256, write_json
 from shared.landmarks import load_array, load_landmarks, save_array
@@ -23,6 +24,8 @@ from shared.poses import load_poses
 from shared.publish import PATIENCE, finish_move, publish, work_folder
 
 AVATAR_FORMAT = 1
+TRACK = ("motion_poses.npy", "motion_torso.npy")
+LONGEST_TRACK = 1000  # frames; longer ones would only make the stored torso larger
 PARTS = ("stage1", "stage2", "torso")
 COMMANDS = {"stage1": "stage1 finetune", "stage2": "stage2 train", "torso": "torso train"}  # that train a part
 
@@ -33,6 +36,8 @@ class AvatarInfo:
 
     parts says of each trained part the "sha256" of its file, the identity and the name of its "clip", and of an edited head
     "trained", the hash that training gave it. files holds the SHA-256 of the other files by name. Both lack in older avatars.
+    layers is of the stored torso: its "sha256", and in "of" what it was drawn from, see `layers_source`. figures are what was
+    measured, by part, and consent says who allowed the avatar.
     """
 
     name: str
@@ -42,25 +47,69 @@ class AvatarInfo:
     fps: int
     parts: dict[str, dict[str, str]] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    consent: Consent | None = None
     format: int = AVATAR_FORMAT
 
 
+class _File:
+    """An attribute of an avatar: the path of the file of that name in it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, avatar: None, owner: Any) -> "_File": ...
+    @overload
+    def __get__(self, avatar: "Avatar", owner: Any) -> Path: ...
+    def __get__(self, avatar: "Avatar | None", owner: Any) -> "Path | _File":
+        return self if avatar is None else avatar.folder / self.name
+
+
 class Avatar:
-    """An avatar folder. Making the object touches no file; reading does, and finishes an update that was cut short."""
+    """An avatar: a folder, or one file, which is read only and is unpacked where nobody else sees it when it is first used.
+
+    Making the object touches no file; reading does, and finishes an update that was cut short. `root` is what the user named.
+    """
+
+    json = _File("avatar.json")
+    stage1 = _File("stage1.safetensors")
+    stage2 = _File("stage2.safetensors")
+    torso = _File("torso.safetensors")
+    neutral = _File("neutral.npy")
+    poses = _File("motion_poses.npy")
+    motion = _File("motion_torso.npy")
+    background = _File("background.png")
+    layers = _File("torso_layers.mp4")
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
-        self.json = self.root / "avatar.json"
-        self.stage1 = self.root / "stage1.safetensors"
-        self.stage2 = self.root / "stage2.safetensors"
-        self.torso = self.root / "torso.safetensors"
-        self.neutral = self.root / "neutral.npy"
-        self.poses = self.root / "motion_poses.npy"
-        self.motion = self.root / "motion_torso.npy"
-        self.background = self.root / "background.png"
-        self.editable = (self.neutral, self.poses, self.motion, self.background)
         self._info: AvatarInfo | None = None
         self._verified: set[str] = set()
+        self._unpacked: Unpacked | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether this is one file."""
+        return self.root.is_file()
+
+    @property
+    def folder(self) -> Path:
+        """Where the avatar's files lie: `root`, or what was unpacked of it. Raises TalkheadError for a file that is no avatar."""
+        if not self.packed:
+            return self.root
+        if self._unpacked is None or not self._unpacked.folder.is_dir():
+            found = unpacked(self.root, check_contents)
+            if self._unpacked is not None and self._unpacked.key != found.key:
+                raise TalkheadError(f"{self.root} was replaced while it was being used; start again")
+            self._unpacked = found
+        return self._unpacked.folder
+
+    @property
+    def editable(self) -> tuple[Path, Path, Path, Path]:
+        """What a user may edit."""
+        return self.neutral, self.poses, self.motion, self.background
 
     @property
     def info(self) -> AvatarInfo:
@@ -70,23 +119,21 @@ class Avatar:
         return self._info
 
     def check(self) -> None:
-        """Raise TalkheadError unless this is an avatar folder whose avatar.json is valid."""
+        """Raise TalkheadError unless this is an avatar whose avatar.json is valid."""
         _ = self.info
 
     def _read_info(self) -> AvatarInfo:
         refuse_unreachable(self.root)
-        if self.root.is_file():
-            kind = "zip archive; unzip it and name the folder" if zipfile.is_zipfile(self.root) else "file; name an avatar folder"
-            raise TalkheadError(f"{self.root} is a {kind}")
         if is_address(self.root):
             raise TalkheadError(missing(self.root))
-        if not self.root.is_dir():
+        if not self.root.exists():
             raise TalkheadError(f"{self.root}: there is no avatar here; train one with `talkhead stage1 finetune`, "
                                 "`talkhead stage2 train` and `talkhead torso train`")
-        finish_move(self.root)
+        finish_move(self.folder)
         if not self.json.is_file():
             raise TalkheadError(f"{self.root} is not an avatar folder (no avatar.json in it)")
         values: dict[str, Any] = read_json(self.json)
+        refuse_deep(values, str(self.json))
         if values.get("format") != AVATAR_FORMAT:
             raise TalkheadError(f"{self.json}: expected avatar format {AVATAR_FORMAT}, found {shown(values.get('format'))}")
         info = config_from_dict(AvatarInfo, values, str(self.json))
@@ -99,7 +146,8 @@ class Avatar:
         self.check()
         for part in parts:
             if not self.part(part).is_file():
-                raise TalkheadError(f"{self.root}: the avatar has no {part} yet; run `talkhead {COMMANDS[part]} CLIP`")
+                pack = " and pack the avatar again" if self.packed else ""
+                raise TalkheadError(f"{self.root}: the avatar has no {part} yet; run `talkhead {COMMANDS[part]} CLIP`{pack}")
             self.verify(part)
         self._require_one_clip(parts)
         if "files" not in self._verified:
@@ -110,7 +158,7 @@ class Avatar:
 
     def verify(self, part: str) -> None:
         """Raise TalkheadError unless the file of `part` is the one that the manifest names; one in no manifest passes."""
-        known = self.info.parts.get(part)
+        known = None if self.packed else self.info.parts.get(part)  # what was unpacked has been compared
         if known is not None and part not in self._verified and sha256(self.part(part)) != known["sha256"]:
             raise TalkheadError(f"{self.part(part)} is not the file that training wrote: its bytes were damaged or replaced; "
                                 f"copy the avatar again, or run `talkhead {COMMANDS[part]} CLIP --overwrite`")
@@ -128,26 +176,44 @@ class Avatar:
 
     def part(self, part: str) -> Path:
         """The file of a part."""
-        return self.root / f"{part}.safetensors"
+        return self.folder / f"{part}.safetensors"
+
+    def contents(self) -> list[Path]:
+        """Every file that makes up an avatar, there or not."""
+        return [self.json, *(self.part(part) for part in PARTS), *self.editable, self.layers]
 
     def files(self) -> list[Path]:
-        """Every file that makes up an avatar, there or not."""
-        return [self.json, *(self.part(part) for part in PARTS), *self.editable]
+        """What of an avatar lies where the user named it: its `contents`, or the one file."""
+        return [self.root] if self.packed else self.contents()
+
+    def require_folder(self) -> None:
+        """Raise TalkheadError for an avatar file, which nothing is written into."""
+        if self.packed:
+            raise TalkheadError(f"{self.root} is one file, which is only read; make a folder of it with `talkhead avatar unpack "
+                                f"{self.root} -o FOLDER`, and name that")
 
     def edited(self) -> list[Path]:
-        """Neutral, motion track and background where they are no longer as training wrote them."""
-        return [path for path in self.editable
-                if path.name in self.info.files and path.is_file() and sha256(path) != self.info.files[path.name]]
+        """Neutral, motion track and background where they are no longer as training wrote them; none of an avatar file."""
+        return [] if self.packed else [path for path in self.editable
+                                       if path.name in self.info.files and path.is_file()
+                                       and sha256(path) != self.info.files[path.name]]
+
+    def has_layers(self) -> bool:
+        """Whether the torso is stored for every frame of the motion track, as torso and track are now."""
+        return (bool(self.info.layers) and self.layers.is_file() and self.info.layers["of"] == layers_source(self.info)
+                and not {self.poses, self.motion} & set(self.edited()))
 
     def accept_edits(self) -> list[Path]:
         """Take over what `edited` names; returns it. Raises TalkheadError for a file that is not valid."""
+        self.require_folder()
         edited = self.edited()
         self.load_neutral(), self.load_motion(), self.load_background()
         self.save_info(dataclasses.replace(self.info, files=self.info.files | {path.name: sha256(path) for path in edited}))
         return edited
 
     def save_info(self, info: AvatarInfo) -> None:
-        """Write avatar.json, atomically."""
+        """Write avatar.json, atomically. Raises TalkheadError for an avatar file."""
+        self.require_folder()
         write_json(self.json, dataclasses.asdict(info))
         self.forget()
 
@@ -178,9 +244,53 @@ class Avatar:
             raise TalkheadError(f"{self.root}: {len(poses)} poses but {len(torso)} torso motions in the motion track")
         return poses, torso
 
+    def check_background(self) -> None:
+        """Raise TalkheadError unless the background is of the avatar's size."""
+        height, width = self.load_background().shape[:2]
+        if (width, height) != (self.info.width, self.info.height):
+            raise TalkheadError(f"{self.background}: expected a picture of {self.info.width}x{self.info.height}, found "
+                                f"{width}x{height}")
+
     def load_background(self) -> np.ndarray:
         """(H,W,3) uint8 RGB."""
         return read_png(self.background)
+
+
+def check_contents(folder: Path, manifest: Manifest) -> None:
+    """Raise TalkheadError unless an unpacked avatar is whole, of files that can be read, and what its manifest says it is."""
+    avatar = Avatar(folder)
+    info = avatar.info
+    for key in ("name", "width", "height", "figures", "consent"):
+        said, found = getattr(manifest, key), getattr(info, key)
+        if said != found:
+            raise TalkheadError(f"{folder}: its manifest says of its {key} {str(said)[:100]!r}, its avatar.json "
+                                f"{str(found)[:100]!r}; it was put together by hand, so pack it again")
+    named = {f"{part}.safetensors": known["sha256"] for part, known in info.parts.items()} | info.files
+    if info.layers:
+        named[Avatar.layers.name] = info.layers["sha256"]
+    for name, known in named.items():
+        if name not in manifest.files or manifest.files[name].sha256 != known:
+            raise TalkheadError(f"{folder}: {shown(name)} is not the file that its avatar.json names; pack the avatar again")
+    avatar.load_neutral(), avatar.load_motion()
+    avatar.check_background()
+    for part in PARTS:
+        if avatar.part(part).is_file():
+            checkpoint_header(avatar.part(part).read_bytes(), avatar.part(part))
+
+
+def layers_source(info: AvatarInfo) -> str:
+    """What a stored torso was drawn from: hashes of the torso's network and of the motion track."""
+    return " ".join([info.parts.get("torso", {}).get("sha256", ""), *(info.files.get(name, "") for name in TRACK)])
+
+
+def is_avatar(path: Path) -> bool:
+    """Whether a path is meant as an avatar, not as a file of one: a folder or an avatar file."""
+    return path.is_dir() or path.is_file() and is_avatar_file(read_start(path, 64))
+
+
+def load_neutral(path: Path) -> np.ndarray:
+    """The face at rest (68,3) of an avatar, or of a landmark file its first row. Raises TalkheadError."""
+    return Avatar(path).load_neutral()[0] if is_avatar(path) else load_landmarks(path)[0]
 
 
 def avatar_folder(clip_folder: Path) -> Path:
@@ -197,6 +307,7 @@ def refuse_other_clip(avatar: Avatar, clip: Clip, part: str, overwrite: bool) ->
     With `overwrite` that is allowed, since the others can be trained anew afterwards; but no torso is trained to a head of
     another clip.
     """
+    avatar.require_folder()
     if not avatar.json.is_file():
         return
     others = {name: known for name, known in avatar.info.parts.items()
@@ -233,6 +344,14 @@ def add_part(avatar: Avatar, clip: Clip, part: str) -> None:
         _publish(avatar, part, avatar.info, {part: _entry(avatar.work(part), clip.identity(), clip.info.name)})
 
 
+def add_layers(avatar: Avatar) -> None:
+    """Take over the stored torso from avatar.work("layers")."""
+    with lock_folder(avatar.root, wait=PATIENCE):
+        avatar.forget()
+        made = {"sha256": sha256(avatar.work("layers").with_name(avatar.layers.name)), "of": layers_source(avatar.info)}
+        _publish(avatar, "layers", dataclasses.replace(avatar.info, layers=made), {})
+
+
 def replace_edited_head(avatar: Avatar, trained: str | None) -> None:
     """Take over an edited head from avatar.work("stage2"): it stays of its clip, and poses fitted with the head of SHA-256
     `trained`, from which it was made, stay its own."""
@@ -255,7 +374,7 @@ def _publish(avatar: Avatar, work: str, info: AvatarInfo, parts: Mapping[str, di
 
 
 def motion_track(clip: Clip, split: str = "train") -> tuple[np.ndarray, int]:
-    """Frames (M,) of the longest unbroken stretch of a split within one shot, and the number of the shot.
+    """Frames (M,) of the longest unbroken stretch of a split within one shot, M ≤ LONGEST_TRACK, and the number of the shot.
 
     Raises TalkheadError for a clip of which no avatar can be made.
     """
@@ -271,7 +390,7 @@ def motion_track(clip: Clip, split: str = "train") -> tuple[np.ndarray, int]:
     shot = int(shots[stretch[0]])
     if not clip.plate_path(shot).is_file():
         raise TalkheadError(f"{clip.plate_path(shot)} does not exist")
-    return indices[stretch], shot
+    return indices[stretch][:LONGEST_TRACK], shot
 
 
 def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: str | None = None) -> None:
@@ -302,5 +421,6 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: 
             for path in avatar.edited():
                 (work.root / path.name).unlink()
                 files[path.name] = old.files[path.name]
-        made = AvatarInfo(info.name, info.width, info.height, info.intrinsics, info.fps, parts, files)
+        made = AvatarInfo(info.name, info.width, info.height, info.intrinsics, info.fps, parts, files,
+                          old.layers if old else {}, old.figures if old else {}, old.consent if old else None)
         _publish(avatar, part or "files", made, {})

@@ -6,24 +6,29 @@ Poses are head → camera, 4×4; the camera looks along +z with x right and y do
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 
 def rotation_from_rotvec(rotvec: np.ndarray) -> np.ndarray:
     """Rotation vectors (..., 3) radians -> rotation matrices (..., 3, 3)."""
+    from scipy.spatial.transform import Rotation  # takes half a second
+
     rotvec = np.asarray(rotvec)
     return Rotation.from_rotvec(rotvec.reshape(-1, 3)).as_matrix().reshape(*rotvec.shape[:-1], 3, 3)
 
 
 def rotvec_from_rotation(rotation: np.ndarray) -> np.ndarray:
     """Rotation matrices (..., 3, 3) -> rotation vectors (..., 3) radians."""
+    from scipy.spatial.transform import Rotation  # takes half a second
+
     rotation = np.asarray(rotation)
     return Rotation.from_matrix(rotation.reshape(-1, 3, 3)).as_rotvec().reshape(*rotation.shape[:-2], 3)
 
 
 def euler_degrees(rotation: np.ndarray) -> np.ndarray:
     """Head → camera rotations (..., 3, 3) -> (..., 3) yaw, pitch, roll in degrees; a frontal face gives zeros."""
+    from scipy.spatial.transform import Rotation  # takes half a second
+
     upright = np.asarray(rotation) @ np.diag([1.0, -1.0, -1.0])
     angles = Rotation.from_matrix(upright.reshape(-1, 3, 3)).as_euler("YXZ", degrees=True)
     return angles.reshape(*upright.shape[:-2], 3)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,15 @@ class Clip:
     def read_alpha(self, indices: np.ndarray) -> np.ndarray:
         """Alpha images by index -> (N,H,W) uint8, cached likewise."""
         return self._cached("alpha", (), self.alpha_frames)[np.asarray(indices)]
+
+    def decode(self) -> None:
+        """Make what is missing of the decoded caches, side by side: the decoders of labels and alpha use one thread each."""
+        wanted = {"frames": ((3,), self.frames), "labels": ((), self.label_frames)}
+        if self.alpha.is_file():
+            wanted["alpha"] = ((), self.alpha_frames)
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            for done in [pool.submit(self._cached, name, *how) for name, how in wanted.items()]:
+                done.result()
 
     def _cached(self, name: str, channels: tuple[int, ...], source: Callable[[], Iterator[np.ndarray]]) -> "FrameFile":
         if name in self._frame_files:

@@ -32,13 +32,13 @@ class _Cache(FunctionCache):
 
 
 def cached_njit(**options: Any) -> Callable[[Callable], Any]:
-    """`numba.njit(cache=True, **options)` for any machine.
+    """`numba.njit(cache=True, nogil=True, **options)` for any machine.
 
     numba keeps compiled code beside the source, or else in the user's cache folder. Where neither can be written, it is
     kept in the temporary folder, and where that is not possible either, every process compiles for itself.
     """
     def compiled(function: Callable) -> Any:
-        dispatcher = numba.njit(**options)(function)
+        dispatcher = numba.njit(nogil=True, **options)(function)
         cache = _open_cache(function)
         if cache is not None:
             dispatcher._cache = cache

@@ -150,18 +150,23 @@ def read_json(path: Path | str) -> dict[str, Any]:
         raise TalkheadError(f"{path} does not exist") from None
     except OSError as error:
         raise TalkheadError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, where: Path | str) -> dict[str, Any]:
+    """The JSON object in a file's bytes. Raises TalkheadError, beginning with `where`, as `read_json` does."""
     if len(data) > LARGEST_JSON:
-        raise TalkheadError(f"{path} has over {LARGEST_JSON >> 20} MB; that is no file of talkhead")
+        raise TalkheadError(f"{where} has over {LARGEST_JSON >> 20} MB; that is no file of talkhead")
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
     except UnicodeDecodeError as error:
-        raise TalkheadError(f"{path} is not a readable JSON file: it is no UTF-8; save it as UTF-8") from error
+        raise TalkheadError(f"{where} is not a readable JSON file: it is no UTF-8; save it as UTF-8") from error
     except RecursionError as error:
-        raise TalkheadError(f"{path} is not a readable JSON file: too many brackets within brackets") from error
+        raise TalkheadError(f"{where} is not a readable JSON file: too many brackets within brackets") from error
     except ValueError as error:
-        raise TalkheadError(f"{path} is not a readable JSON file: {str(error).split(';')[0]}") from error
+        raise TalkheadError(f"{where} is not a readable JSON file: {str(error).split(';')[0]}") from error
     if not isinstance(value, dict):
-        raise TalkheadError(f"{path} should hold a JSON object, found {type(value).__name__}")
+        raise TalkheadError(f"{where} should hold a JSON object, found {type(value).__name__}")
     return value
 
 

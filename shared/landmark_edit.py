@@ -1,8 +1,6 @@
 """Edits of a landmark sequence, each a function of arrays: mouth gain, smile, blinks, smoothing, speed."""
 
 import numpy as np
-from scipy.interpolate import CubicSpline
-from scipy.signal import savgol_filter
 
 from shared.errors import TalkheadError
 from shared.landmarks import FPS, JAW, LIPS
@@ -55,6 +53,8 @@ def smooth(landmarks: np.ndarray, frames: int) -> np.ndarray:
             return landmarks.copy()
         padded = np.concatenate([landmarks[:1], landmarks, landmarks[-1:]])
         return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    from scipy.signal import savgol_filter  # takes two seconds
+
     return savgol_filter(landmarks, window, 2, axis=0)
 
 
@@ -66,6 +66,8 @@ def retime(landmarks: np.ndarray, speed: float) -> np.ndarray:
     if count < 2:
         return np.repeat(landmarks[:1], length, axis=0)
     times = np.linspace(0, count - 1, length)
+    from scipy.interpolate import CubicSpline  # takes a second
+
     return CubicSpline(np.arange(count), landmarks, axis=0)(times).astype(landmarks.dtype)
 
 

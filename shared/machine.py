@@ -38,10 +38,13 @@ def workers(count: int | None = None) -> int:
 
 
 def limit_threads() -> None:
-    """Tell the libraries that count all processors of the machine, where the container may use fewer.
+    """Tell the libraries how to use the processors; read when they load, and by the processes that this one starts.
 
-    Read when they load, and by the processes that this one starts. What the user has set stays.
+    Threads that wait sleep instead of spinning: torch's and numba's pools take turns, and on a busy machine each would wait at
+    the expense of the other. Where the container may use fewer processors than the machine has, they are told how many.
+    What the user has set stays.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quota = cpu_quota()
     if quota is not None:
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -52,14 +55,27 @@ def private_folder(name: str) -> Path | None:
     """A folder below the temporary one that only this user can write into, as what is loaded from it runs; None if there is
     none."""
     user = os.getuid() if hasattr(os, "getuid") else None  # elsewhere each user has a temporary folder of his own
+    return _private(Path(tempfile.gettempdir()) / (f"talkhead-{name}" if user is None else f"talkhead-{name}-{user}"))
+
+
+def cache_folder(name: str) -> Path | None:
+    """A folder that only this user can write into, for what can be made again: in $XDG_CACHE_HOME or ~/.cache, else a
+    `private_folder`."""
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    folder = (named if named.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "talkhead"
+    kept = folder.is_absolute() and _private(folder) and _private(folder / name)
+    return kept or private_folder(name)
+
+
+def _private(folder: Path) -> Path | None:
+    """Make a folder that only this user can read; None if others can write into it or it cannot be made."""
     try:
-        folder = Path(tempfile.gettempdir()) / (f"talkhead-{name}" if user is None else f"talkhead-{name}-{user}")
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError:
         return None
-    mine = user is None or found.st_uid == user and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-    return folder if mine and stat.S_ISDIR(found.st_mode) else None
+    mine = not hasattr(os, "getuid") or found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return folder if mine and stat.S_ISDIR(found.st_mode) and os.access(folder, os.W_OK) else None
 
 
 def do_without_home() -> None:

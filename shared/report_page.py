@@ -5,6 +5,7 @@ import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -12,11 +13,17 @@ from PIL import Image
 from shared.files import write_text
 
 JPEG_QUALITY = 88
-PAGE_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+VERDICTS = ("good", "fair", "weak", "poor")
+PAGE_HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width"><title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: {width}px; margin: 2rem auto; padding: 0 1rem; color: #222 }}
 table {{ border-collapse: collapse }} th, td {{ padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd }}
 th:first-child {{ text-align: left }} img {{ width: 100% }}
 figure {{ margin: 0 0 1.6rem }} figcaption, .heads {{ color: #555 }} figure img {{ display: block }}
+video {{ width: 100%; display: block; background: #eee; border-radius: 6px }}
+.rows {{ width: 100% }} .rows th, .rows td {{ text-align: left; vertical-align: top; padding: .35rem .6rem .35rem 0 }}
+.good, .fair, .poor, .weak {{ border-radius: 4px; padding: 0 .4rem }} .good {{ background: #dff3e6; color: #14532d }}
+.fair {{ background: #fff0cc; color: #6b4600 }} .poor, .weak {{ background: #fbdfe2; color: #8a1c2c }}
 .heads {{ display: flex; font-size: 13px }} .heads span {{ flex: 1; text-align: center }}
 </style></head><body><h1>{title}</h1>"""
 
@@ -56,6 +63,32 @@ class ReportPage:
         names = "".join(f"<span>{escape(head)}</span>" for head in heads)
         names = f'<div class="heads">{names}</div>' if names else ""
         self._parts.append(f"<figure><figcaption>{escape(caption)}</figcaption>{names}{_embedded(image)}</figure>")
+
+    def rows(self, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of texts; a cell that is good, fair, weak or poor is coloured."""
+        def cell(text: str) -> str:
+            return f'<span class="{text}">{text}</span>' if text in VERDICTS else escape(text)
+
+        self._parts.append('<table class="rows"><tr>' + "".join(f"<th>{escape(head)}</th>" for head in heads) + "</tr>")
+        self._parts += ["<tr>" + "".join(f"<td>{cell(text)}</td>" for text in row) + "</tr>" for row in rows]
+        self._parts.append("</table>")
+
+    def notes(self, texts: Sequence[str], none: str) -> None:
+        """A list of sentences, each with a capital and a full stop; the sentence `none` where there is nothing to say."""
+        told = [text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "”", "?")) else ".") for text in texts]
+        self._parts.append("<ul>" + "".join(f"<li>{escape(text)}</li>" for text in told) + "</ul>" if told else
+                           f"<p>{escape(none)}</p>")
+
+    def link(self, address: str, text: str) -> None:
+        """A paragraph that leads to `address`, relative to the page."""
+        self._parts.append(f'<p><a href="{escape(quote(address))}">{escape(text)}</a></p>')
+
+    def video(self, data: bytes, caption: str, heads: Sequence[str] = ()) -> None:
+        """The bytes of an MP4 file as a player with a caption below; `heads` name its columns, which are equally wide."""
+        names = "".join(f"<span>{escape(head)}</span>" for head in heads)
+        self._parts.append(f'<figure><div class="heads">{names}</div><video controls loop preload="auto" '
+                           f'src="data:video/mp4;base64,{base64.b64encode(data).decode()}"></video>'
+                           f"<figcaption>{escape(caption)}</figcaption></figure>")
 
     def write(self, path: Path) -> None:
         """Make the file, atomically. Raises TalkheadError where it cannot be written."""

@@ -232,7 +232,7 @@ def evaluate_audio2lmk(clip: Clip, checkpoint: Path, folder: Path, *, splits: It
         page.text(NO_PHONES)
     for name, curve in curves.items():
         page.heading(f"Lip opening, {name}")
-        _add_plots(page, curve, rest)
+        add_plots(page, curve, rest)
     write_json(folder / "eval.json", {"clip": clip.info.name, "tables": tables, "curves": {
         name: {"frames": curve.frames.tolist(), "opening mm": {
             which: np.round(1000 * opening[curve.frames], 3).tolist() for which, opening in curve.openings.items()}}
@@ -241,7 +241,8 @@ def evaluate_audio2lmk(clip: Clip, checkpoint: Path, folder: Path, *, splits: It
     return tables
 
 
-def _add_plots(page: ReportPage, curve: Curves, rest: float) -> None:
+def add_plots(page: ReportPage, curve: Curves, rest: float) -> None:
+    """Plots of the curves, STRIP_FRAMES each; `rest` is the neutral's opening in metres."""
     names = ", ".join(curve.openings)
     starts = range(int(curve.frames[0]), int(curve.frames[-1]) + 1, STRIP_FRAMES)
     every = [opening[curve.frames] for opening in curve.openings.values()]

@@ -59,17 +59,15 @@ class SoundKernel(nn.Module):
         self.register_buffer("mean", torch.zeros(2 * MELS + 1))
         self.register_buffer("scale", torch.ones(2 * MELS + 1))
         if config.mel_terms:
-            shape_weights, loudness_weights = ([self._over_taps(*side) for side in sides] for sides in (
-                [scale[:2] for scale in SCALES], [scale[2:] for scale in SCALES]))
-            self.register_buffer("shape_weights", torch.stack(shape_weights) / MELS, persistent=False)
-            self.register_buffer("loudness_weights", torch.stack(loudness_weights), persistent=False)
+            shape = [self._over_taps(scale[0], scale[1] / MELS) for scale in SCALES]
+            loudness = [self._over_taps(*scale[2:]) for scale in SCALES]
+            self.register_buffer("shape_weights", torch.tensor(shape), persistent=False)
+            self.register_buffer("loudness_weights", torch.tensor(loudness), persistent=False)
 
-    def _over_taps(self, back: int, sharpness: float) -> Tensor:
-        """Weight (taps,) of each tap's squared difference in a mean over the window that begins `back` frames ago."""
+    def _over_taps(self, back: int, sharpness: float) -> list[float]:
+        """Weight of each tap's squared difference in a mean over the window that begins `back` frames ago."""
         begin = self.left - min(back, self.left)
-        weights = torch.zeros(self.taps)
-        weights[begin:] = sharpness / (self.taps - begin)
-        return weights
+        return [0.0] * begin + [sharpness / (self.taps - begin)] * (self.taps - begin)
 
     def sound(self, padded: Tensor) -> Sound:
         """Rows [features | embedding] (B, left + T + ahead, FEATURE_SIZE + size) -> what is compared of T moments (B, T, ...)."""

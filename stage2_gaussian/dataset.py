@@ -1,6 +1,6 @@
 """Training data of the head: frames, backdrops, alpha mattes, landmarks, poses, emphasis boxes and sampling probabilities."""
 
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 
 CHUNK = 64  # frames prepared at once for the GPU
+READERS = 4  # such chunks read at once
 KEPT_BYTES = 1 << 30  # of prepared frames kept in host memory where they are not resident on a GPU
 BYTES_PER_PIXEL = 9  # of `FrameTensors`: two RGB pictures and three masks
 WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
@@ -135,6 +136,7 @@ class HeadDataset:
         if len(indices) == 0:
             raise TalkheadError(f"{clip.root}: the train split holds no good frame")
         self.clip, self.indices, self.device = clip, indices, device
+        clip.decode()
         x0, y0, x1, y1 = self._find_window()
         self.rows, self.columns = slice(y0, y1), slice(x0, x1)
         self.width, self.height = x1 - x0, y1 - y0
@@ -152,8 +154,7 @@ class HeadDataset:
         self.resident: FrameTensors | None = None
         self.kept: dict[int, FrameTensors] = {}
         if device.type == "cuda" and self._bytes(len(indices)) < torch.cuda.mem_get_info(device)[0] / 2:
-            chunks = [self._prepare(rows) for rows in batches(np.arange(len(indices)), CHUNK)]
-            self.resident = FrameTensors(*(torch.cat(parts) for parts in zip(*chunks)))
+            self.resident = self._prepare_all()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -174,13 +175,24 @@ class HeadDataset:
         return (max(0, columns[0] - margin), max(0, rows[0] - margin),
                 min(info.width, columns[-1] + 1 + margin), min(info.height, rows[-1] + 1 + margin))
 
-    def _prepare(self, rows: np.ndarray) -> FrameTensors:
-        def read(source: Callable[[np.ndarray], np.ndarray]) -> Tensor:
-            cropped = np.ascontiguousarray(source(self.indices[rows])[:, self.rows, self.columns])
-            return torch.from_numpy(cropped).to(self.device)
+    def _prepare_all(self) -> FrameTensors:
+        """All frames; while one chunk is prepared, the next ones are read."""
+        prepared = []
+        with ThreadPoolExecutor(READERS) as pool:
+            for group in batches(np.arange(len(self)), READERS * CHUNK):
+                chunks = batches(group, CHUNK)
+                prepared += [self._prepare(rows, read) for rows, read in zip(chunks, pool.map(self._read, chunks))]
+        return FrameTensors(*(torch.cat(parts) for parts in zip(*prepared)))
 
-        frames, labels = read(self.clip.read_frames), read(self.clip.read_labels)
-        person = read(self.clip.read_alpha).float() / 255 if self.has_alpha else None
+    def _read(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Frames, labels and, if there is one, the person's alpha of `rows`, cropped."""
+        sources = [self.clip.read_frames, self.clip.read_labels, *([self.clip.read_alpha] if self.has_alpha else [])]
+        return [np.ascontiguousarray(source(self.indices[rows])[:, self.rows, self.columns]) for source in sources]
+
+    def _prepare(self, rows: np.ndarray, read: list[np.ndarray] | None = None) -> FrameTensors:
+        read = self._read(rows) if read is None else read
+        frames, labels, *person_alpha = (torch.from_numpy(x).to(self.device) for x in read)
+        person = person_alpha[0].float() / 255 if person_alpha else None
         head = (labels == HEAD) | (labels == MOUTH)
         plates = self.plates[self.shots[torch.from_numpy(rows).to(self.device)]]
         background, reach = labels == BACKGROUND, round(BAND * self.clip.info.width)

@@ -40,7 +40,9 @@ class Head(nn.Module):
         super().__init__()
         count = len(means)
         self.positions = nn.Parameter(means.detach().clone())
-        self.log_scales = nn.Parameter(torch.log(scales)[:, None].repeat(1, 3))
+        self.log_scales = nn.Parameter(torch.zeros(count, 3))
+        if not scales.is_meta:  # where only shapes are asked for, arithmetic would import torch's compiler: two seconds
+            self.log_scales.data += torch.log(scales)[:, None]
         self.rotations = nn.Parameter(F.pad(torch.ones(count, 1), (0, 3)))
         self.opacities = nn.Parameter(torch.full((count,), math.log(START_OPACITY / (1 - START_OPACITY))))
         self.colors = nn.Parameter(colors.detach().clone())

@@ -21,7 +21,7 @@ SCALES = (4, 2, 1, 1)  # reduction of the picture in each step
 NOISE = 0.1  # colour difference at which a pixel's Cauchy weight is a half
 CORRELATED = 50.0  # pixels with correlated errors, which count as one measurement
 PRIOR = (0.05,) * 3 + (0.1,) * 3  # radians, tenths of metres: standard deviation of the tracked pose's error
-BATCH = 16  # frames refined at once
+BATCH, BATCH_ON_GPU = 16, 48  # frames refined at once
 LEAST_ALPHA = 0.05  # of a pixel whose depth is used
 
 
@@ -39,7 +39,7 @@ def refine_poses(head: Head, data: HeadDataset, rows: np.ndarray | None = None, 
     rows = np.arange(len(data)) if rows is None else rows
     found = []
     with progress(len(rows), "refining poses", quiet=quiet, unit="frame") as bar:
-        for part in batches(rows, BATCH):
+        for part in batches(rows, BATCH if data.device.type == "cpu" else BATCH_ON_GPU):
             found.append(refine_batch(head, data.batch(part), data))
             bar.update(len(part))
     return torch.cat(found)

@@ -56,7 +56,7 @@ class ProjectionGraph:
                 project()
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self.graph):
+        with torch.no_grad(), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.projected = project()
 
     def __call__(self, landmarks: Tensor, poses: Tensor) -> Projected:

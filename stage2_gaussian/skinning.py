@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
 from shared.camera import matrix_from_quaternion
@@ -27,8 +26,9 @@ class Skinning(nn.Module):
         """neutral (68, 3) metres. A window starts as a sphere as wide as the mean distance to its landmark's neighbours."""
         super().__init__()
         self.register_buffer("centres", neutral.detach().clone())
-        distances, _ = cKDTree(neutral.numpy()).query(neutral.numpy(), k=NEIGHBOURS + 1)
-        width = np.clip(distances[:, 1:].mean(1), *WIDTHS)
+        points = neutral.double()
+        distances = (points[:, None] - points).norm(dim=-1).sort(1).values[:, 1 : NEIGHBOURS + 1]
+        width = np.clip(distances.mean(1).numpy(), *WIDTHS)
         self.log_scales = nn.Parameter(torch.from_numpy(np.log(width)).float()[:, None].repeat(1, 3))
         rotations = torch.zeros(N_LANDMARKS, 4)
         rotations[:, 0] = 1

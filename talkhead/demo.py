@@ -15,7 +15,7 @@ from shared.media.audio_io import save_wav
 from shared.media.video_io import read_video
 from shared.metrics import correlation, lag_ms, landmark_motion_error, rotation_error_degrees, velocity_ratio
 from talkhead.evaluation import evaluate_pictures
-from talkhead.synthesis import synthesize
+from talkhead.speaking import synthesize
 from talkhead.training import finetune, train_head, train_torso
 
 Table = dict[str, dict[str, float]]

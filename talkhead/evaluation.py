@@ -13,23 +13,25 @@ from shared.avatar import Avatar, refined_poses
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.files import make_folder, write_json
-from shared.image import over
-from shared.landmarks import LIPS
+from shared.landmarks import LIPS, lip_opening
 from shared.metrics import psnr, ssim
 from shared.report_page import ReportPage
 from shared.training import progress
+from stage1_audio2lmk.evaluate import add_plots
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
-from stage2_gaussian.dataset import box_mask
-from talkhead.synthesis import MotionTrack, Renderer, batch_size, to_uint8
+from stage2_gaussian.dataset import HeadDataset, box_mask
+from stage2_gaussian.evaluation.evaluate import HEAD_OVER_TRUTH, MEASURED, head_over_truth, measure
+from talkhead import retracking
+from talkhead.motion import MotionTrack
+from talkhead.synthesis import Renderer, batch_size, to_uint8
 
 SHEET_FRAMES = 6
+PAGE_WIDTH = 1500
 PICTURES = "finished frames, driven by tracked landmarks and torso motion at the {} poses (dB, SSIM)"
 PROTOCOL = (
     "Full: the finished frame of head, torso and plate against the video. Head: the same where the labels show head or mouth "
-    "interior; mouth: in the mouth box. Finished head on truth: the finished frame where the labels show head or mouth interior; "
-    "elsewhere the rendered head over the true frame. `talkhead stage2 eval` measures the head over plate and neck colour "
-    "instead, without the torso network, so its figures are others. Fitted poses are those that `stage2 train` fitted to the "
-    "pictures, held-out ones too.")
+    f"interior; mouth: in the mouth box. {HEAD_OVER_TRUTH} `talkhead stage2 eval` measures the same. Fitted poses are those that "
+    "`stage2 train` fitted to the pictures, held-out ones too.")
 
 
 def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device, *, fitted: bool = False,
@@ -37,40 +39,42 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
     """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses and torso motion.
 
     full: the finished frame against the video. head: the same where the labels say head or mouth. mouth: the same in
-    the mouth box. finished head on truth: the finished frame where the labels say head or mouth, elsewhere the rendered
-    head over the true frame. With `fitted`, the poses are those that `stage2 train` fitted to the pictures, held-out ones
-    too. Raises TalkheadError for a split without good frames.
+    the mouth box. head over truth: what `stage2 eval` measures (see `head_over_truth`). With `fitted`, the poses are those
+    that `stage2 train` fitted to the pictures, held-out ones too. Raises TalkheadError for a split without good frames.
     """
     renderer = Renderer(avatar, device)
     info = clip.info
     landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
     poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
-    shots = clip.shot_of_frames()
+    shots, step = clip.shot_of_frames(), batch_size(device)
     table: dict[str, dict[str, float]] = {}
     for split in splits:
         indices = _good_frames(clip, split)
+        data = HeadDataset(clip, indices, device)
         sums: dict[str, float] = {}
-        groups = [list(g) for _, g in itertools.groupby(indices, key=lambda t: shots[t])]
+        groups = [list(g) for _, g in itertools.groupby(range(len(indices)), key=lambda row: shots[indices[row]])]
         with progress(len(indices), f"measuring {split}", quiet=quiet, unit="frame") as bar:
-            for group in groups:
-                for start in range(0, len(group), batch_size(device)):
-                    batch = np.array(group[start : start + batch_size(device)])
-                    true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
-                    labels = clip.read_labels(batch)
-                    head = renderer.head_rgba(landmarks[batch], poses[batch])
-                    frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
-                    frames = (frames * 255).round() / 255
-                    is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
-                    over_truth = torch.where(is_head[..., None], frames, over(head, true).clamp(0, 1))
-                    box = box_mask(torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch]), info.intrinsics,
-                                   info.width, info.height, LIPS)
-                    for name, image, mask in (("full", frames, None), ("head", frames, is_head), ("mouth", frames, box),
-                                              ("finished head on truth", over_truth, None)):
-                        sums[f"{name} psnr"] = sums.get(f"{name} psnr", 0) + psnr(image, true, mask) * len(batch)
-                        sums[f"{name} ssim"] = sums.get(f"{name} ssim", 0) + ssim(image, true, mask) * len(batch)
-                    bar.update(len(batch))
-        table[split] = {key: value / len(indices) for key, value in sums.items()}
+            for rows in (np.array(group[k : k + step]) for group in groups for k in range(0, len(group), step)):
+                batch = indices[rows]
+                true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
+                labels = clip.read_labels(batch)
+                head = renderer.head_rgba(landmarks[batch], poses[batch])
+                frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
+                frames = (frames * 255).round() / 255
+                is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
+                box = box_mask(torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch]), info.intrinsics,
+                               info.width, info.height, LIPS)
+                truth = data.batch(rows)
+                alone = measure(head_over_truth(head[:, data.rows, data.columns], truth), truth, {}, data, rows, None)
+                found = {f"{MEASURED} {figure}": float(alone[f"full {figure}"].mean()) for figure in ("psnr", "ssim")}
+                for name, mask in (("full", None), ("head", is_head), ("mouth", box)):
+                    found[f"{name} psnr"], found[f"{name} ssim"] = psnr(frames, true, mask), ssim(frames, true, mask)
+                for name, value in found.items():
+                    sums[name] = sums.get(name, 0) + value * len(rows)
+                bar.update(len(rows))
+        columns = [f"{name} {figure}" for name in ("full", "head", "mouth", MEASURED) for figure in ("psnr", "ssim")]
+        table[split] = {column: sums[column] / len(indices) for column in columns}
     return table
 
 
@@ -90,9 +94,9 @@ def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> 
     result = {}
     for batch in dict.fromkeys((1, batch_size(device))):
         landmarks = np.repeat(neutral, batch, axis=0)
-        poses, torso = motion.at(0, batch)
-        calls = {"head": partial(renderer.head_rgba, landmarks, poses),
-                 "frame": partial(renderer.frames, landmarks, poses, torso)}
+        now = motion.at(0, batch)
+        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses),
+                 "frame": partial(renderer.frames, landmarks, *now)}
         for name, call in calls.items():
             call()
             _wait(device)
@@ -134,41 +138,57 @@ def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.
     return np.concatenate([np.concatenate(list(row), 1) for row in rows], 0)
 
 
-def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch.device,
-                    folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch.device, folder: Path, *,
+                    retrack: bool = True) -> dict[str, dict[str, dict[str, float]]]:
     """Every table that the avatar's parts allow -> {title: {row: {column: number}}}; writes eval.json and eval.html.
 
-    Raises TalkheadError for a split without good frames, and for a `folder` in the avatar, which holds no pictures.
+    Without `retrack`, no finished video is tracked again, which takes most of the time. Raises TalkheadError for a split
+    without good frames, and for a `folder` in the avatar, which holds no pictures.
     """
     avatar.require()
     if folder.resolve().is_relative_to(avatar.root.resolve()):
         raise TalkheadError(f"{folder} lies in the avatar, which is to hold no pictures of the person; name a folder elsewhere")
     check_same_size(avatar, clip)
     tables: dict[str, dict[str, dict[str, float]]] = {}
-    sheet = None
+    notes: dict[str, str] = {}
+    sheet, again = None, {}
     if avatar.stage2.is_file() and avatar.torso.is_file():
+        held = np.concatenate([_good_frames(clip, name) for name in splits])
+        if retrack:
+            again = retracking.retrack_avatar(avatar, clip, splits, device)
+            tables |= {retracking.TITLE.format(split): made.table for split, made in again.items()}
+            notes[list(tables)[-1]] = retracking.note(avatar, clip)
         tables[PICTURES.format("tracked")] = evaluate_pictures(avatar, clip, splits, device)
         if clip.load_fitted_poses(avatar.trained_head()) is not None:
             tables[PICTURES.format("fitted")] = evaluate_pictures(avatar, clip, splits, device, fitted=True)
+        notes[list(tables)[-1]] = PROTOCOL
         tables["frames a second"] = {"this machine": render_speed(avatar, device)}
-        held = np.concatenate([_good_frames(clip, name) for name in splits])
         sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
     if avatar.stage1.is_file():
         tables["stage 1 against its baselines"] = evaluate_stage1(clip, avatar.stage1, splits=splits, device=device)
     make_folder(folder)
-    write_json(folder / "eval.json", {"avatar": avatar.info.name, "clip": clip.info.name, "tables": tables})
-    write_page(folder / "eval.html", f"{avatar.info.name}: held-out frames of {clip.info.name}", tables, sheet)
+    write_json(folder / "eval.json", {"avatar": avatar.info.name, "clip": clip.info.name, "tables": tables,
+                                      "tracked again": {split: retracking.as_record(made) for split, made in again.items()}})
+    page = ReportPage(f"{avatar.info.name}: held-out frames of {clip.info.name}", PAGE_WIDTH)
+    for name, table in tables.items():
+        page.table(name, table)
+        if name in notes:
+            page.text(notes[name])
+    _add_retracked(page, again, clip)
+    if sheet is not None:
+        page.heading("true frames; below them finished frames at the tracked poses, then, if there are any, at the fitted ones")
+        page.picture(sheet)
+    page.write(folder / "eval.html")
     return tables
 
 
-def write_page(path: Path, title: str, tables: dict[str, dict[str, dict[str, float]]],
-               sheet: np.ndarray | None) -> None:
-    """One self-contained HTML file with the tables and the contact sheet."""
-    page = ReportPage(title)
-    for name, table in tables.items():
-        page.table(name, table)
-    if sheet is not None:
-        page.text(PROTOCOL)
-        page.heading("true frames; below them finished frames at the tracked poses, then, if there are any, at the fitted ones")
-        page.picture(sheet)
-    page.write(path)
+def _add_retracked(page: ReportPage, again: dict[str, retracking.Retracked], clip: Clip) -> None:
+    rest = float(lip_opening(clip.load_neutral())[0])
+    for split, made in again.items():
+        page.heading(f"finished videos of {split}")
+        for name, strip in retracking.contact_sheet(made):
+            page.figure(strip, name)
+        curves = retracking.opening_curves(made, clip)
+        if len(curves.frames):
+            page.heading(f"lip opening seen in the finished videos of {split}, beside the clip's own")
+            add_plots(page, curves, rest)

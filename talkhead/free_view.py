@@ -21,12 +21,11 @@ from shared.training import pick_device, progress
 from stage2_gaussian import camera_path
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.render import render_sequence
+from talkhead.motion import MotionTrack, poses_file
 from talkhead.synthesis import (
-    MotionTrack,
     Rendered,
     batch_size,
     check_sound,
-    poses_file,
     sound_warnings,
     to_uint8,
     unseen,
@@ -63,7 +62,7 @@ class HeadView:
         self.hidden = 0
         self.landmarks = load_landmarks(landmarks)
         motion = MotionTrack(avatar, poses)
-        self.poses, self.torso = motion.at(0, len(self.landmarks))
+        self.poses, self.torso, _ = motion.at(0, len(self.landmarks))
         self.warnings = motion.warnings(len(self.landmarks))
         if orbit is not None:
             period = len(self.landmarks) if orbit.period is None else orbit.period * FPS

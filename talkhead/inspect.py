@@ -9,6 +9,7 @@ import numpy as np
 
 from shared.arrays import missing, npy_header, read_start
 from shared.avatar import PARTS, Avatar, AvatarInfo
+from shared.avatar_file import is_avatar_file
 from shared.checkpoint import check_finite, load_checkpoint
 from shared.clip import Clip
 from shared.config import read_yaml, shown
@@ -37,9 +38,11 @@ def describe(path: Path) -> Iterator[str]:
     if path.is_dir():
         yield from _folder(path)
         return
-    start, ending = read_start(path), path.suffix.lower()
+    start, ending = read_start(path, 64), path.suffix.lower()
     if start.startswith(b"\x93NUMPY") or ending == ".npy":
         yield from _array(path)
+    elif ending == ".avatar" or is_avatar_file(start):
+        yield from _avatar(Avatar(path))
     elif zipfile.is_zipfile(path):
         yield from _zip(path)
     elif ending in TABLES:

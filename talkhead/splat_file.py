@@ -50,10 +50,13 @@ def import_head(avatar: Avatar, ply: Path | str, output: Path | str | None = Non
     path, output = Path(ply), None if output is None else Path(output)
     if output is not None and not same_file(output, avatar.root):
         refuse_inputs(output, path)
+    in_place = output is None or output.resolve() == avatar.root.resolve()
+    if in_place:
+        avatar.require_folder()
     refuse_existing(output or avatar.stage2, overwrite)
     avatar.require("stage2")
-    if output is not None and output.exists() and not Avatar(output).json.is_file():
-        raise TalkheadError(f"{output} is no avatar, so it will not be replaced; name another folder")
+    if output is not None and output.exists() and (output.is_file() or not Avatar(output).json.is_file()):
+        raise TalkheadError(f"{output} is no avatar folder, so it will not be replaced; name another folder")
     gaussians, warnings = read_ply(path)
     head, meta = load_head(avatar.stage2, "cpu"), load_checkpoint(avatar.stage2)[1]
     try:
@@ -64,15 +67,15 @@ def import_head(avatar: Avatar, ply: Path | str, output: Path | str | None = Non
         warnings.append(f"{changes.new} of {len(head.positions)} splats were moved or added; a file that was exported with "
                         "--landmarks shows an expression and should not be imported")
     meta, trained = {**meta, "imported": path.name}, avatar.trained_head()
-    if output is None or output.resolve() == avatar.root.resolve():
+    if output is None or in_place:
         backup = _back_up(avatar.stage2)
         save_head(avatar.work("stage2"), head, meta)
         replace_edited_head(avatar, trained)
         return changes, warnings, backup
-    own = {file.name for file in avatar.files()}
+    own = {file.name for file in avatar.contents()}
     with lock_output(output), whole_folder(output, avatar.json.name, own.__contains__) as partial:
         new = Avatar(partial)
-        for file in avatar.files():
+        for file in avatar.contents():
             if file.is_file() and file != avatar.stage2:
                 shutil.copyfile(file, partial / file.name)
         save_head(new.work("stage2"), head, meta)

@@ -1,8 +1,8 @@
-"""An avatar speaks: landmarks, head, torso and sound put together in bounded memory."""
+"""Sound to landmarks and landmarks to frames with the networks of one avatar."""
 
-import difflib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,21 +12,13 @@ from torch import Tensor
 
 from shared.avatar import Avatar
 from shared.errors import TalkheadError
-from shared.files import refuse_existing, refuse_inputs, same_file
+from shared.files import refuse_existing, refuse_inputs
 from shared.image import premultiply
-from shared.landmarks import (
-    FPS,
-    SAMPLES_PER_FRAME,
-    check_landmarks,
-    check_output_name,
-    load_array,
-    load_landmarks,
-    save_landmarks,
-)
+from shared.landmarks import FPS, load_array
 from shared.lock import lock_output
 from shared.media.audio_io import iter_audio
 from shared.media.sound_check import SoundCheck
-from shared.media.spool import SpooledSound, readable_again
+from shared.media.spool import readable_again
 from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
 from shared.publish import finish_move
@@ -34,55 +26,13 @@ from shared.training import pick_device, progress
 from stage1_audio2lmk.stream import LandmarkStream, iter_predict, load_predictor
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.render import render_head
+from talkhead.motion import APART_SECONDS
 from torso_styleunet.checkpoint import load_torso
-from torso_styleunet.composite import composite
+from torso_styleunet.composite import composite, composite_pictures, draw_torso, person_pictures
+from torso_styleunet.layers import TorsoLayers, to_bytes
+from torso_styleunet.model import Torso
 
 VISIBLE = 0.5  # alpha that a head reaches somewhere, wherever it is seen
-APART_SECONDS = 0.1  # by which sound, poses and landmarks may differ in length without a word
-
-
-def ping_pong(count: int, length: int, start: int = 0) -> np.ndarray:
-    """Indices (count,) from `start` on of a loop 0…length−1, back to 0 and on, in which no step is larger than one."""
-    if length == 1:
-        return np.zeros(count, np.int64)
-    phase = np.arange(start, start + count) % (2 * length - 2)
-    return np.where(phase < length, phase, 2 * length - 2 - phase)
-
-
-def poses_file(poses: str | Path) -> Path | None:
-    """The file that --poses names, unless it is loop or still."""
-    return None if str(poses) in ("loop", "still") else Path(poses)
-
-
-class MotionTrack:
-    """Head poses and torso motion of any number of frames: the avatar's own "loop" back and forth, "still", or a poses file."""
-
-    def __init__(self, avatar: Avatar, mode: str | Path = "loop") -> None:
-        mode = str(mode)
-        self.poses, self.torso = avatar.load_motion()
-        self.from_file = poses_file(mode) is not None
-        if mode == "still":
-            middle = len(self.poses) // 2
-            self.poses, self.torso = self.poses[middle : middle + 1], self.torso[middle : middle + 1]
-        elif self.from_file:
-            if not Path(mode).exists() and Path(mode).suffix.lower() != ".npy":
-                near = difflib.get_close_matches(mode.lower(), ("loop", "still"), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise TalkheadError(f"--poses takes loop, still or a poses .npy file, found {mode!r}{hint}")
-            self.poses = load_poses(mode)
-            self.torso = self.torso[ping_pong(len(self.poses), len(self.torso))]
-
-    def at(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Poses (n,4,4) and torso motion (n,4) of frames start ≤ t < stop."""
-        index = ping_pong(stop - start, len(self.poses), start)
-        return self.poses[index], self.torso[index]
-
-    def warnings(self, frames: int) -> list[str]:
-        """A sentence if a poses file is shorter than a video of `frames` frames; a single pose stands still, as it should."""
-        own = len(self.poses)
-        if not self.from_file or own == 1 or (frames - own) / FPS <= APART_SECONDS:
-            return []
-        return [f"the poses last {own / FPS:.1f} s, the video {frames / FPS:.1f} s; they go back and forth until it ends"]
 
 
 def rebatch(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -104,19 +54,32 @@ def rebatch(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
 class Renderer:
     """Landmarks, poses and torso motion -> frames, with the networks of one avatar.
 
-    `parts` says which are loaded: "stage2" draws the head, "torso" puts it on shoulders and background. Raises TalkheadError
-    for an avatar without them.
+    `parts` says which are loaded: "stage2" draws the head, "torso" puts it on shoulders and background; the torso's network is
+    read when it is first used, since along the avatar's own motion track its pictures are stored. Raises TalkheadError for an
+    avatar without them.
     """
 
     def __init__(self, avatar: Avatar, device: torch.device | str = "auto", *,
                  parts: tuple[str, ...] = ("stage2", "torso")) -> None:
         avatar.require(*parts)
-        self.device, self.info = pick_device(device), avatar.info
+        self.avatar, self.device, self.info = avatar, pick_device(device), avatar.info
         if "stage2" in parts:
             self.head = load_head(avatar.stage2, self.device)
         if "torso" in parts:
-            self.torso = load_torso(avatar.torso, self.device)
-            self.background = self.plate(avatar.load_background())
+            self.picture = torch.as_tensor(avatar.load_background(), device=self.device)
+            self.background = self.picture.float() / 255
+
+    @cached_property
+    def torso(self) -> Torso:
+        """The torso's network."""
+        return load_torso(self.avatar.torso, self.device)
+
+    @cached_property
+    def layers(self) -> TorsoLayers | None:
+        """The stored torso of the motion track; None if there is none for the torso and the track as they are."""
+        if not self.avatar.has_layers():
+            return None
+        return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device)
 
     def plate(self, rgb: np.ndarray) -> Tensor:
         """uint8 (H,W,3) -> float (H,W,3) in [0,1] on the device."""
@@ -130,14 +93,36 @@ class Renderer:
 
     @torch.no_grad()
     def compose(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, background: Tensor | None = None) -> Tensor:
-        """Head RGBA (B,H,W,4), poses (B,4,4), torso motion (B,4) -> (B,H,W,3) in [0,1] over `background` (H,W,3)."""
+        """Head RGBA (B,H,W,4), poses (B,4,4), torso motion (B,4) -> (B,H,W,3) in [0,1] over `background` (H,W,3), with the
+        torso's network."""
         return composite(self.torso, head, torch.as_tensor(poses, device=self.device),
                          torch.as_tensor(torso_motion, device=self.device),
                          self.background if background is None else background).clamp(0, 1)
 
-    def frames(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray) -> Tensor:
-        """landmarks (B,68,3), poses (B,4,4), torso motion (B,4) -> finished frames (B,H,W,3) in [0,1]."""
-        return self.compose(self.head_rgba(landmarks, poses), poses, torso_motion)
+    def torso_rgba(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, track: np.ndarray | None = None) -> Tensor:
+        """Torso and neck behind head RGBA (B,H,W,4) at poses (B,4,4) and torso motion (B,4) -> uint8 (B,H,W,4), straight.
+
+        As stored, if these are the frames track (B,) of the avatar's own motion track, else drawn by the network.
+        """
+        if track is not None and self.layers is not None:
+            return self.layers.at(track)
+        return to_bytes(draw_torso(self.torso, head, torch.as_tensor(poses, device=self.device),
+                                   torch.as_tensor(torso_motion, device=self.device)))
+
+    def pictures(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, track: np.ndarray | None = None,
+                 background: Tensor | None = None) -> Tensor:
+        """Finished frames uint8 (B,H,W,3) over `background` uint8 (H,W,3) or (B,H,W,3); other arguments as `torso_rgba`."""
+        torso = self.torso_rgba(head, poses, torso_motion, track)
+        return composite_pictures(head, torso, self.picture if background is None else background)
+
+    def person(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, track: np.ndarray | None = None) -> Tensor:
+        """Head over torso alone, premultiplied RGBA uint8 (B,H,W,4); arguments as `torso_rgba`."""
+        return person_pictures(head, self.torso_rgba(head, poses, torso_motion, track))
+
+    def frames(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray,
+               track: np.ndarray | None = None) -> Tensor:
+        """landmarks (B,68,3), and what `MotionTrack.at` returns -> finished frames (B,H,W,3) in [0,1]."""
+        return self.pictures(self.head_rgba(landmarks, poses), poses, torso_motion, track).float() / 255
 
 
 def batch_size(device: torch.device) -> int:
@@ -227,69 +212,6 @@ def predict(avatar: Avatar, audio: Path | str, *, device: torch.device | str = "
         chunks = iter_predict(predictor, check.listen(iter_audio(sound)), rest, seed=seed, liveliness=liveliness)
         rows = np.concatenate(list(chunks))
     return Predicted(rows, check.warnings())
-
-
-def synthesize(avatar: Avatar, audio: Path | str, output: Path | str, *, device: torch.device | str = "auto",
-               landmarks: Path | str | None = None, poses: str | Path = "loop", seed: int = 0, liveliness: float = 1.0,
-               encoder: str | None = None, save_landmarks_to: Path | str | None = None, overwrite: bool = False,
-               quiet: bool = False) -> Rendered:
-    """Write the video `output` of the avatar speaking `audio` (a file, a pipe, or "-"), in bounded memory.
-
-    With `landmarks` (a landmark file) stage 1 is left out and the file's rows are shown, all of them, with the sound beneath.
-    `poses` is "loop", "still" or a poses file. `encoder` says where the speech encoder that stage 1 names lies now. Returns
-    the number of frames and warnings. Raises TalkheadError.
-    """
-    audio, output = Path(audio), Path(output)
-    rows_file, kept = (None if name is None else Path(name) for name in (landmarks, save_landmarks_to))
-    read = (audio, rows_file, poses_file(poses), *avatar.files())
-    if kept is not None:
-        check_output_name(kept)
-        if kept.absolute() == output.absolute() or same_file(kept, output):
-            raise TalkheadError(f"--save-landmarks and -o are the same file, {output}; name two")
-    with (written(output, read, overwrite), nullcontext() if kept is None else written(kept, read, overwrite),
-          readable_again(audio) as sound):
-        return _synthesize(avatar, sound, output, pick_device(device), rows_file, poses, seed, liveliness, encoder, kept, quiet)
-
-
-def _synthesize(avatar: Avatar, audio: Path, output: Path, device: torch.device, landmarks: Path | None, poses: str | Path,
-                seed: int, liveliness: float, encoder: str | None, kept: Path | None, quiet: bool) -> Rendered:
-    avatar.require("stage2", "torso", *(() if landmarks else ("stage1",)))
-    writer = VideoWriter(output, avatar.info.width, avatar.info.height, audio=audio)
-    motion = MotionTrack(avatar, poses)
-    if landmarks is not None:
-        rows = load_landmarks(landmarks)
-        warnings = sound_warnings(check_sound(audio), len(rows), "landmarks")
-        count, hidden = _speak(Renderer(avatar, device), motion, [rows], len(rows), writer, kept, quiet)
-    else:
-        predictor = load_predictor(avatar.stage1, device, encoder)
-        with SpooledSound(audio, output.parent) as spooled:
-            warnings = spooled.check.warnings()
-            total = -(-spooled.check.samples // SAMPLES_PER_FRAME)
-            chunks = iter_predict(predictor, spooled.pieces(2.0), avatar.load_neutral(), seed=seed, liveliness=liveliness)
-            count, hidden = _speak(Renderer(avatar, device), motion, chunks, total, writer, kept, quiet)
-    return Rendered(count, warnings + motion.warnings(count) + unseen_warnings(hidden, count))
-
-
-def _speak(renderer: Renderer, motion: MotionTrack, chunks: Iterable[np.ndarray], total: int, writer: VideoWriter,
-           save_landmarks_to: Path | None, quiet: bool) -> tuple[int, int]:
-    """Write the video of landmarks that come in chunks; returns the number of frames and of those without a head."""
-    kept: list[np.ndarray] = []
-    count, hidden = 0, torch.zeros((), dtype=torch.long, device=renderer.device)
-    with writer, progress(total, "rendering", quiet=quiet, unit="frame") as bar:
-        for batch in rebatch(chunks, batch_size(renderer.device)):
-            check_landmarks(batch, "what stage 1 predicts")
-            if save_landmarks_to is not None:
-                kept.append(batch)
-            pose, torso = motion.at(count, count + len(batch))
-            head = renderer.head_rgba(batch, pose)
-            hidden += unseen(head)
-            for frame in to_uint8(renderer.compose(head, pose, torso)):
-                writer.write(frame)
-            count += len(batch)
-            bar.update(len(batch))
-    if save_landmarks_to is not None:
-        save_landmarks(save_landmarks_to, np.concatenate(kept))
-    return count, int(hidden)
 
 
 def composite_folder(avatar: Avatar, folder: Path | str, output: Path | str, *, audio: Path | str | None = None,

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shared.avatar import COMMANDS, Avatar, add_part, create_from_clip, motion_track, refined_poses, refuse_other_clip
+from shared.avatar import COMMANDS, Avatar, add_layers, add_part, create_from_clip, motion_track, refined_poses, refuse_other_clip
 from shared.clip import Clip
-from shared.files import refuse_inputs, sha256
+from shared.files import make_folder, refuse_inputs, sha256
+from shared.lock import lock_output
 from shared.resume import training_of
 from shared.training import pick_device
 from stage1_audio2lmk import distributed
@@ -26,6 +27,7 @@ from stage2_gaussian.config import Stage2Config
 from talkhead.synthesis import Renderer
 from torso_styleunet import train as torso
 from torso_styleunet.config import TorsoConfig
+from torso_styleunet.layers import store_layers
 
 
 @contextmanager
@@ -105,7 +107,28 @@ def train_torso(clip: Clip, avatar: Avatar, *, config: TorsoConfig | None = None
         numbers = torso.train(clip, heads, avatar.work("torso"), config=config or TorsoConfig(), device=renderer.device,
                               state_dir=state, poses=poses, head=sha256(avatar.stage2), quiet=quiet)
         add_part(avatar, clip, "torso")
+    draw_layers(avatar, device=renderer.device, quiet=quiet)
     return numbers
+
+
+def draw_layers(avatar: Avatar, *, device: torch.device | str = "auto", quiet: bool = False) -> int:
+    """Draw and store the torso of the avatar's motion track, with which it speaks many times as fast; returns its frames.
+
+    To be called again when motion track or torso were edited; `train_torso` ends with it. Raises TalkheadError.
+    """
+    avatar.require_folder()
+    renderer = Renderer(avatar, device)
+    neutral, (poses, motion) = avatar.load_neutral(), avatar.load_motion()
+
+    def heads(rows: np.ndarray) -> Tensor:
+        return renderer.head_rgba(np.repeat(neutral, len(rows), axis=0), poses[rows])
+
+    with lock_output(avatar.layers):
+        path = avatar.work("layers").with_name(avatar.layers.name)
+        make_folder(path.parent)
+        count = store_layers(renderer.torso, heads, poses, motion, path, quiet)
+        add_layers(avatar)
+    return count
 
 
 def others_of_another_clip(avatar: Avatar, clip: Clip) -> list[str]:

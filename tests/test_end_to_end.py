@@ -1,6 +1,7 @@
 """The whole chain on a few seconds of the synthetic actor: process → stage 1 → stage 2 → torso → synth, by commands."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cli import cli
@@ -19,7 +21,8 @@ from shared.landmarks import LIPS, lip_opening, load_landmarks, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
 from shared.metrics import correlation, psnr
-from talkhead.synthesis import MotionTrack
+from stage2_gaussian.evaluation.evaluate import evaluate as evaluate_head_alone
+from talkhead.motion import MotionTrack
 from tests.commands import talkhead
 
 
@@ -51,6 +54,15 @@ def test_pictures_of_held_out_frames_are_like_the_video(chain):
     assert not (chain / "me.avatar" / "eval").exists()  # an avatar holds no pictures of the person
     page = (chain / "me" / "training" / "eval" / "eval.html").read_text()
     assert "<table>" in page and "data:image/jpeg" in page
+    tables = json.loads((chain / "me" / "training" / "eval" / "eval.json").read_text())["tables"]
+    again = tables["finished video, tracked again: test"]
+    assert again["true video"]["opening r"] > 0.8 and again["true video"]["px at 512"] < again["from the mean face"]["px at 512"]
+    assert again["from tracked landmarks"]["opening r"] > again["from the mean face"]["opening r"]
+    alone = evaluate_head_alone(Clip(chain / "me"), chain / "me.avatar" / "stage2.safetensors", splits=["test"],
+                                device=torch.device("cpu"), quiet=True)["test"]
+    ours = tables["finished frames, driven by tracked landmarks and torso motion at the tracked poses (dB, SSIM)"]["test"]
+    assert ours["head over truth psnr"] == pytest.approx(alone["full psnr"], abs=0.01)  # one measure in both commands
+    assert ours["head over truth ssim"] == pytest.approx(alone["full ssim"], abs=1e-3)
 
 
 def test_hand_edited_landmarks_reach_the_picture(chain):
@@ -64,7 +76,7 @@ def test_hand_edited_landmarks_reach_the_picture(chain):
     plain, smiling = (np.stack(list(read_video(chain / f"{name}.mp4"))).astype(float) for name in ("rest", "smile"))
     assert len(plain) == 10
     change = np.abs(plain - smiling).mean((0, 3))
-    poses, _ = MotionTrack(Avatar(chain / "me.avatar"), "still").at(0, 1)
+    poses = MotionTrack(Avatar(chain / "me.avatar"), "still").at(0, 1).poses
     lips = project(rest[0, LIPS], poses[0], clip.info.intrinsics)
     rows, columns = np.unravel_index(change.argsort(axis=None)[-100:], change.shape)
     away = np.hypot(columns - lips[:, 0].mean(), rows - lips[:, 1].mean())

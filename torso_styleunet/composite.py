@@ -1,9 +1,13 @@
-"""From a trained torso to whole frames: draws torso and neck, and puts background, torso and head together."""
+"""From head and torso to whole frames: draws torso and neck, and puts background, torso and head together."""
 
+import numpy as np
 import torch
+from numba import prange
 from torch import Tensor
 
+from shared.compiled import cached_njit
 from shared.errors import TalkheadError
+from shared.image import premultiply
 from torso_styleunet.model import Torso, composite_layers
 
 
@@ -35,3 +39,44 @@ def composite(torso: Torso, head_rgba: Tensor, poses: Tensor, motion: Tensor, ba
     torso_rgba = draw_torso(torso, head_rgba, poses, motion)
     frame = composite_layers(head_rgba.permute(0, 3, 1, 2), torso_rgba, background.permute(2, 0, 1)[None])
     return frame.clamp(0, 1).permute(0, 2, 3, 1)
+
+
+@torch.no_grad()
+def composite_pictures(head_rgba: Tensor, torso_rgba: Tensor, background: Tensor) -> Tensor:
+    """Head over torso over background, as pictures.
+
+    head_rgba (B, H, W, 4) float in [0, 1], premultiplied; torso_rgba (B, H, W, 4) uint8, straight; background (H, W, 3) or
+    (B, H, W, 3) uint8; all on one device -> (B, H, W, 3) uint8.
+    """
+    background = background.expand(len(head_rgba), *background.shape[-3:])
+    if head_rgba.device.type == "cpu":
+        out = np.empty(background.shape, np.uint8)
+        _composite(head_rgba.contiguous().numpy(), torso_rgba.contiguous().numpy(), background.numpy(), out)
+        return torch.from_numpy(out)
+    rgb, alpha = torso_rgba.float().split([3, 1], -1)
+    behind = torch.lerp(background.float(), rgb, alpha / 255)
+    return (255 * head_rgba[..., :3] + (1 - head_rgba[..., 3:]) * behind).clamp(0, 255).round().byte()
+
+
+@torch.no_grad()
+def person_pictures(head_rgba: Tensor, torso_rgba: Tensor) -> Tensor:
+    """Head over torso over nothing, premultiplied uint8 (B, H, W, 4); arguments as of `composite_pictures`."""
+    torso = premultiply(torso_rgba.float() / 255)
+    return ((head_rgba + (1 - head_rgba[..., 3:]) * torso).clamp(0, 1) * 255).round().byte()
+
+
+@cached_njit(parallel=True, fastmath=True)
+def _composite(head, torso, background, out):
+    """`composite_pictures` in one pass over memory."""
+    images, height, width = out.shape[:3]
+    full, half = np.float32(255), np.float32(0.5)
+    for row in prange(images * height):
+        b, y = row // height, row % height
+        for x in range(width):
+            share = np.float32(torso[b, y, x, 3]) * np.float32(1 / 255)
+            clear = np.float32(1) - head[b, y, x, 3]
+            for c in range(3):
+                plate = np.float32(background[b, y, x, c])
+                behind = plate + share * (np.float32(torso[b, y, x, c]) - plate)
+                value = full * head[b, y, x, c] + clear * behind
+                out[b, y, x, c] = np.uint8(min(max(value, np.float32(0)), full) + half)

@@ -15,9 +15,9 @@ class TorsoConfig(Settings):
 
     steps: int = setting(0, "optimiser steps; 0: 2000 on CUDA, else 110", 0, 10_000_000)
     batch: int = setting(0, "frames a step, even: half of them with their successor; 0: 8 on CUDA, else 4", 0, 256)
-    channels: int = setting(0, "of the finest trunk level; doubled at every level below, up to max_channels; 0: 48 on CUDA, "
+    channels: int = setting(0, "of the finest trunk level; doubled at every level below, up to max_channels; 0: 24 on CUDA, "
                             "else 16", 0, 512)
-    max_channels: int = setting(256, "of any trunk level", 1, 1024)
+    max_channels: int = setting(96, "of any trunk level", 1, 1024)
     levels: int = setting(4, "halvings below the trunk resolution", 1, 6)
     stride: int = setting(2, "the trunk runs at 1/stride of the picture's resolution", 1, 8)
     style_dim: int = setting(64, "size of the style code", 1, 1024)
@@ -42,11 +42,11 @@ class TorsoConfig(Settings):
 
 
 def resolve(config: TorsoConfig, device: torch.device) -> TorsoConfig:
-    """Fill the zeros: a large network and a long run on CUDA, one that trains in under a minute on a CPU."""
+    """Fill the zeros: a larger network and a long run on CUDA, one that trains in under a minute on a CPU."""
     cuda = device.type == "cuda"
     return dataclasses.replace(
         config,
         steps=config.steps or (2000 if cuda else 110),
         batch=config.batch or (8 if cuda else 4),
-        channels=config.channels or (48 if cuda else 16),
+        channels=config.channels or (24 if cuda else 16),
     )

@@ -4,10 +4,11 @@ import math
 import time
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.clip import Clip
 from shared.config import config_to_dict
@@ -51,14 +52,46 @@ def new_torso(clip: Clip, indices: np.ndarray, poses: np.ndarray, config: TorsoC
     return torso
 
 
+NAMES = ("l1", "laplacian", "temporal", "alpha", "flow")
+
+
+class TorsoLoss(nn.Module):
+    """Weighted loss terms of one batch; a module, so that on CUDA it is captured as a graph."""
+
+    def __init__(self, torso: Torso, config: TorsoConfig) -> None:
+        super().__init__()
+        self.torso, self.config = torso, config
+
+    def forward(self, frames: Tensor, labels: Tensor, heads: Tensor, backgrounds: Tensor, poses: Tensor,
+                motion: Tensor) -> tuple[Tensor, Tensor]:
+        """The fields of `Batch` -> terms of NAMES (5,), and the composited frames (B, 3, H, W)."""
+        config = self.config
+        with torch.autocast(heads.device.type, torch.bfloat16, enabled=heads.is_cuda, cache_enabled=False):
+            straight, flow = self.torso(heads, poses, motion)
+        layer = torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1)
+        picture = composite_layers(heads, layer, backgrounds)
+        where = losses.regions(labels, max(1, round(BAND * self.torso.width)))
+        weights = 1 + config.region_weight * torch.maximum(where.contour, where.seam)
+        difference = picture - frames
+        return torch.stack([
+            losses.weighted_mean(difference.abs(), weights),
+            config.laplacian_weight * losses.laplacian_l1(difference, weights),
+            config.temporal_weight * losses.temporal_l1(difference, weights),
+            config.alpha_weight * losses.alpha_loss(straight[:, 3:], where),
+            config.flow_weight * (flow * (FLOW_UNIT / self.torso.width)).square().mean(),
+        ]), picture
+
+
 class Trainer:
     """Everything that changes while training, and one step of it."""
 
     def __init__(self, torso: Torso, data: TorsoDataset, config: TorsoConfig) -> None:
         self.torso, self.data, self.config, self.step = torso, data, config, 0
+        self.loss: Any = TorsoLoss(torso, config)
+        self.captured = False
         rate = config.learning_rate
         self.rates = [rate, rate * config.plate_rate]
-        self.optimizer = torch.optim.Adam(torso.generator.parameters(), lr=rate, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.Adam(torso.generator.parameters(), lr=rate, betas=(0.9, 0.99), fused=True)
         self.optimizer.add_param_group({"params": [torso.plate]})
         self.discriminator: PatchDiscriminator | None = None
         if config.adversarial_weight > 0:
@@ -75,32 +108,30 @@ class Trainer:
         factor = min(1.0, (self.step + 1) / WARM_UP) * (0.5 + 0.5 * math.cos(math.pi * self.step / config.steps))
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
-        cuda = self.data.device.type == "cuda"
-        with torch.autocast(self.data.device.type, torch.bfloat16, enabled=cuda):
-            straight, flow = self.torso(batch.heads, batch.poses, batch.motion)
-        layer = torch.cat([straight[:, :3], torch.sigmoid(straight[:, 3:])], 1)
-        picture = composite_layers(batch.heads, layer, batch.backgrounds)
-        where = losses.regions(batch.labels, max(1, round(BAND * self.torso.width)))
-        weights = 1 + config.region_weight * torch.maximum(where.contour, where.seam)
-        difference = picture - batch.frames
-        terms = {
-            "l1": losses.weighted_mean(difference.abs(), weights),
-            "laplacian": config.laplacian_weight * losses.laplacian_l1(difference, weights),
-            "temporal": config.temporal_weight * losses.temporal_l1(difference, weights),
-            "alpha": config.alpha_weight * losses.alpha_loss(straight[:, 3:], where),
-            "flow": config.flow_weight * (flow * (FLOW_UNIT / self.torso.width)).square().mean(),
-        }
+        if self.data.device.type == "cuda" and not self.captured:
+            self._capture(batch)
+        found, picture = self.loss(*batch)
+        terms, total = dict(zip(NAMES, found.detach())), found.sum()
         if self.discriminator is not None:
-            shown = torch.lerp(picture, batch.frames, where.head)  # the discriminator must not tell by the rendered head
+            head = losses.regions(batch.labels, 1).head
+            shown = torch.lerp(picture, batch.frames, head)  # the discriminator must not tell by the rendered head
             terms["adversarial"] = config.adversarial_weight * losses.generator_adversarial(self.discriminator(shown))
+            total = total + terms["adversarial"]
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
+        total.backward()
         torch.nn.utils.clip_grad_norm_(self.torso.generator.parameters(), 1.0)
         self.optimizer.step()
         if self.discriminator is not None:
             terms["discriminator"] = self._train_discriminator(self.discriminator, batch, shown.detach())
         self.step += 1
         return {name: term.detach() for name, term in terms.items()}
+
+    def _capture(self, batch: Batch) -> None:
+        """Capture the loss as a CUDA graph: some two thousand small kernels in two launches."""
+        torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # it is captured on a side stream
+        example = tuple(tensor.clone() for tensor in batch)
+        self.loss = torch.cuda.make_graphed_callables(self.loss, example, allow_unused_input=True)
+        self.captured = True
 
     def _train_discriminator(self, discriminator: PatchDiscriminator, batch: Batch, shown: Tensor) -> Tensor:
         """One step of the discriminator, with R1 every `r1_every` steps (lazy regularisation, StyleGAN2)."""

@@ -36,8 +36,13 @@ def _like(value: Tensor, points: Tensor) -> Tensor:
     return value.reshape(len(value), *[1] * (points.dim() - 2), value.shape[-1])
 
 
+def _pair(x: float, y: float, like: Tensor) -> Tensor:
+    """(2,) on the device of `like`, without a copy from the host, which no CUDA graph can hold."""
+    return torch.cat([like.new_full((1,), x), like.new_full((1,), y)])
+
+
 def _parts(points: Tensor, motion: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    centre = torch.tensor([width / 2, height / 2], device=points.device, dtype=points.dtype)
+    centre = _pair(width / 2, height / 2, points)
     angle = _like(motion[:, 2:3], points)[..., 0]
     return centre, torch.cos(angle), torch.sin(angle), _like(motion[:, :2], points)
 
@@ -50,7 +55,7 @@ def sample(image: Tensor, points: Tensor, margin: int = 0) -> Tensor:
     """
     if image.dim() == 3:
         image = image.expand(len(points), *image.shape)
-    size = torch.tensor([image.shape[-1], image.shape[-2]], device=points.device, dtype=points.dtype)
+    size = _pair(image.shape[-1], image.shape[-2], points)
     return F.grid_sample(image, (points + margin) * (2 / size) - 1, padding_mode="border", align_corners=False)
 
 

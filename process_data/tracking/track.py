@@ -67,10 +67,8 @@ def fit_video(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple
     """As `track`, but before the move to head space: poses from the detector's points, corner tracks, poses from both."""
     unit = 2 * intrinsics[2] / 512  # pixels of this picture to one of a 512² picture
     rigid, seen68 = scheme.rigid, scheme.landmarks68
-    shape = bundle_adjustment.mean_shape(points[evenly(len(points), SHAPE_SAMPLES)], rigid, scheme.rigid_weight, seen68)
-    sigma = DETECTOR_PIXELS * unit / np.sqrt(scheme.rigid_weight)
-    pixels = points[:, rigid, :2]
-    detector = bundle_adjustment.Tracks(pixels, np.full((len(points), 1), -1), sigma, shape[rigid], len(rigid))
+    shape, detector = detector_tracks(points, scheme, unit)
+    pixels, sigma = detector.pixels, detector.sigma
     start = bundle_adjustment.initial_poses(points[:, rigid], shape[rigid], scheme.rigid_weight, intrinsics)
     first = bundle_adjustment.fit(detector, start, spans, intrinsics, iterations=config.pose_iterations,
                                   smoothness=config.pose_smoothness)
@@ -89,9 +87,28 @@ def fit_video(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple
     final = bundle_adjustment.fit(both, first.poses.astype(float), spans, intrinsics, iterations=config.pose_iterations,
                                   smoothness=config.pose_smoothness, needed=tuple(numbers))
     pixels68 = lip_edges.correct_lips(pixels68, edges, good, unit)
-    landmarks = _slow_and_fast(bundle_adjustment.unproject(pixels68, depth, final.poses, intrinsics),
-                               bundle_adjustment.unproject(pixels68, depth, first.poses, intrinsics), spans)
-    return Fit(_smooth_rest(landmarks, spans, config.rest_window), final.poses, final.rms, detector, first)
+    landmarks = merged_landmarks(pixels68, depth, final.poses, first.poses, spans, intrinsics, config)
+    return Fit(landmarks, final.poses, final.rms, detector, first)
+
+
+def detector_tracks(points: np.ndarray, scheme: Scheme, unit: float) -> tuple[np.ndarray, bundle_adjustment.Tracks]:
+    """The detector's points (T,P,3) pixels -> their mean shape (P,3) metres, and its rigid points as observations.
+
+    unit: pixels of the picture to one of a 512² picture.
+    """
+    rigid = scheme.rigid
+    shape = bundle_adjustment.mean_shape(points[evenly(len(points), SHAPE_SAMPLES)], rigid, scheme.rigid_weight,
+                                         scheme.landmarks68)
+    sigma = DETECTOR_PIXELS * unit / np.sqrt(scheme.rigid_weight)
+    return shape, bundle_adjustment.Tracks(points[:, rigid, :2], np.full((len(points), 1), -1), sigma, shape[rigid], len(rigid))
+
+
+def merged_landmarks(pixels: np.ndarray, depth: np.ndarray, final: np.ndarray, first: np.ndarray,
+                     spans: list[tuple[int, int]], intrinsics: tuple[float, ...], config: ProcessConfig) -> np.ndarray:
+    """Landmarks (T,68,3) of pixels (T,68,2) at `depth` (68,), of final and first poses (T,4,4): see `_slow_and_fast`."""
+    landmarks = _slow_and_fast(bundle_adjustment.unproject(pixels, depth, final, intrinsics),
+                               bundle_adjustment.unproject(pixels, depth, first, intrinsics), spans)
+    return _smooth_rest(landmarks, spans, config.rest_window)
 
 
 def _corrected(shape: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Audio files through PyAV: anything that FFmpeg reads, to 16 kHz mono float32."""
 
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -56,9 +56,11 @@ class TimedFrame(NamedTuple):
     anew: bool
 
 
-def timed_frames(path: Path, container: av.container.InputContainer, stream: av.AudioStream) -> Iterator[TimedFrame]:
-    """The frames of a sound track in time. Raises TalkheadError for damaged time stamps, else what the decoder raises."""
-    zero, form = time_zero(container, path), None
+def timed_frames(path: Path, container: av.container.InputContainer, stream: av.AudioStream,
+                 start: float = 0.0) -> Iterator[TimedFrame]:
+    """The frames of a sound track in time, from `start` seconds on, which then are time zero. Raises TalkheadError for damaged
+    time stamps, else what the decoder raises."""
+    zero, form = time_zero(container, path) + start, None
     clock: float | None = None  # seconds of sound up to now
     quiet = 0.0  # of these without sound
     for frame in decode(container, stream):
@@ -67,9 +69,10 @@ def timed_frames(path: Path, container: av.container.InputContainer, stream: av.
         silence = gap if gap > (0.0 if clock is None else LEAST_GAP) else 0.0
         early = max(-gap, 0.0) if clock is None else 0.0
         left = frame.samples - round(early * frame.sample_rate)
-        if left > 0:
-            quiet += silence
-            clock = (clock or 0.0) + silence + left / frame.sample_rate
+        if left <= 0:
+            continue
+        quiet += silence
+        clock = (clock or 0.0) + silence + left / frame.sample_rate
         found = frame.format.name, frame.layout.name, frame.sample_rate
         yield TimedFrame(frame, silence, early, silence > 0 or form not in (None, found))
         form = found
@@ -84,28 +87,40 @@ def decoding(path: Path, stream: av.AudioStream) -> Iterator[None]:
         raise TalkheadError(f"{path}: the audio track ({track_name(stream)}) cannot be decoded; convert the file") from error
 
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
-    """Yield mono float32 pieces at 16 kHz; where no sound is, before the first or in a gap, silence is put."""
+@contextmanager
+def opened_sound(path: Path, start: float = 0.0) -> Iterator[Iterator[TimedFrame]]:
+    """The `timed_frames` of a file while it is open. Raises TalkheadError: no media file, no sound, or it cannot be decoded."""
     with open_media(path, "media file") as container:
         stream = audio_stream(container, path)
-        resampler = _mono()
         with decoding(path, stream):
-            for frame, silence, early, anew in timed_frames(path, container, stream):
-                if anew:
-                    yield from _resample(resampler, None)
-                    resampler = _mono()
-                if silence:
-                    yield np.zeros(int(round(silence * SAMPLE_RATE)), np.float32)
-                heard = _behind(frame, round(early * frame.sample_rate))
-                if heard is not None:
-                    yield from _resample(resampler, _one_channel(path, _finite(heard)))
+            yield timed_frames(path, container, stream, start)
+
+
+def to_mono(frames: Iterable[TimedFrame], weights: Callable[[str], np.ndarray | None]) -> Iterator[np.ndarray]:
+    """Yield mono float32 pieces at 16 kHz; where no sound is, before the first or in a gap, silence is put.
+
+    `weights` of a layout's name is the share (C,) of each channel in the mix, None for the mean.
+    """
+    resampler = _mono()
+    for frame, silence, early, anew in frames:
+        if anew:
             yield from _resample(resampler, None)
+            resampler = _mono()
+        if silence:
+            yield np.zeros(int(round(silence * SAMPLE_RATE)), np.float32)
+        heard = _finite(_behind(frame, round(early * frame.sample_rate)))
+        share = weights(frame.layout.name) if frame.layout.nb_channels > 1 else None
+        yield from _resample(resampler, heard if share is None else mix(heard, share))
+    yield from _resample(resampler, None)
 
 
-def _behind(frame: av.AudioFrame, samples: int) -> av.AudioFrame | None:
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    with opened_sound(path) as frames:
+        yield from to_mono(frames, lambda layout: _weights(path, path.stat().st_mtime_ns).get(layout))
+
+
+def _behind(frame: av.AudioFrame, samples: int) -> av.AudioFrame:
     """The frame without its first samples, which lie before time zero."""
-    if samples >= frame.samples:
-        return None
     if samples == 0:
         return frame
     data: Any = frame.to_ndarray()
@@ -113,14 +128,6 @@ def _behind(frame: av.AudioFrame, samples: int) -> av.AudioFrame | None:
     cut = av.AudioFrame.from_ndarray(np.ascontiguousarray(rest), frame.format.name, frame.layout)
     cut.sample_rate = frame.sample_rate
     return cut
-
-
-def _one_channel(path: Path, frame: av.AudioFrame) -> av.AudioFrame:
-    """The frame itself if FFmpeg's mean of its channels is right, else one of the mix that was chosen for the whole file."""
-    if frame.layout.nb_channels == 1:
-        return frame
-    weights = _weights(path, path.stat().st_mtime_ns).get(frame.layout.name)
-    return frame if weights is None else mix(frame, weights)
 
 
 @lru_cache(maxsize=8)
@@ -168,22 +175,28 @@ def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:
     preceded by silence, as gaps in it are filled with it. Samples that are not a number become 0, larger ones than ±1 are
     clipped. Raises TalkheadError: missing file, no media file, no audio track, 0 samples, damaged time stamps.
     """
-    path = Path(path)
+    path, heard = Path(path), False
+    for piece in in_pieces(_decode(path), seconds):
+        heard = True
+        yield piece
+    if not heard:
+        raise TalkheadError(f"{path} holds 0 samples of audio")
+
+
+def in_pieces(sound: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
+    """Cut 16 kHz sound that comes in arrays (n,) of any length into pieces of `seconds`, the last one shorter."""
     size = max(1, int(seconds * SAMPLE_RATE))
     waiting: list[np.ndarray] = []
-    count = total = 0
-    for piece in _decode(path):
+    count = 0
+    for piece in sound:
         waiting.append(piece)
         count += len(piece)
-        total += len(piece)
         if count >= size:
             joined = np.concatenate(waiting)
             while len(joined) >= size:
                 yield joined[:size]
                 joined = joined[size:]
             waiting, count = [joined], len(joined)
-    if total == 0:
-        raise TalkheadError(f"{path} holds 0 samples of audio")
     if count:
         yield np.concatenate(waiting)
 

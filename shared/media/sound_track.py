@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,8 +12,9 @@ import numpy as np
 
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE
-from shared.media.audio_io import LEAST_GAP, audio_stream, decoding, iter_audio, timed_frames
+from shared.media.audio_io import LEAST_GAP, TimedFrame, audio_stream, iter_audio, opened_sound
 from shared.media.container import decode, open_media, time_zero
+from shared.media.spool import DecodedSound
 
 # codecs that are copied into a container: what FFmpeg's muxer and the players of that container take
 COPIED = {
@@ -40,19 +42,20 @@ class SoundTrack(Protocol):
         """Mux what lies before `until` seconds; with `last`, the video ends there."""
 
 
-def add_sound(container: av.container.OutputContainer, ending: str, audio: np.ndarray | Path | str, codec: str) -> SoundTrack:
+def add_sound(container: av.container.OutputContainer, ending: str, audio: np.ndarray | Path | DecodedSound,
+              codec: str) -> SoundTrack:
     """Add a sound stream to a container of that `ending` that is being set up. Raises TalkheadError like `iter_audio`.
 
-    `audio` is (n,) float32 at 16 kHz or a file. Packets of the file are copied if the container takes its codec, the sound
-    begins at time zero without gaps and a copy is heard as the original is; otherwise it is encoded with `codec` at its own
-    rate and channel layout.
+    `audio` is (n,) float32 at 16 kHz, a file, or a file's sound that is decoded already. Packets of the file are copied if the
+    container takes its codec, the sound begins at time zero without gaps and a copy is heard as the original is; otherwise,
+    and where it shall start within the file, it is encoded with `codec` at its own rate and channel layout.
     """
     if isinstance(audio, np.ndarray):
         pieces = (audio[None, start : start + SAMPLE_RATE] for start in range(0, len(audio), SAMPLE_RATE))
         return _Encoded(container, codec, SAMPLE_RATE, "mono", pieces)
-    audio = Path(audio)
-    if _may_be_copied(audio, ending):
-        return _Copied(container, audio)
+    path, start = (audio.path, audio.start) if isinstance(audio, DecodedSound) else (audio, 0.0)
+    if start == 0 and _may_be_copied(path, ending):
+        return _Copied(container, path)
     return _Encoded(container, codec, *_as_recorded(audio, codec))
 
 
@@ -221,19 +224,23 @@ class _Encoded:
             self.container.mux(self.stream.encode(None))
 
 
-def _as_recorded(path: Path, codec: str) -> tuple[int, str, Iterator[np.ndarray]]:
+def _as_recorded(audio: Path | DecodedSound, codec: str) -> tuple[int, str, Iterator[np.ndarray]]:
     """Rate and layout nearest to the file's that the encoder knows, and the sound so; mono where FFmpeg cannot mix it."""
-    source, stream = _open(path)
-    with source:
-        try:
-            frame = next(decode(source, stream))
-            name = frame.layout.name.removesuffix("(side)")
-            layout = name if name in LAYOUTS else "mono" if frame.layout.nb_channels == 1 else "stereo"
-            rate = min(RATES.get(codec, (frame.sample_rate,)), key=lambda known: abs(known - frame.sample_rate))
-            _resampler(frame, rate, layout).resample(frame)
-            return rate, layout, _decoded(path, rate, layout)
-        except (StopIteration, ValueError, av.error.FFmpegError):
-            return SAMPLE_RATE, "mono", (piece[None] for piece in iter_audio(path, seconds=1.0))
+    try:
+        with _frames(audio) as frames:
+            frame = next(frames).frame
+        name = frame.layout.name.removesuffix("(side)")
+        layout = name if name in LAYOUTS else "mono" if frame.layout.nb_channels == 1 else "stereo"
+        rate = min(RATES.get(codec, (frame.sample_rate,)), key=lambda known: abs(known - frame.sample_rate))
+        _resampler(frame, rate, layout).resample(frame)
+        return rate, layout, _as(audio, rate, layout)
+    except (StopIteration, ValueError, av.error.FFmpegError):
+        pieces = audio.pieces(1.0) if isinstance(audio, DecodedSound) else iter_audio(audio, seconds=1.0)
+        return SAMPLE_RATE, "mono", (piece[None] for piece in pieces)
+
+
+def _frames(audio: Path | DecodedSound) -> AbstractContextManager[Iterator[TimedFrame]]:
+    return nullcontext(audio.frames()) if isinstance(audio, DecodedSound) else opened_sound(audio)
 
 
 def _resampler(frame: av.AudioFrame, rate: int, layout: str) -> av.AudioResampler:
@@ -242,14 +249,13 @@ def _resampler(frame: av.AudioFrame, rate: int, layout: str) -> av.AudioResample
     return av.AudioResampler(format="fltp" if kept else "s32p", layout=layout, rate=rate)
 
 
-def _decoded(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
-    """Pieces (channels, n) float32 in [−1, 1] from the file's time zero on; where there is no sound, silence."""
-    source, stream = _open(path)
+def _as(audio: Path | DecodedSound, rate: int, layout: str) -> Iterator[np.ndarray]:
+    """Pieces (channels, n) float32 in [−1, 1] from the sound's time zero on; where there is none, silence."""
     channels = av.AudioLayout(layout).nb_channels
-    with source, decoding(path, stream):
+    with _frames(audio) as frames:
         resampler: av.AudioResampler | None = None
         ahead = 0  # samples before time zero, still to be left out
-        for frame, silence, early, anew in timed_frames(path, source, stream):
+        for frame, silence, early, anew in frames:
             if resampler is None:
                 resampler, ahead = _resampler(frame, rate, layout), round(early * rate)
             elif anew:

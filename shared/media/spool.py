@@ -3,19 +3,24 @@
 import os
 import shutil
 import stat
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import IO, overload
 
+import av
 import numpy as np
 
 from shared.errors import TalkheadError
 from shared.files import make_folder
 from shared.landmarks import SAMPLE_RATE
-from shared.media.audio_io import iter_audio
-from shared.media.sound_check import SoundCheck
+from shared.media.audio_io import TimedFrame, in_pieces, opened_sound, to_mono
+from shared.media.downmix import Loudness
+
+KEPT = struct.Struct("<IIdd?")  # before each frame: number of its form, bytes of samples; silence, early and anew of TimedFrame
 
 
 @overload
@@ -56,42 +61,93 @@ def readable_again(path: Path | None) -> Iterator[Path | None]:
             raise TalkheadError(str(error).replace(str(copy), str(path))) from error
 
 
-class SpooledSound:
-    """A file's sound at 16 kHz mono, decoded once into an unnamed file on the disk that holds `folder`; it ends with `with`.
+class DecodedSound:
+    """A file's sound, decoded once and kept as it is in an unnamed file on the disk that holds `folder`, until `with` ends.
 
-    `check` knows its length and what is wrong with it. Raises TalkheadError like `iter_audio`, or where it cannot be written.
+    Only what lies between `start` and `end` seconds (None: to its end) is kept; `start` is its time zero. `seconds` is its
+    length. Raises TalkheadError like `iter_audio`, where nothing lies there, or where it cannot be written.
     """
 
-    def __init__(self, path: Path, folder: Path) -> None:
-        self.path, self.folder, self.check = path, folder, SoundCheck()
+    def __init__(self, path: Path, folder: Path, start: float = 0.0, end: float | None = None) -> None:
+        self.path, self.folder, self.start, self.end = path, folder, start, end
+        self.seconds = 0.0
+        self._cut = False  # there is sound after `end`
+        self._reading = Lock()  # `frames` may run in several threads
+        self._forms: list[tuple[av.AudioFormat, av.AudioLayout, int]] = []  # with rate
+        self._weights: dict[str, np.ndarray | None] = {}
 
-    def __enter__(self) -> "SpooledSound":
+    def __enter__(self) -> "DecodedSound":
         make_folder(self.folder)
+        with self._writing():
+            self._file: IO[bytes] = tempfile.TemporaryFile(dir=self.folder)
         try:
-            self.file: IO[bytes] = tempfile.TemporaryFile(dir=self.folder)
-        except OSError as error:
-            raise TalkheadError(f"cannot write in {self.folder}: {error.strerror}") from error
-        try:
-            for piece in self.check.listen(iter_audio(self.path)):
-                self._write(piece)
+            self._decode()
         except BaseException:
-            self.file.close()
+            self._file.close()
             raise
         return self
 
-    def _write(self, piece: np.ndarray) -> None:
+    def _decode(self) -> None:
+        loudness: dict[str, Loudness] = {}
+        with opened_sound(self.path, self.start) as frames:
+            for timed in frames:
+                frame = timed.frame
+                if frame.layout.nb_channels > 1:
+                    loudness.setdefault(frame.layout.name, Loudness(frame.layout)).add(frame)
+                self._keep(timed)
+                self.seconds += timed.silence - timed.early + frame.samples / frame.sample_rate
+                if self.end is not None and self.seconds >= self.end - self.start:
+                    self.seconds, self._cut = self.end - self.start, True
+                    break
+        with self._writing():
+            self._file.flush()
+        self._weights = {name: heard.weights() for name, heard in loudness.items()}
+        if not self.seconds > 0:
+            raise TalkheadError(f"{self.path} has no sound after {self.start:g} s" if self.start else
+                                f"{self.path} holds 0 samples of audio")
+
+    def _keep(self, timed: TimedFrame) -> None:
+        frame = timed.frame
+        if timed.anew or not self._forms:
+            self._forms.append((frame.format, frame.layout, frame.sample_rate))
+        data = frame.to_ndarray().tobytes()
+        with self._writing():
+            self._file.write(KEPT.pack(len(self._forms) - 1, len(data), timed.silence, timed.early, timed.anew) + data)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
         try:
-            self.file.write(piece.astype(np.float32).tobytes())
-            self.file.flush()
+            yield
         except OSError as error:
             raise TalkheadError(f"cannot write in {self.folder}: {error.strerror}") from error
 
+    def frames(self) -> Iterator[TimedFrame]:
+        """The frames as they were decoded."""
+        at = 0
+        while True:
+            with self._reading:
+                self._file.seek(at)
+                head = self._file.read(KEPT.size)
+                if not head:
+                    return
+                number, length, silence, early, anew = KEPT.unpack(head)
+                held = self._file.read(length)
+            form, layout, rate = self._forms[number]
+            data = np.frombuffer(held, av.audio.frame.format_dtypes[form.name])
+            rows = layout.nb_channels if form.is_planar else 1
+            frame = av.AudioFrame.from_ndarray(data.reshape(rows, -1), form.name, layout)
+            frame.sample_rate = rate
+            at += KEPT.size + length
+            yield TimedFrame(frame, silence, early, anew)
+
     def pieces(self, seconds: float) -> Iterator[np.ndarray]:
-        """The sound from its beginning in pieces (n,) float32 of `seconds`, the last one shorter."""
-        size = int(seconds * SAMPLE_RATE) * np.dtype(np.float32).itemsize
-        self.file.seek(0)
-        while piece := self.file.read(size):
-            yield np.frombuffer(piece, np.float32)
+        """The sound at 16 kHz mono in pieces (n,) float32 of `seconds`, the last one shorter; the same as of `iter_audio`."""
+        left = round(self.seconds * SAMPLE_RATE) if self._cut else None
+        for piece in in_pieces(to_mono(self.frames(), self._weights.get), seconds):
+            piece = piece[:left]
+            left = None if left is None else left - len(piece)
+            if len(piece):
+                yield piece
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        self._file.close()

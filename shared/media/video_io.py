@@ -4,7 +4,7 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -16,7 +16,7 @@ import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import ColorRange, Colorspace
-from PIL import Image
+from PIL import Image, ImageOps
 
 from shared.errors import TalkheadError
 from shared.files import atomic_path
@@ -36,9 +36,15 @@ from shared.media.container import (
 )
 from shared.media.deinterlace import deinterlaced
 from shared.media.sound_track import SoundTrack, add_sound
+from shared.media.spool import DecodedSound
 
 SEEK_MARGIN = 0.1  # seconds
 LARGEST_PICTURE = 8192**2  # pixels
+FASTEST = 120  # frames a second of a file
+NTSC = [Fraction(1000 * rate, 1001) for rate in (24, 30, 48, 60, 120)]
+NTSC_NEAR = Fraction(1, 100)  # frames a second
+# of metadata that MP4 has places for
+MP4_NAMES = {"title", "artist", "album", "comment", "copyright", "date", "description", "genre", "encoder"}
 BITEXACT = 0x400  # FFmpeg's AVFMT_FLAG_BITEXACT
 LONGEST_FRAME = 60.0  # seconds; a frame that should be shown for longer has a damaged duration
 BT709 = 1  # FFmpeg's number of its primaries, its transfer curve and its matrix
@@ -283,22 +289,46 @@ def _seek(container, stream, time: float) -> None:
         pass
 
 
+def frame_rate(value: str | float | Fraction) -> Fraction:
+    """Frames a second as a fraction: 25, "30000/1001", or a decimal number, of which 23.98, 29.97, 59.94 and 119.88 are NTSC's.
+
+    Raises TalkheadError for what is no number from 1 to 120.
+    """
+    try:
+        rate = Fraction(str(value).strip())
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if not 1 <= rate <= FASTEST:
+        raise TalkheadError(f"--fps {value}: expected 1 to {FASTEST} frames a second, such as 24, 29.97 or 30000/1001")
+    ntsc = Fraction(1000 * round(rate * 1001 / 1000), 1001)
+    return ntsc if ntsc in NTSC and rate.denominator > 1 and abs(rate - ntsc) < NTSC_NEAR else rate
+
+
+def nearest_frame(k: int, fps: Fraction) -> int:
+    """Of frames at 25 fps, the number of the one nearest in time to frame k of a video of `fps`; the earlier of two."""
+    return math.ceil(Fraction(FPS * k) / fps - Fraction(1, 2))
+
+
 class VideoWriter:
     """H.264 (yuv420p, faststart) with optional sound, under its final name only when it is complete.
 
-    Use as a context manager; `write` takes uint8 (H, W, 3) RGB frames. Their colours are those of BT.709, and the file says so;
-    `matrix` is that of the conversion to YUV, which the file says, too. Finished videos have BT.709's, which players expect;
-    what is learned from has BT.601's, whose luma keeps more of a mouth's red through the subsampling of colours.
-    `audio` is (n,) float32 at 16 kHz or a file, whose sound goes in as it is where that can be (see `sound_track.add_sound`),
-    else as AAC (.mkv: FLAC); it is cut to the length of the video. Odd sizes are refused, since yuv420p cannot hold them.
+    Use as a context manager; `write` takes uint8 (H, W, 3) RGB frames, 25 a second. Their colours are those of BT.709, and the
+    file says so; `matrix` is that of the conversion to YUV, which the file says, too. Finished videos have BT.709's, which
+    players expect; what is learned from has BT.601's, whose luma keeps more of a mouth's red through the subsampling of colours.
+    A file of another `fps` shows at k/fps seconds the frame that is nearest in time, and ends less than 1/fps after the last.
+    `audio` is (n,) float32 at 16 kHz, a file or a DecodedSound; it goes in as it is where that can be (see
+    `sound_track.add_sound`), else as AAC (.mkv: FLAC), and is cut to the length of the video. Odd sizes are refused, since
+    yuv420p cannot hold them. `metadata` is written into the container. `finish` is called with the complete file before it is
+    moved to its final name, and may change it.
     """
 
     endings: tuple[str, ...] = (".mp4", ".mov", ".mkv")
     channels = 3
 
-    def __init__(self, path: Path | str, width: int, height: int, fps: int = FPS,
-                 audio: np.ndarray | Path | None = None, crf: int = 18, preset: str = "veryfast",
-                 matrix: Colorspace = Colorspace.ITU709) -> None:
+    def __init__(self, path: Path | str, width: int, height: int, fps: Fraction | int = FPS,
+                 audio: np.ndarray | Path | DecodedSound | None = None, crf: int = 18, preset: str = "veryfast",
+                 matrix: Colorspace = Colorspace.ITU709, metadata: Mapping[str, str] | None = None,
+                 finish: Callable[[Path], None] | None = None) -> None:
         self.path = Path(path)
         self.ending = self.path.suffix.lower()
         if self.ending not in self.endings:
@@ -306,16 +336,17 @@ class VideoWriter:
             raise TalkheadError(f"{self.path}: the video's name should end in {', '.join(others)} or {last}")
         if width % 2 or height % 2:
             raise TalkheadError(f"{self.path}: width and height should be even, found {width}x{height}")
-        self.width, self.height, self.fps, self.audio, self.crf, self.preset = width, height, fps, audio, crf, preset
-        self.matrix = matrix
-        self.count = 0
+        self.width, self.height, self.fps, self.audio, self.crf, self.preset = width, height, Fraction(fps), audio, crf, preset
+        self.matrix, self.metadata, self.finish = matrix, dict(metadata or {}), finish
+        self.count = 0  # of frames given to write
+        self.shown = 0  # of frames in the file
 
     def __enter__(self) -> "VideoWriter":
         self._atomic = atomic_path(self.path)
-        partial = self._atomic.__enter__()
+        self._partial = self._atomic.__enter__()
         try:
-            options = {"movflags": "faststart"} if self.ending in {".mp4", ".mov"} else {}
-            self._container = av.open(media_url(partial), "w", options=options)
+            self._container = av.open(media_url(self._partial), "w", options=self._options())
+            self._container.metadata.update(self.metadata)
             self._stream = self._add_picture()
             coder = self._stream.codec_context
             coder.color_primaries = coder.color_trc = BT709
@@ -329,9 +360,17 @@ class VideoWriter:
             raise
         return self
 
+    def _options(self) -> dict[str, str]:
+        """What the container is opened with."""
+        if self.ending not in {".mp4", ".mov"}:
+            return {}
+        # MP4 has places for some names; the others need Apple's list of keys, where players do not look for those
+        own_keys = "+use_metadata_tags" if self.metadata.keys() - MP4_NAMES else ""
+        return {"movflags": f"+faststart{own_keys}"}
+
     def _add_picture(self) -> av.VideoStream:
         """Open the encoder of the picture."""
-        stream = self._container.add_stream("libx264", rate=Fraction(self.fps))
+        stream = self._container.add_stream("libx264", rate=self.fps)
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
         stream.options = {"crf": str(self.crf), "preset": self.preset}
         return stream
@@ -348,15 +387,21 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24" if self.channels == 3 else "rgba")
         frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=self.matrix, dst_color_range=ColorRange.MPEG)
         frame.color_primaries = frame.color_trc = BT709
-        frame.pts = self.count
-        frame.time_base = Fraction(1, self.fps)
-        self._container.mux(self._stream.encode(frame))
+        frame.time_base = 1 / self.fps
+        self._frame = frame
+        while nearest_frame(self.shown, self.fps) <= self.count:
+            self._show()
         self.count += 1
         self._write_sound(last=False)
 
+    def _show(self) -> None:
+        self._frame.pts = self.shown
+        self._container.mux(self._stream.encode(self._frame))
+        self.shown += 1
+
     def _write_sound(self, last: bool) -> None:
         if self._sound is not None:
-            self._sound.write(Fraction(self.count, self.fps), last)
+            self._sound.write(self.shown / self.fps, last)
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
@@ -364,9 +409,13 @@ class VideoWriter:
             if kind is None:
                 if self.count == 0:
                     raise TalkheadError(f"{self.path}: a video needs at least one frame")
+                while self.shown * FPS < self.count * self.fps:
+                    self._show()
                 self._container.mux(self._stream.encode(None))
                 self._write_sound(last=True)
             self._container.close()
+            if kind is None and self.finish is not None:
+                self.finish(self._partial)
         except BaseException as error:
             self._atomic.__exit__(type(error), error, error.__traceback__)
             raise
@@ -385,7 +434,7 @@ class TransparentVideoWriter(VideoWriter):
 
     def _add_picture(self) -> av.VideoStream:
         prores = self.ending == ".mov"
-        stream = self._container.add_stream("prores_ks" if prores else "libvpx-vp9", rate=Fraction(self.fps))
+        stream = self._container.add_stream("prores_ks" if prores else "libvpx-vp9", rate=self.fps)
         stream.width, stream.height = self.width, self.height
         stream.pix_fmt = "yuva444p10le" if prores else "yuva420p"
         # without bits a second, crf alone decides; alternate reference frames cannot carry alpha
@@ -501,14 +550,14 @@ def write_png(path: Path | str, image: np.ndarray) -> None:
 
 
 def _read_picture(path: Path | str, mode: str) -> np.ndarray:
-    """Read a picture as uint8 (H, W, channels of `mode`); its size is looked at before anything is allocated."""
+    """Read a picture, upright, as uint8 (H, W, channels of `mode`); its size is looked at before anything is allocated."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 if image.width * image.height > LARGEST_PICTURE:
                     raise TalkheadError(f"{path} tells of a picture of {image.width}x{image.height}, which is too large")
-                return np.array(image.convert(mode))
+                return np.array(ImageOps.exif_transpose(image).convert(mode))
     except TalkheadError:
         raise
     except FileNotFoundError:

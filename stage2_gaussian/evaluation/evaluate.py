@@ -38,11 +38,12 @@ CUDA_BATCH, CPU_BATCH = 16, 4  # frames rendered at once
 GAP = 4  # pixels between the pictures of a strip
 STRIP_WIDTH = 2400  # pixels at most
 PAGE_WIDTH = 1800
-MEASURED = "head over plate and neck colour"
+MEASURED = "head over truth"
+HEAD_OVER_TRUTH = (  # see `head_over_truth`
+    "Head over truth: the rendered head over the true frame where the labels show no head; where they do, over what a head "
+    "hides, which is the plate and along the jaw the colour of neck and clothes nearby. The torso network has no part in it.")
 PROTOCOL = (
-    "PSNR in dB and SSIM, means over the frames; “worst 5 %” is the PSNR that 5 % of the frames stay under. The rendered head "
-    "lies over the true frame where the labels show no head; where they do, over the plate, and along the jaw over the colour "
-    "of neck and clothes nearby; the torso network has no part in it, other than in the finished frames of `talkhead eval`. "
+    f"PSNR in dB and SSIM, means over the frames; “worst 5 %” is the PSNR that 5 % of the frames stay under. {HEAD_OVER_TRUTH} "
     "Head: pixels labelled head or mouth interior. Face hull: the convex hull of the projected landmarks. Columns “aligned …”, "
     "where there are any: the same after each frame's pose was fitted to its picture, which tells "
     "errors of tracking from errors of the head.")
@@ -76,11 +77,10 @@ def evaluate(clip: Clip, head_path: Path | str, *, splits: Iterable[str], device
              quiet: bool = False, batch: int = 8) -> dict[str, dict[str, float]]:
     """PSNR (dB) and SSIM by split: {split: {"full psnr": …, "head psnr": …, "mouth psnr": …, "… ssim": …}}.
 
-    The rendered head is composited over the true frame where the labels show torso, neck or background, and over the plate,
-    or the colour of the neck near the jaw, where they show the head (see `dataset.matte` and `dataset.make_backdrop`). "full"
-    is the whole frame, "head" the pixels labelled head or mouth interior, "face" the convex hull of the projected landmarks,
-    "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes' boxes. With `align`, columns
-    "aligned …" follow: the same at refined poses, which separates errors of tracking from errors of the head.
+    Of the `head_over_truth`. "full" is the whole frame, "head" the pixels labelled head or mouth interior, "face" the convex
+    hull of the projected landmarks, "mouth" the lips' bounding box enlarged by a quarter of its width, "eyes" both eyes'
+    boxes. With `align`, columns "aligned …" follow: the same at refined poses, which separates errors of tracking from errors
+    of the head.
     """
     head = load_head(head_path, device)
     return {split: measure_split(head, clip, split, device, align=align, quiet=quiet, batch=batch).means() for split in splits}
@@ -158,11 +158,21 @@ def measure_split(head: Head, clip: Clip, split: str, device: torch.device, *, a
     return Measured(data, poses, {name: torch.cat([x[name] for x in found]).cpu().numpy() for name in found[0]})
 
 
+def head_over_truth(rgba: Tensor, frames: Batch) -> Tensor:
+    """Rendered heads (B, H, W, 4) in the frames' window -> pictures (B, H, W, 3), rounded to 8 bits, to compare with the frames.
+
+    The head lies over the true frame where the labels show torso, neck or background; where they show the head, over the
+    plate, or the colour of the neck near the jaw, so that a transparent head shows (see `dataset.make_backdrop`). Every
+    figure called "head over truth" is of these pictures.
+    """
+    return (over(rgba, frames.backdrop).clamp(0, 1) * 255).round() / 255
+
+
 @torch.no_grad()
 def composite(head: Head, frames: Batch, poses: Tensor, data: HeadDataset) -> tuple[Tensor, Tensor]:
-    """The head at `poses` (B, 4, 4) over the backdrop, rounded to 8 bits (B, H, W, 3), and its alpha (B, H, W)."""
+    """The `head_over_truth` at `poses` (B, 4, 4), and the head's alpha (B, H, W)."""
     rgba = render_head(head, frames.landmarks, poses, data.intrinsics, data.width, data.height)
-    return (over(rgba, frames.backdrop).clamp(0, 1) * 255).round() / 255, rgba[..., 3]
+    return head_over_truth(rgba, frames), rgba[..., 3]
 
 
 def regions(frames: Batch, data: HeadDataset) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from talkhead.commands.options import PATH, overwrite_option
 @click.command()
 @click.argument("source", type=PATH, metavar="IN")
 @click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
-@click.option("--neutral", type=PATH, help="neutral.npy of the face, for --mouth-gain.  "
+@click.option("--neutral", type=PATH, help="neutral.npy of the face, or its avatar, for --mouth-gain.  "
               "[default: the row whose lips are most nearly closed]")
 @click.option("--mouth-gain", type=FiniteFloat(-5, 5), help="Scale lip and jaw motion, 1 leaves it.")
 @click.option("--smile", "smile_amount", type=FiniteFloat(-3, 3), help="Pull the mouth corners: 1 a broad smile, -1 a frown.")
@@ -29,6 +29,7 @@ def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | N
     \b
     talkhead edit predicted.npy -o edited.npy --mouth-gain 1.2 --smile 0.3 --blink 2
     """
+    from shared.avatar import load_neutral
     from shared.landmarks import check_output_name, load_landmarks, save_landmarks
     from talkhead.editing import edit as apply
 
@@ -36,7 +37,7 @@ def edit(source: Path, output: Path, neutral: Path | None, mouth_gain: float | N
     rows = load_landmarks(source)
     refuse_existing(output, overwrite)
     refuse_inputs(output, neutral)
-    rows = apply(rows, neutral=load_landmarks(neutral)[0] if neutral else None, mouth_gain=mouth_gain, smile=smile_amount,
+    rows = apply(rows, neutral=load_neutral(neutral) if neutral else None, mouth_gain=mouth_gain, smile=smile_amount,
                  smooth=smooth_frames, retime=speed, blink=blink_rate, seed=seed)
     save_landmarks(output, rows)
     click.echo(f"{output}: {len(rows)} frames")

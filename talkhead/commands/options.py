@@ -32,3 +32,7 @@ liveliness_option = click.option("--liveliness", default=1.0, show_default=True,
 encoder_option = click.option("--encoder", metavar="NAME|FOLDER", help="Where the model's speech encoder lies now, if it has "
                               "one.  [default: where it was in training]")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already there.")
+mark_option = click.option("--mark/--no-mark", default=True, help="Say in the file that it is made: metadata, signature, "
+                           "invisible mark; or not.  [default: --mark]")
+label_option = click.option("--label", type=click.Choice(["none", "start", "throughout"]), default="none", show_default=True,
+                            help="Letters in the picture that say so, for the first 2 s or throughout.")

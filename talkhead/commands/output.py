@@ -1,19 +1,37 @@
 """What commands print: warnings, what a training returned, tables."""
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:  # the classes take a second to import, and help is printed without them
+    from process_data.check import VideoCheck
     from shared.avatar import Avatar
     from shared.clip import Clip
+    from talkhead.synthesis import Rendered
 
 
 def print_warnings(warnings: list[str]) -> None:
     """Print each warning on a line of its own."""
     for warning in warnings:
         click.echo(f"  warning: {warning}")
+
+
+def print_video(path: Path, made: "Rendered") -> None:
+    """Print what may be wrong with a video, its name and its length."""
+    from shared.landmarks import FPS
+
+    print_warnings(made.warnings)
+    click.echo(f"{path}: {made.frames} frames, {made.frames / FPS:.1f} s")
+
+
+def above_bars() -> AbstractContextManager[None]:
+    """While it is open, what is printed does not run into a progress bar."""
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode()
 
 
 def print_figures(numbers: dict[str, Any], out: Path) -> None:
@@ -37,6 +55,19 @@ def print_clip(clip: "Clip") -> None:
     click.echo(f"{clip.root}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
     print_warnings(info.warnings)
     click.echo(f"Look at {clip.report} before training.")
+
+
+def print_check(found: "VideoCheck") -> None:
+    """Print what was found in a recording: a table, what to change and what to record in addition."""
+    click.echo(f"{found.video}: {found.seconds:.1f} s of video, {found.seconds_seen:.1f} s of its picture looked at\n")
+    wide = max(len(row.name) for row in found.measures)
+    for row in found.measures:
+        click.echo(f"{row.group:<11} {row.name:<{wide}}  {row.text:>18}  {row.verdict}")
+    for title, texts in (("to change:", found.to_change()), ("record in addition:", found.to_record())):
+        if texts:
+            click.echo(f"\n{title}")
+            for text in texts:
+                click.echo(f"  - {text}")
 
 
 def print_tables(tables: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -93,7 +93,7 @@ def finetune(clip: Path, avatar: Path | None, base: Path | None, encoder: str | 
 @click.argument("audio", type=PATH)
 @click.option("--avatar", type=PATH, required=True, help="Avatar whose stage 1 and neutral are used.")
 @click.option("-o", "--output", type=PATH, required=True, help="Landmark file to write (.npy).")
-@click.option("--neutral", type=PATH, help="Another person's neutral.npy to move instead.")
+@click.option("--neutral", type=PATH, help="Another person's neutral.npy, or avatar, to move instead.")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of blinks and brows.")
 @liveliness_option
 @encoder_option
@@ -106,15 +106,15 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     \b
     talkhead stage1 predict speech.wav --avatar me.avatar -o predicted.npy
     """
-    from shared.avatar import Avatar
-    from shared.landmarks import check_output_name, load_landmarks, save_landmarks
+    from shared.avatar import Avatar, load_neutral
+    from shared.landmarks import check_output_name, save_landmarks
     from talkhead.synthesis import predict as run
     from talkhead.synthesis import written
 
     check_output_name(output)
     source = Avatar(avatar)
     with written(output, (audio, neutral, *source.files()), overwrite):
-        made = run(source, audio, device=device, neutral=load_landmarks(neutral)[0] if neutral else None, seed=seed,
+        made = run(source, audio, device=device, neutral=load_neutral(neutral) if neutral else None, seed=seed,
                    liveliness=liveliness, encoder=encoder)
         save_landmarks(output, made.landmarks)
     print_warnings(made.warnings)
@@ -166,19 +166,24 @@ def stage1_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], audio:
 @click.option("--onnx", "output", type=PATH, required=True, metavar="FILE", help="File to write (.onnx).")
 @overwrite_option
 def export(checkpoint: Path, output: Path, overwrite: bool) -> None:
-    """CHECKPOINT (.safetensors) -> ONNX, for streams where there is no Python, such as browsers.
+    """CHECKPOINT (.safetensors), or that of an avatar -> ONNX, for streams where there is no Python, such as browsers.
 
     Log-mel rows and a state go in, displacement of the face's points and the next state come out; docs/formats.md says how.
     Needs `pip install talkhead[onnx]`.
 
     \b
-    talkhead stage1 export me.avatar/stage1.safetensors --onnx me.onnx
+    talkhead stage1 export me.avatar --onnx me.onnx
     talkhead stage1 export base.safetensors --onnx base.onnx --overwrite
     """
+    from shared.avatar import Avatar, is_avatar
     from stage1_audio2lmk.onnx_export import OPSET, export_onnx
     from talkhead.synthesis import written
 
     with written(output, (checkpoint,), overwrite):
+        if is_avatar(checkpoint):
+            avatar = Avatar(checkpoint)
+            avatar.require("stage1")
+            checkpoint = avatar.stage1
         said = export_onnx(checkpoint, output)
     click.echo(f"{output}: {output.stat().st_size / 1e6:.1f} MB, ONNX opset {OPSET}, rows of {said['width']}, {said['latency']} "
                "frames of look-ahead")

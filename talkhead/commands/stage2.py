@@ -148,7 +148,7 @@ def stage2_import(ply: Path, avatar: Path, output: Path | None, overwrite: bool)
 @device_option
 def stage2_eval(clip: Path, avatar: Path | None, splits: tuple[str, ...], align: bool, every: int, lpips: Path | None,
                 output: Path | None, device: str) -> None:
-    """Measure the head over plate and neck colour, without the torso network, on held-out frames of CLIP.
+    """Measure the head over the true frame, without the torso network, on held-out frames of CLIP.
 
     PSNR, SSIM and flicker; prints tables, writes them with every frame's figures (JSON) and a sheet to look at (HTML).
 

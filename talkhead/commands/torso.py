@@ -41,6 +41,23 @@ def torso_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, c
 
 
 @torso.command()
+@click.argument("avatar", type=PATH)
+@device_option
+def layers(avatar: Path, device: str) -> None:
+    """Draw the torso of AVATAR's motion track anew, after that or the torso was edited; `torso train` ends with it.
+
+    \b
+    talkhead torso layers me.avatar
+    """
+    from shared.avatar import Avatar
+    from talkhead.training import draw_layers
+
+    target = Avatar(avatar)
+    count = draw_layers(target, device=device)
+    click.echo(f"{target.layers}: {count} frames, {target.layers.stat().st_size / 1e6:.1f} MB")
+
+
+@torso.command()
 @click.argument("frames", type=PATH)
 @click.option("--avatar", type=PATH, required=True, help="Avatar folder.")
 @click.option("-o", "--output", type=PATH, required=True, help="Video to write (.mp4, .mov or .mkv).")

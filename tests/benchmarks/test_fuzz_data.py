@@ -23,7 +23,9 @@ def fuzz_data():
 def samples(fuzz_data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples")
     fuzz_data.make_samples(folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield folder
 
 
 @pytest.mark.slow

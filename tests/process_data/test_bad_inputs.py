@@ -94,6 +94,17 @@ ELSEWHERE |= {what: ("tests/talkhead/test_synthesized_sound.py", test) for what,
     "inspect of an avatar that was evaluated by an earlier version": "test_an_avatar_holds_no_pictures_of_evaluations"}.items()}
 ELSEWHERE["saturated colours"] = ("tests/shared/media/test_video_colors.py",
                                   "test_saturated_colors_come_back_and_the_stream_says_which_they_are")
+CHECK, TRAIN = "tests/process_data/test_check.py", "tests/talkhead/test_video_to_avatar.py"
+ELSEWHERE |= {
+    "check of a video without a face": (CHECK, "test_a_video_that_cannot_be_used_is_a_sentence"),
+    "check of two seconds": (CHECK, "test_a_video_that_cannot_be_used_is_a_sentence"),
+    "train in a script without a consent note": (TRAIN, "test_without_a_terminal_the_consent_note_is_asked_for_before_any_work"),
+    "--no-consent-note beside --consent-who": (TRAIN, "test_options_that_do_not_go_together"),
+    "train -o me.zip": (TRAIN, "test_options_that_do_not_go_together"),
+    **dict.fromkeys(["train over an avatar, a report or a folder", "train where the work of another video lies",
+                     "train where NAME.training holds something else"],
+                    (TRAIN, "test_nothing_is_replaced_unasked_and_work_of_another_video_is_not_gone_on_with")),
+    "train that was killed": (TRAIN, "test_a_run_that_is_killed_goes_on_and_gives_the_same_avatar")}
 ANY_MACHINE, WORKERS = "tests/test_any_machine.py", "tests/process_data/test_workers.py"
 ELSEWHERE |= {
     'a package folder and a home folder that cannot be written': (ANY_MACHINE,

@@ -57,8 +57,8 @@ def examples() -> list[str]:
     return re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_there_are_five_examples():
-    assert len(examples()) == 5 and all(ast.parse(code) for code in examples())
+def test_there_are_six_examples():
+    assert len(examples()) == 6 and all(ast.parse(code) for code in examples())
 
 
 @pytest.mark.slow
@@ -67,6 +67,7 @@ def test_the_examples_run(tmp_path, monkeypatch):
     from shared.media.audio_io import load_audio, save_wav
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_actor(tmp_path / "actor", size=128, seconds=6, seed=0, quiet=True)
     (tmp_path / "actor" / "actor.mp4").rename("me.mp4")
     save_wav(Path("speech.wav"), load_audio(Path("me.mp4"))[:16000])
@@ -80,5 +81,6 @@ def test_the_examples_run(tmp_path, monkeypatch):
         exec(compile(code, "docs/python.md", "exec"), space)
     assert len(talkhead.load_landmarks("spoken.npy")) == 25
     assert np.asarray(space["frames"]).shape[1:] == (128, 128, 3) and space["shown"] + len(space["rest"]) == 25
-    for name in ("talk.mp4", "edited.mp4", "head.webm", "head.ply", "edited.avatar/avatar.json"):
+    for name in ("talk.mp4", "edited.mp4", "head.webm", "head.ply", "edited.avatar/avatar.json", "packed.mp4",
+                 "unpacked.avatar/avatar.json"):
         assert Path(name).exists(), name

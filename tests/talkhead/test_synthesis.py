@@ -14,7 +14,8 @@ from shared.media.video_io import read_rgba, read_transparent_video
 from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.head import Head
 from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view
-from talkhead.synthesis import MotionTrack, ping_pong, rebatch
+from talkhead.motion import MotionTrack, ping_pong
+from talkhead.synthesis import rebatch
 
 CPU = torch.device("cpu")
 UPRIGHT = np.diag([1.0, -1, -1])
@@ -45,12 +46,13 @@ def avatar(tmp_path):
 
 
 def test_motion_loops_stands_still_or_follows_a_file(avatar, tmp_path):
-    poses, torso = MotionTrack(avatar, "loop").at(3, 7)
-    assert poses[:, 2, 3].tolist() == [4, 5, 4, 3] and torso[:, 0].tolist() == [12, 16, 12, 8]
-    assert len(set(MotionTrack(avatar, "still").at(0, 9)[0][:, 2, 3])) == 1
+    poses, torso, track = MotionTrack(avatar, "loop").at(3, 7)
+    assert poses[:, 2, 3].tolist() == [4, 5, 4, 3] and torso[:, 0].tolist() == [12, 16, 12, 8] and track.tolist() == [3, 4, 3, 2]
+    still = MotionTrack(avatar, "still").at(0, 9)
+    assert set(still.poses[:, 2, 3]) == {3} and set(still.track) == {2}
     save_array(tmp_path / "own.npy", np.tile(pose_matrix(UPRIGHT, np.array([0, 0, 7.0])), (12, 1, 1)))
-    poses, torso = MotionTrack(avatar, str(tmp_path / "own.npy")).at(0, 12)
-    assert (poses[:, 2, 3] == 7).all() and torso[:, 0].tolist() == [0, 4, 8, 12, 16, 12, 8, 4, 0, 4, 8, 12]
+    poses, torso, track = MotionTrack(avatar, str(tmp_path / "own.npy")).at(0, 12)
+    assert track is None and (poses[:, 2, 3] == 7).all() and torso[:, 0].tolist() == [0, 4, 8, 12, 16, 12, 8, 4, 0, 4, 8, 12]
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,10 @@
 
 import json
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -11,18 +13,21 @@ from click.testing import CliRunner
 
 from cli import cli
 from shared.avatar import Avatar
-from shared.camera import pose_matrix
+from shared.camera import pose_matrix, rotation_from_rotvec
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
-from shared.media.video_io import read_video
+from shared.media.video_io import read_transparent_video, read_video, write_png
+from shared.options import Seconds
 from stage1_audio2lmk.stream import iter_predict
-from talkhead import synthesis as module
+from talkhead import speaking as module
+from talkhead import synthesis
 from talkhead.evaluation import _good_frames, evaluate_avatar
 from talkhead.free_view import HeadView, Orbit
 from talkhead.inspect import describe
-from talkhead.synthesis import MotionTrack, ping_pong, synthesize
+from talkhead.motion import MotionTrack, ping_pong
+from talkhead.speaking import synthesize
 
 CPU = torch.device("cpu")
 UPRIGHT = pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))
@@ -32,6 +37,8 @@ SPEECH = (0.2 * np.random.default_rng(0).standard_normal(16000)).clip(-0.9, 0.9)
 class Disc:
     """Stands for a trained avatar: a grey disc wherever the pose puts it, on black."""
 
+    layers = None
+
     def __init__(self, avatar, device):
         self.device = device
 
@@ -39,8 +46,11 @@ class Disc:
         visible = torch.as_tensor(np.abs(poses[:, 0, 3]) < 1).float()
         return visible[:, None, None, None].expand(-1, 64, 64, 4) * 0.6
 
-    def compose(self, head, poses, motion):
-        return head[..., :3]
+    def pictures(self, head, poses, motion, track, background):
+        return (255 * head[..., :3]).byte()
+
+    def person(self, head, poses, motion, track):
+        return (255 * head).byte()
 
 
 class Steady:
@@ -63,12 +73,15 @@ def avatar(tmp_path, monkeypatch):
     save_array(made.poses, np.tile(UPRIGHT, (5, 1, 1)))
     save_array(made.motion, np.zeros((5, 4)))
     save_landmarks(made.neutral, TEMPLATE[None])
+    write_png(made.background, np.full((64, 64, 3), 200, np.uint8))
     for part in (made.stage1, made.stage2, made.torso):
         part.write_bytes(b"stands for a checkpoint")
     save_wav(tmp_path / "speech.wav", SPEECH)
     monkeypatch.setattr(module, "Renderer", Disc)
-    monkeypatch.setattr(module, "load_predictor", lambda *_: None)
-    monkeypatch.setattr(module, "iter_predict", Steady(made.neutral))
+    steady = Steady(made.neutral)
+    for place in (module, synthesis):
+        monkeypatch.setattr(place, "load_predictor", lambda *_: None)
+        monkeypatch.setattr(place, "iter_predict", steady)
     return made
 
 
@@ -189,3 +202,109 @@ def test_a_loop_is_the_same_from_any_place(avatar):
     motion.torso = np.arange(5)
     far = 8 * 10**9  # computed from there, not from frame 0 on
     assert motion.at(far, far + 6)[1].tolist() == [0, 1, 2, 3, 4, 3]
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(argument) for argument in [*arguments, "--device", "cpu"]])
+
+
+def test_several_sounds_become_several_videos_and_one_that_fails_stops_none(avatar, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(module, "Renderer", lambda *given: made.append(given) or Disc(*given))
+    save_wav(tmp_path / "b.wav", SPEECH[:9600])
+    (tmp_path / "bad.wav").write_bytes(b"no sound")
+    audio = [tmp_path / name for name in ("speech.wav", "bad.wav", "b.wav")]
+    done = run("synth", avatar.root, *audio, "-o", tmp_path / "talks")
+    assert done.exit_code == 2 and len(made) == 1  # the networks are loaded once
+    for text in (f"{tmp_path}/talks/speech.mp4: 25 frames, 1.0 s\n", f"{tmp_path}/talks/b.mp4: 15 frames, 0.6 s\n",
+                 f"Error: {tmp_path}/bad.wav is not a media file that FFmpeg can read",
+                 "Error: 1 of 3 videos were not made; the reasons stand above\n"):
+        assert text in done.output
+    assert sorted(path.name for path in (tmp_path / "talks").iterdir()) == ["b.mp4", "speech.mp4"]
+    done = run("synth", avatar.root, *audio[::2], "-o", tmp_path / "talks/{name}.mp4")
+    assert done.exit_code == 2 and done.output.count("exists already; add --overwrite to replace it") == 2
+    done = run("synth", avatar.root, *audio[::2], "-o", tmp_path / "new", "--landmarks", "rows.npy")
+    assert done.exit_code == 2 and "Error: --landmarks rows.npy is of one sound, found 2; leave it out" in done.output
+
+
+def test_videos_are_named_after_their_sounds(tmp_path):
+    audios = [Path("a/x.wav"), Path("y.m4a")]
+    assert module.name_outputs(audios, Path("out")) == [Path("out/x.mp4"), Path("out/y.mp4")]
+    assert module.name_outputs(audios, Path("out/talk-{name}.webm")) == [Path("out/talk-x.webm"), Path("out/talk-y.webm")]
+    assert module.name_outputs(audios[:1], Path("one.mov")) == [Path("one.mov")]
+    for given, output, told in (
+            (audios, "talk.mov", "-o talk.mov names one video for 2 sounds; name a folder, or a pattern such as {name}.mov"),
+            ([*audios, Path("b/x.mp3")], "out", "a/x.wav and b/x.mp3 would both become out/x.mp4; rename one, or give them "
+                                                "in two calls")):
+        with pytest.raises(TalkheadError) as error:
+            module.name_outputs(given, Path(output))
+        assert str(error.value) == told
+
+
+def test_a_part_of_the_sound_is_spoken(avatar, tmp_path):
+    made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mkv", device=CPU, start=0.2, end=0.8, quiet=True)
+    assert made.frames == 15
+    np.testing.assert_allclose(module.iter_predict.heard, load_audio(tmp_path / "speech.wav")[3200:12800], atol=1e-6)
+    assert abs(len(load_audio(tmp_path / "t.mkv")) - 9600) <= 1
+    made = synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mkv", device=CPU, start=0.2, landmarks=rows(tmp_path, 22),
+                      save_landmarks_to=tmp_path / "shown.npy", overwrite=True, quiet=True)
+    assert made == (17, ["the landmarks last 0.7 s, the sound 0.8 s; the video is as long as the landmarks, and the sound is cut "
+                         "off there"]) and len(load_landmarks(tmp_path / "shown.npy")) == 17
+    for start, end, told in ((0.5, 0.5, "--end 0.5 s is not after --start 0.5 s"),
+                             (2, None, "speech.wav has no sound after 2 s")):
+        with pytest.raises(TalkheadError, match=told):
+            synthesize(avatar, tmp_path / "speech.wav", tmp_path / "u.mp4", device=CPU, start=start, end=end, quiet=True)
+    with pytest.raises(TalkheadError, match=r"22.npy lasts 0.9 s, so nothing of it is left after --start 0.95"):
+        synthesize(avatar, tmp_path / "speech.wav", tmp_path / "u.mp4", device=CPU, start=0.95, landmarks=tmp_path / "22.npy",
+                   quiet=True)
+
+
+@pytest.mark.parametrize("text, seconds", [("75.5", 75.5), ("1:15.5", 75.5), ("1:02:03", 3723), ("0", 0), ("90", 90)])
+def test_times_are_seconds_or_minutes(text, seconds):
+    assert Seconds().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["-1", "1:75", "1:60:00", "one", "1:2:3:4", "nan", "", ":5"])
+def test_other_times_are_refused(text):
+    with pytest.raises(click.UsageError, match=f"'{text}' is no time; write seconds, or minutes:seconds such as 1:15.5"):
+        Seconds().convert(text, None, None)
+
+
+def test_scene_and_rate_reach_the_file(avatar, tmp_path):
+    done = run("synth", avatar.root, tmp_path / "speech.wav", "-o", tmp_path / "t.mp4", "--background", "#ff0000", "--size",
+               "64x128", "--fps", "50")
+    assert done.exit_code == 0, done.output
+    frames = list(read_video(tmp_path / "t.mp4", fps=50))
+    assert len(frames) == 50 and frames[0].shape == (128, 64, 3)
+    assert np.abs(frames[9][:56].astype(int) - (255, 0, 0)).max() < 12
+    assert np.abs(frames[9][72:].astype(int) - (255, 153, 153)).max() < 12  # the grey of .6 with alpha .6 over red
+    done = run("synth", avatar.root, tmp_path / "speech.wav", "-o", tmp_path / "t.webm", "--background", "none")
+    assert done.exit_code == 0, done.output
+    shown = list(read_transparent_video(tmp_path / "t.webm"))
+    assert len(shown) == 25 and abs(int(shown[5][32, 32, 3]) - 153) <= 2
+    done = run("synth", avatar.root, tmp_path / "speech.wav", "-o", tmp_path / "u.mp4", "--background", "none")
+    assert done.exit_code == 2
+    assert "u.mp4: a .mp4 file holds no transparency; name a .mov (ProRes 4444) or a .webm (VP9)\n" in done.output
+
+
+def test_less_head_motion_is_still_or_drawn_anew(avatar):
+    poses = np.tile(UPRIGHT, (5, 1, 1))
+    poses[:, 0, 3] = [0, 0.01, 0.02, 0.03, 0.04]
+    save_array(avatar.poses, poses)
+    still = MotionTrack(avatar, "loop", 0).at(0, 3)
+    assert still.track.tolist() == [2, 2, 2] and (still.poses == MotionTrack(avatar, "still").at(0, 3).poses).all()
+    half = MotionTrack(avatar, "loop", 0.5).at(0, 5)
+    assert half.track is None
+    np.testing.assert_allclose(half.poses[:, 0, 3], [0.01, 0.015, 0.02, 0.025, 0.03], atol=1e-6)
+    for gain in (-0.1, 1.1, np.nan):
+        with pytest.raises(TalkheadError, match=f"--head-motion should be a number from 0 to 1, found {gain:g}"):
+            MotionTrack(avatar, "loop", gain)
+
+
+def test_poses_far_from_the_own_motion_are_told(avatar, tmp_path):
+    turned = np.tile(UPRIGHT, (25, 1, 1))
+    turned[5, :3, :3] = rotation_from_rotvec(np.radians([[0, 30.0, 0]]))[0] @ turned[5, :3, :3]
+    save_array(tmp_path / "own.npy", turned)
+    assert MotionTrack(avatar, str(tmp_path / "own.npy")).warnings(25) == [
+        "the poses turn the head up to 30 degrees further than the avatar's own motion does; it shows there what no picture "
+        "checked"]

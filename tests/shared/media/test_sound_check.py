@@ -1,4 +1,4 @@
-"""What is told of sound before an avatar learns from it or speaks it, and pipes and decoded sound kept on the disk."""
+"""What is told of sound before an avatar learns from it or speaks it, and pipes kept on the disk."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from shared.errors import TalkheadError
 from shared.media import spool
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.sound_check import SoundCheck
-from shared.media.spool import SpooledSound, readable_again
+from shared.media.spool import readable_again
 
 SPEECH = (0.2 * np.random.default_rng(0).standard_normal(32000)).clip(-0.9, 0.9).astype(np.float32)
 PAGE = (Path(__file__).resolve().parents[3] / "docs/bad_inputs.md").read_text(encoding="utf-8")
@@ -85,18 +85,3 @@ def test_a_pipe_that_does_not_fit_on_the_disk_is_a_sentence(tmp_path, monkeypatc
     with pytest.raises(TalkheadError, match="pipe cannot be kept in .*: No space left on device; set TMPDIR to a folder"):
         with readable_again(pipe(tmp_path / "pipe", b"")):
             pass
-
-
-def test_spooled_sound_is_decoded_once_and_leaves_nothing(tmp_path, monkeypatch):
-    save_wav(tmp_path / "a.wav", SPEECH)
-    calls = []
-    decode = spool.iter_audio
-    monkeypatch.setattr(spool, "iter_audio", lambda path: calls.append(path) or decode(path))
-    with SpooledSound(tmp_path / "a.wav", tmp_path / "out") as sound:
-        assert sound.check.samples == 32000 and sound.check.warnings() == []
-        for seconds in (0.5, 0.3):
-            pieces = list(sound.pieces(seconds))
-            assert len(pieces[0]) == int(16000 * seconds)
-            assert np.array_equal(np.concatenate(pieces), load_audio(tmp_path / "a.wav"))
-        assert list((tmp_path / "out").iterdir()) == []
-    assert len(calls) == 1

@@ -152,11 +152,11 @@ def test_worst_frames_shots_and_gaps_in_a_region():
     assert measured.means() == {"head psnr": pytest.approx(29), "mouth psnr": 25}
     assert measured.worst()["head psnr"] == 20
     tables = split_tables(measured, "new", SimpleNamespace(shot_of_frames=lambda: np.repeat([0, 1], [40, 160])))
-    assert tables["new: 100 frames, head over plate and neck colour"]["head"] == {"PSNR": pytest.approx(29), "worst 5 %": 20}
+    assert tables["new: 100 frames, head over truth"]["head"] == {"PSNR": pytest.approx(29), "worst 5 %": 20}
     shots = tables["new, PSNR by shot"]
     assert shots["frames 0–39 (40)"] == {"head": 30} and shots["frames 40–99 (60)"]["mouth box"] == 25
     one = split_tables(measured, "new", SimpleNamespace(shot_of_frames=lambda: np.zeros(200, int)))
-    assert list(one) == ["new: 100 frames, head over plate and neck colour"]
+    assert list(one) == ["new: 100 frames, head over truth"]
 
 
 def test_the_sheet_shows_what_is_telling(cartoon, avatar):
@@ -177,7 +177,7 @@ def test_the_command_prints_and_writes(cartoon, avatar, tmp_path):
     assert "train: 4 frames" in done.output and "aligned worst 5 %" in done.output and "train, flicker on frames" in done.output
     made = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert made["splits"]["train"]["frames"] == [0, 8, 16, 24] and len(made["splits"]["train"]["aligned eyes ssim"]) == 4
-    row = made["tables"]["train: 4 frames, head over plate and neck colour"]["mouth box"]
+    row = made["tables"]["train: 4 frames, head over truth"]["mouth box"]
     assert row["PSNR"] == pytest.approx(np.mean(made["splits"]["train"]["mouth psnr"]), abs=1e-3)
     assert made["tables"][next(t for t in made["tables"] if "flicker" in t)]["head"]["ratio"] > 0
     page = (tmp_path / "out" / "eval.html").read_text(encoding="utf-8")
