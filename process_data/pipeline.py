@@ -22,7 +22,7 @@ from process_data.segmentation import segmentation_pass
 from process_data.segmentation.segmentation_pass import Face
 from process_data.segmentation.segmenter import face_is_inside
 from process_data.tracking import track
-from process_data.workers import Workers
+from process_data.workers import LONGEST, PARTS, SHORTEST, Workers
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot, good_frames
 from shared.config import config_to_dict
@@ -84,8 +84,10 @@ def process(source: Path | str, clip_dir: Path | str, *, config: ProcessConfig =
 
 
 def run_name(digest: str, config: ProcessConfig, detector: DetectorChoice) -> str:
-    """Name of the work folder: the same for the same source (SHA-256 `digest`), settings and detector only."""
-    key = {"sha256": digest, "config": config_to_dict(config), "detector": str(detector)}
+    """Name of the work folder: the same for the same source (SHA-256 `digest`), settings, detector and division into
+    chunks only."""
+    key = {"sha256": digest, "config": config_to_dict(config), "detector": str(detector),
+           "chunks": [PARTS, SHORTEST, LONGEST]}
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:12]
 
 

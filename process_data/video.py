@@ -1,5 +1,6 @@
 """A recording of any kind -> square 25 fps video.mp4 and 16 kHz mono audio.wav."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def sample_frames(video: Path, info: VideoInfo, count: int) -> Iterator[np.ndarr
     """About `count` frames spread over a video."""
     step = max(1, info.frames_estimate // count)
     if info.frames_estimate < SEEK_FROM or not info.seekable:
-        yield from (frame for k, frame in enumerate(read_video(video)) if k % step == 0)
+        yield from read_video(video, only=range(0, sys.maxsize, step))
         return
     for k in range(0, info.frames_estimate, step):
         yield from read_video(video, start=k, stop=k + 1)
@@ -147,8 +148,8 @@ def write_video(source: Path, target: Path, info: VideoInfo, crop: tuple[int, in
 
 
 def _steady_frames(source: Path) -> int:
-    """Number of frames if the stream can be copied, else 0: frame k at k/25 s, upright, progressive, intact, square pixels,
-    yuv420p, standard colours."""
+    """Number of frames if the stream can be copied, else 0: frame k at k/25 s, of one size, upright, progressive, intact, square
+    pixels, yuv420p, standard colours."""
     info = probe(source)
     if info.rotation or info.mirrored or any("BT.709" in note for note in info.notes):
         return 0
@@ -168,7 +169,8 @@ def _steady_frames(source: Path) -> int:
     with open_media(source, "video") as container:
         stream = video_stream(container, source)
         stream.thread_type = "AUTO"
-        plain = all(not frame.interlaced_frame and orientation(frame) == (False, 0) for frame in decode(container, stream))
+        plain = all(not frame.interlaced_frame and orientation(frame) == (False, 0)
+                    and (frame.width, frame.height) == (info.width, info.height) for frame in decode(container, stream))
     return len(times) if plain else 0
 
 

@@ -17,14 +17,17 @@ from shared.errors import MachineError
 from shared.files import remove_unfinished
 from shared.training import progress
 
-CHUNK = 250  # frames; fixed, so that results do not depend on the number of workers
+# a video is split by its length alone, so that results do not depend on the number of workers
+PARTS = 32  # chunks of a video, unless they would be shorter or longer than allowed
+SHORTEST, LONGEST = 50, 250  # frames
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read by numeric libraries when they load
 _counter: Any = None  # in a worker: the shared number of frames done
 
 
 def chunk_spans(frames: int) -> list[tuple[int, int]]:
     """(start, stop) of each chunk of a video of `frames`."""
-    return [(start, min(start + CHUNK, frames)) for start in range(0, frames, CHUNK)]
+    length = min(max(-(-frames // PARTS), SHORTEST), LONGEST)
+    return [(start, min(start + length, frames)) for start in range(0, frames, length)]
 
 
 def report_done(frames: int = 1) -> None:

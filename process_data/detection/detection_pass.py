@@ -12,7 +12,7 @@ from process_data import shots
 from process_data.detection import people
 from process_data.detection.base import MATTE_SIZE, Detector, Scheme
 from process_data.detection.detector import open_detector
-from process_data.workers import CHUNK, Workers, chunk_spans, report_done
+from process_data.workers import Workers, chunk_spans, report_done
 from shared.files import write_arrays
 from shared.media.video_io import GrayVideoWriter, read_gray_video, read_video
 
@@ -161,9 +161,7 @@ def _matte_file(work: Path, start: int) -> Path:
 
 def read_mattes(work: Path, start: int, stop: int) -> Iterator[np.ndarray]:
     """Stream the uint8 (256,256) person mattes of frames start ≤ t < stop."""
-    for path in sorted(work.glob("matte_*.mkv")):
-        first = int(path.stem.removeprefix("matte_"))
-        if first >= stop:
-            return
-        if first + CHUNK > start:
-            yield from read_gray_video(path, max(0, start - first), stop - first)
+    starts = sorted(int(path.stem.removeprefix("matte_")) for path in work.glob("matte_*.mkv"))
+    for first, after in zip(starts, [*starts[1:], stop]):
+        if first < stop and start < after:
+            yield from read_gray_video(_matte_file(work, first), max(0, start - first), stop - first)

@@ -84,11 +84,7 @@ def _frames_at(video: Path, wanted: np.ndarray):
         for t in wanted:
             yield from read_video(video, start=int(t), stop=int(t) + 1)
         return
-    chosen = set(wanted.tolist())
-    first = int(wanted[0])
-    for t, frame in enumerate(read_video(video, start=first, stop=int(wanted[-1]) + 1), start=first):
-        if t in chosen:
-            yield frame
+    yield from read_video(video, start=int(wanted[0]), stop=int(wanted[-1]) + 1, only=set(wanted.tolist()))
 
 
 def _mattes_at(work: Path, wanted: np.ndarray):

@@ -12,7 +12,8 @@ import numpy as np
 from scipy.linalg import solveh_banded
 
 from shared.arrays import evenly
-from shared.camera import pose_matrix, rotation_from_rotvec, rotvec_from_rotation, umeyama
+from shared.camera import pose_matrix, project, rotation_from_rotvec, rotvec_from_rotation, umeyama
+from shared.compiled import cached_njit
 from shared.landmarks import EYE_CORNER_DISTANCE
 
 FRONTAL = np.diag([1.0, -1.0, -1.0])  # rotation of a head that faces the camera: its y up, its z towards the camera
@@ -121,7 +122,7 @@ def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrins
     poses = fit_poses(tracks, points, poses, shots, intrinsics, iterations, smoothness)
     square, seen = np.zeros(2), np.zeros(2)
     for part in _blocks(len(poses)):
-        pixels = _camera(points[tracks.index(part)], poses[part], intrinsics)[0]
+        pixels = project(points[tracks.index(part)], poses[part], intrinsics)
         error = ((pixels - tracks.pixels[part]) ** 2).sum(-1)
         for k, columns in enumerate((slice(0, tracks.common), slice(tracks.common, None))):
             square[k] += np.nansum(error[:, columns])
@@ -150,23 +151,18 @@ def fit_shape(tracks: Tracks, frames: np.ndarray, poses: np.ndarray, intrinsics:
     columns = columns.reshape(len(frames), -1)
     points, start = tracks.start[used], tracks.start[used]
     number = len(used)
-    shown = np.isfinite(tracks.pixels[frames, :, 0])  # a frame shows a point in one column at most
-    rows = np.nonzero(shown)[0]
+    places = tracks.start.astype(float)
     for _ in range(iterations):
-        hess_pose, grad_pose, by_pose, by_point, residual = _normal_equations(
-            points[columns], tracks.pixels[frames], tracks.sigma[used][columns], poses, intrinsics)
-        hess_point, grad_point = np.zeros((number, 3, 3)), np.zeros((number, 3))
-        np.add.at(hess_point, columns, by_point.swapaxes(2, 3) @ by_point)
-        np.add.at(grad_point, columns, np.einsum("tnki,tnk->tni", by_point, residual))
+        places[used] = points
+        hess_pose, grad_pose, rows, residual = _normal_equations(tracks, frames, places, poses, intrinsics, jacobians=True)
+        hess_point, grad_point, mixed = _by_point(rows, residual, columns, number)
         # the prior fixes the free similarity, and the depth where the head turns too little to show it
         seen = np.trace(hess_point, axis1=1, axis2=2) > 0
         prior = SHAPE_PRIOR * np.trace(hess_point[seen], axis1=1, axis2=2).mean() / 3
         hess_point = hess_point + prior * np.eye(3)
         grad_point = grad_point + prior * (points - start)
-        mixed = np.zeros((len(frames), number, 6, 3))
-        mixed[rows, columns[shown]] = (by_pose.swapaxes(2, 3) @ by_point)[shown]
-        cross = mixed.swapaxes(1, 2).reshape(len(frames), 6, number * 3)
-        solved = np.linalg.solve(hess_pose + DAMPING * np.eye(6), np.concatenate([grad_pose[..., None], cross], axis=2))
+        cross = mixed.reshape(len(frames), 6, number * 3)
+        solved = np.linalg.inv(hess_pose + DAMPING * np.eye(6)) @ np.concatenate([grad_pose[..., None], cross], axis=2)
         schur = -(cross.reshape(-1, number * 3).T @ solved[..., 1:].reshape(-1, number * 3))
         for n in range(number):
             schur[3 * n : 3 * n + 3, 3 * n : 3 * n + 3] += hess_point[n]
@@ -185,9 +181,7 @@ def fit_poses(tracks: Tracks, points: np.ndarray, poses: np.ndarray, shots: list
     hess, grad = np.empty((len(poses), 6, 6)), np.empty((len(poses), 6))
     for _ in range(iterations):
         for part in _blocks(len(poses)):
-            index = tracks.index(part)
-            hess[part], grad[part] = _normal_equations(points[index], tracks.pixels[part], tracks.sigma[index], poses[part],
-                                                       intrinsics)[:2]
+            hess[part], grad[part] = _normal_equations(tracks, part, points, poses[part], intrinsics)[:2]
         weight = smoothness * intrinsics[0] / poses[:, 2, 3].mean()
         step = _banded_step(hess, grad, poses, shots, weight)
         poses = _moved(poses, step)
@@ -225,43 +219,84 @@ def _banded_step(hess: np.ndarray, grad: np.ndarray, poses: np.ndarray, shots: l
     return solveh_banded(band, -(grad + pull * scale**2).reshape(-1)).reshape(count, 6)
 
 
-def _camera(points: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Points (n,M,3) in head space -> pixels (n,M,2), points in camera space (n,M,3), and these before the translation."""
-    fx, fy, cx, cy = intrinsics
-    turned = points @ poses[:, :3, :3].swapaxes(1, 2)
-    camera = turned + poses[:, None, :3, 3]
-    return camera[..., :2] / camera[..., 2:] * [fx, fy] + [cx, cy], camera, turned
+def _normal_equations(tracks: Tracks, frames: slice | np.ndarray, points: np.ndarray, poses: np.ndarray,
+                      intrinsics: tuple[float, ...], jacobians: bool = False) -> tuple[np.ndarray, ...]:
+    """Gauss–Newton terms of some frames, n of them with M points each, for points (P,3) and the frames' poses (n,4,4).
 
-
-def _normal_equations(points: np.ndarray, observed: np.ndarray, sigma: np.ndarray, poses: np.ndarray,
-                      intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Gauss–Newton terms of points (n,M,3) observed at pixels (n,M,2), NaN if not seen.
-
-    Returns the Hessian (n,6,6) and gradient (n,6) of camera-space pose steps (rotation vector, translation), the weighted
-    Jacobians by pose (n,M,2,6) and by point (n,M,2,3), and the weighted residuals (n,M,2).
+    Returns the Hessian (n,6,6) and gradient (n,6) of camera-space pose steps (rotation vector, translation); and, if
+    `jacobians`, the weighted Jacobians by pose and by point side by side, (n,M,2,9), and the weighted residuals (n,M,2),
+    both empty otherwise.
     """
-    fx, fy, _, _ = intrinsics
-    pixels, camera, turned = _camera(points, poses, intrinsics)
-    residual = pixels - observed
-    seen = np.isfinite(residual[..., 0])
-    residual = np.where(seen[..., None], residual, 0)
-    size = np.linalg.norm(residual, axis=-1) / sigma
-    weight = seen / (1 + (size / CAUCHY) ** 2) / sigma**2
-    x, y, z = camera[..., 0], camera[..., 1], camera[..., 2]
-    projection = np.zeros((*z.shape, 2, 3))
-    projection[..., 0, 0], projection[..., 0, 2] = fx / z, -fx * x / z**2
-    projection[..., 1, 1], projection[..., 1, 2] = fy / z, -fy * y / z**2
-    zero = np.zeros_like(x)
-    a, b, c = turned[..., 0], turned[..., 1], turned[..., 2]
-    skew = np.stack([np.stack([zero, c, -b], -1), np.stack([-c, zero, a], -1), np.stack([b, -a, zero], -1)], -2)
-    root = np.sqrt(weight)[..., None, None]
-    by_pose = np.concatenate([projection @ skew, projection], axis=-1) * root
-    by_point = projection @ poses[:, None, :3, :3] * root
-    residual = residual * root[..., 0]
-    flat = by_pose.reshape(len(poses), -1, 6)
-    hess = flat.swapaxes(1, 2) @ flat
-    grad = np.einsum("tki,tk->ti", flat, residual.reshape(len(poses), -1))
-    return hess, grad, by_pose, by_point, residual
+    return _sums(points, tracks.index(frames), np.ascontiguousarray(tracks.pixels[frames], float), tracks.sigma,
+                 np.ascontiguousarray(poses, float), *map(float, intrinsics), jacobians)
+
+
+@cached_njit(error_model="numpy")
+def _sums(points, index, observed, sigma, poses, fx, fy, cx, cy, jacobians):
+    count, columns = index.shape
+    hess, grad = np.zeros((count, 6, 6)), np.zeros((count, 6))
+    kept = count if jacobians else 0
+    rows, residuals = np.zeros((kept, columns, 2, 9)), np.zeros((kept, columns, 2))
+    row = np.empty((2, 9))
+    turned, residual = np.empty(3), np.empty(2)
+    for t in range(count):
+        pose = poses[t]
+        for m in range(columns):
+            if not np.isfinite(observed[t, m, 0]):
+                continue
+            point = points[index[t, m]]
+            for i in range(3):
+                turned[i] = pose[i, 0] * point[0] + pose[i, 1] * point[1] + pose[i, 2] * point[2]
+            x, y, z = turned[0] + pose[0, 3], turned[1] + pose[1, 3], turned[2] + pose[2, 3]
+            residual[0] = fx * x / z + cx - observed[t, m, 0]
+            residual[1] = fy * y / z + cy - observed[t, m, 1]
+            expected = sigma[index[t, m]]
+            size = np.hypot(residual[0], residual[1]) / expected
+            root = 1 / (np.sqrt(1 + (size / CAUCHY) ** 2) * expected)
+            for k in range(2):
+                # the projection's derivative by the camera-space point: (along, 0, away) or (0, along, away)
+                along, away = (fx / z, -fx * x / z**2) if k == 0 else (fy / z, -fy * y / z**2)
+                a, b, c = turned[0], turned[1], turned[2]
+                if k == 0:
+                    row[k, 0], row[k, 1], row[k, 2] = away * b, along * c - away * a, -along * b
+                    row[k, 3], row[k, 4] = along, 0.0
+                else:
+                    row[k, 0], row[k, 1], row[k, 2] = away * b - along * c, -away * a, along * a
+                    row[k, 3], row[k, 4] = 0.0, along
+                row[k, 5] = away
+                for i in range(3):
+                    row[k, 6 + i] = along * pose[k, i] + away * pose[2, i]
+                residual[k] *= root
+                for i in range(9):
+                    row[k, i] *= root
+                for i in range(6):
+                    grad[t, i] += row[k, i] * residual[k]
+                    for j in range(6):
+                        hess[t, i, j] += row[k, i] * row[k, j]
+            if jacobians:
+                rows[t, m] = row
+                residuals[t, m] = residual
+    return hess, grad, rows, residuals
+
+
+@cached_njit()
+def _by_point(rows, residuals, columns, number):
+    """Sums over the frames for each point: Hessian (number,3,3) and gradient (number,3); and the mixed second derivatives by
+    pose and point of each frame, (n,6,number,3)."""
+    hess, grad = np.zeros((number, 3, 3)), np.zeros((number, 3))
+    mixed = np.zeros((len(rows), 6, number, 3))
+    for t in range(len(rows)):
+        for m in range(columns.shape[1]):
+            point = columns[t, m]
+            for k in range(2):
+                row = rows[t, m, k]
+                for i in range(3):
+                    grad[point, i] += row[6 + i] * residuals[t, m, k]
+                    for j in range(3):
+                        hess[point, i, j] += row[6 + i] * row[6 + j]
+                    for j in range(6):
+                        mixed[t, j, point, i] += row[j] * row[6 + i]
+    return hess, grad, mixed
 
 
 def _moved(poses: np.ndarray, step: np.ndarray) -> np.ndarray:

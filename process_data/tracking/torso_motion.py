@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.signal import savgol_filter
 
 from shared.camera import rotvec_from_rotation, umeyama
 from shared.clip import BACKGROUND, TORSO
@@ -192,6 +191,64 @@ def _normal_equations(points, picture, labels, matrix, centre, radius, gain, off
     return cost, seen
 
 
+@cached_njit()
+def _solved(normal, right):
+    """Solve normal·x = right, (6,6) symmetric and (6,), in place of `right` by Cholesky's factors; False if singular."""
+    for i in range(6):
+        for j in range(i + 1):
+            value = normal[i, j]
+            for k in range(j):
+                value -= normal[i, k] * normal[j, k]
+            if i > j:
+                normal[i, j] = value / normal[j, j]
+            elif value <= 0.0:
+                return False
+            else:
+                normal[i, i] = np.sqrt(value)
+    for i in range(6):
+        for k in range(i):
+            right[i] -= normal[i, k] * right[k]
+        right[i] /= normal[i, i]
+    for i in range(5, -1, -1):
+        for k in range(i + 1, 6):
+            right[i] -= normal[k, i] * right[k]
+        right[i] /= normal[i, i]
+    return True
+
+
+@cached_njit()
+def _gauss_newton(points, picture, labels, matrix, centre, radius, robust, least, converged):
+    """Refine the similarity `matrix` (2,3) in place until a step is smaller than `converged` pixels; returns its cost, the
+    share of outliers, inf if it fails or fewer than `least` points are seen."""
+    normal, step = np.empty((6, 6)), np.empty(6)
+    gain = offset = 0.0
+    cost = np.inf
+    for _ in range(ITERATIONS):
+        strange, seen = _normal_equations(points, picture, labels, matrix, centre, radius, gain, offset, robust, normal, step)
+        if seen < least:
+            return np.inf
+        cost = strange / seen
+        for k in range(6):
+            normal[k, k] *= 1 + 1e-9
+        if not _solved(normal, step):
+            return np.inf
+        gain, offset = step[4], step[5] - MIDDLE_GREY * step[4]
+        # the inverse of the step's similarity [1 + growth, -turn; turn, 1 + growth] about the centre
+        turn, growth = step[2] / radius, 1 + step[3] / radius
+        square = growth * growth + turn * turn
+        c, s = growth / square, turn / square
+        x, y = centre[0] + step[0], centre[1] + step[1]
+        across, down = centre[0] - c * x - s * y, centre[1] + s * x - c * y
+        for row in matrix:
+            p, q = row[0], row[1]
+            row[0], row[1], row[2] = p * c - q * s, p * s + q * c, p * across + q * down + row[2]
+        if not SCALES[0] < np.hypot(matrix[0, 0], matrix[1, 0]) < SCALES[1]:
+            return np.inf
+        if np.abs(step[:4]).max() < converged:
+            break
+    return cost
+
+
 @dataclass(frozen=True)
 class Match:
     """A similarity (2,3) from template to frame, and its cost: the share of outliers, 0 to 1, inf where matching fails."""
@@ -230,32 +287,10 @@ class Matcher:
         return match
 
     def _refine(self, level: _Level, picture: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> Match:
-        normal, right = np.empty((6, 6)), np.empty(6)
-        gain = offset = 0.0
-        cost = np.inf
-        for _ in range(ITERATIONS):
-            strange, seen = _normal_equations(level.points, picture, labels, matrix, self.centre, self.radius, gain,
-                                              offset, ROBUST, normal, right)
-            if seen < max(LEAST_SEEN * len(level.points), 6):
-                return Match(matrix, np.inf)
-            cost = strange / seen
-            normal[range(6), range(6)] *= 1 + 1e-9
-            try:
-                step = np.linalg.solve(normal, right)
-            except np.linalg.LinAlgError:
-                return Match(matrix, np.inf)
-            gain, offset = float(step[4]), float(step[5] - MIDDLE_GREY * step[4])
-            matrix = concatenate(matrix, inverse(self._similarity(step)))
-            if not SCALES[0] < np.hypot(matrix[0, 0], matrix[1, 0]) < SCALES[1]:
-                return Match(matrix, np.inf)
-            if np.abs(step[:4]).max() < CONVERGED * (1 << level.number):
-                break
-        return Match(matrix, cost)
-
-    def _similarity(self, step: np.ndarray) -> np.ndarray:
-        turn, growth = step[2] / self.radius, step[3] / self.radius
-        linear = np.array([[1 + growth, -turn], [turn, 1 + growth]])
-        return np.column_stack([linear, self.centre + step[:2] - linear @ self.centre])
+        refined = np.array(matrix, float)
+        cost = _gauss_newton(level.points, picture, labels, refined, self.centre, self.radius, ROBUST,
+                             max(LEAST_SEEN * len(level.points), 6), CONVERGED * (1 << level.number))
+        return Match(refined, cost) if np.isfinite(cost) else Match(matrix, np.inf)
 
 
 def face_similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -323,6 +358,8 @@ def fill_and_smooth(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.
 
 
 def _fill_and_smooth(motion: np.ndarray) -> np.ndarray:
+    from scipy.signal import savgol_filter  # slow to load, and not needed in the workers
+
     known = np.flatnonzero(~np.isnan(motion[:, 0]))
     if len(known) == 0:
         return np.tile(IDENTITY, (len(motion), 1))

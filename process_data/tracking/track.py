@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
-from scipy.signal import savgol_filter
 
 from process_data.config import ProcessConfig
 from process_data.detection.base import Scheme
@@ -180,6 +179,8 @@ def _slow_and_fast(slow: np.ndarray, fast: np.ndarray, spans: list[tuple[int, in
 
 def _smooth_rest(landmarks: np.ndarray, spans: list[tuple[int, int]], window: int) -> np.ndarray:
     """Savitzky–Golay over the points that speech and blinking do not move, and lightly over the jaw; within shots."""
+    from scipy.signal import savgol_filter  # slow to load, and not needed in the workers
+
     out = landmarks.copy()
     rest = [k for k in range(68) if k not in MOVING]
     for start, stop in spans:

@@ -4,7 +4,7 @@ import math
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -217,14 +217,16 @@ def _exposure(path: Path, changed: int, found: tone_map.Kind) -> tuple[float, fl
         return tone_map.exposure(pictures, found) if pictures else (tone_map.DIFFUSE_WHITE,) * 2
 
 
-def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | None = None,
+               only: Container[int] | None = None) -> Iterator[np.ndarray]:
     """Yield uint8 (H, W, 3) RGB at exactly `fps`, frame k being the source frame nearest to k/fps seconds.
 
     Works from timestamps, time zero being the start of the file's first track: variable frame rates are resampled, a late
     first frame is repeated from time zero so that sound stays in step. Interlaced frames are made whole, high dynamic range
     and wide gamuts converted to BT.709, display matrices applied and pixels made square. In place of frames too damaged to
     decode the one before is shown; where nothing more can be read, the video ends. Only frames start ≤ k < stop are
-    yielded, the decoder seeking to the key frame before them. Raises TalkheadError.
+    yielded, the decoder seeking to the key frame before them, and of these those in `only`; the others cost only their
+    decoding. Raises TalkheadError.
     """
     path = Path(path)
     with _open_video(path) as container:
@@ -261,7 +263,8 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
                 while held is not None and k / fps < (held_time + time) / 2 - 1e-6:
                     if k == stop:
                         return
-                    yield picture()
+                    if only is None or k in only:
+                        yield picture()
                     k += 1
                 held, held_time, held_rgb = frame, time, None
                 duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 1 / fps
@@ -271,7 +274,8 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
         if held is None:
             raise TalkheadError(f"{path}: no video frame can be decoded")
         while (k == 0 or k / fps < end - half) and k != stop:
-            yield picture()
+            if only is None or k in only:
+                yield picture()
             k += 1
 
 
