@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from shared.media.layer_video import GROUP, LayerVideo, write_layers
-from shared.training import progress
+from shared.progress import progress
 from torso_styleunet.composite import draw_torso
 from torso_styleunet.model import Torso
 
