@@ -25,7 +25,7 @@ from shared.publish import PATIENCE, finish_move, publish, work_folder
 
 AVATAR_FORMAT = 1
 TRACK = ("motion_poses.npy", "motion_torso.npy")
-LONGEST_TRACK = 1000  # frames; longer ones would only make the stored torso larger
+LONGEST_TRACK = 750  # frames; longer ones would only make the stored torso larger
 PARTS = ("stage1", "stage2", "torso")
 COMMANDS = {"stage1": "stage1 finetune", "stage2": "stage2 train", "torso": "torso train"}  # that train a part
 

@@ -21,7 +21,7 @@ from shared.landmarks import FPS
 from shared.media.container import media_url, open_media
 
 GROUP = 12  # frames from one that is coded by itself to the next: what has to be decoded to show one
-CRF = 17  # constant rate factor of x264
+CRF = 21  # constant rate factor of x264
 GREY = np.float32(128)  # chroma without colour
 BT709 = 1
 BITEXACT = 0x400  # FFmpeg's AVFMT_FLAG_BITEXACT
