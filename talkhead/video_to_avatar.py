@@ -38,7 +38,7 @@ CHECK, PROCESS, FINETUNE, HEAD, TORSO, MEASURE, PACK, REPORT = (
 SECONDS = {  # that a step is expected to take, by itself and for each second of video: two CPU cores at 256², and CUDA at 512²
     "cpu": {CHECK: (8, 0.15), PROCESS: (5, 2.5), FINETUNE: (6, 0.6), HEAD: (110, 0), TORSO: (35, 0), MEASURE: (15, 0),
             PACK: (3, 0), REPORT: (1, 0)},
-    "cuda": {CHECK: (8, 0.15), PROCESS: (10, 2), FINETUNE: (10, 0.1), HEAD: (80, 0), TORSO: (50, 0), MEASURE: (10, 0),
+    "cuda": {CHECK: (8, 0.15), PROCESS: (10, 2), FINETUNE: (5, 0.1), HEAD: (65, 0), TORSO: (45, 0), MEASURE: (10, 0),
              PACK: (3, 0), REPORT: (1, 0)},
 }
 
