@@ -32,7 +32,7 @@ from shared.errors import TalkheadError
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, lip_opening
 from shared.media.audio_io import load_audio
 from shared.media.video_io import VideoInfo, probe, read_video
-from shared.training import progress
+from shared.progress import progress
 
 BURSTS, BURST = 8, 75  # stretches of so many frames that are looked at; of a video that is not longer, every frame
 PICTURE_EVERY = 5  # frames between two whose light and sharpness are measured

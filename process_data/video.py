@@ -19,7 +19,7 @@ from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from shared.media.audio_io import audio_notes, iter_audio, load_audio
 from shared.media.container import decode, media_url, open_media, time_zero
 from shared.media.video_io import VideoInfo, VideoWriter, orientation, pixel_aspect, probe, read_video, video_stream
-from shared.training import progress
+from shared.progress import progress
 
 CROP_SAMPLES = 60  # frames in which the face is searched to choose the crop
 SQUARE_SAMPLES = 12  # the same for a square picture, which is mostly kept whole

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from shared import machine
 from shared.errors import MachineError
 from shared.files import remove_unfinished
-from shared.training import progress
+from shared.progress import progress
 
 # a video is split by its length alone, so that results do not depend on the number of workers
 PARTS = 32  # chunks of a video, unless they would be shorter or longer than allowed

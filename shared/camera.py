@@ -4,9 +4,14 @@ Poses are head → camera, 4×4; the camera looks along +z with x right and y do
 (fx, fy, cx, cy) in pixels, the image spanning [0, W] × [0, H] (a pixel's centre lies at integer + 0.5).
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor  # torch takes seconds to load, and worker processes need only the functions of arrays
 
 
 def rotation_from_rotvec(rotvec: np.ndarray) -> np.ndarray:
@@ -45,6 +50,8 @@ def pose_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
 
 def so3_exp(rotvec: Tensor) -> Tensor:
     """Rotation vectors (..., 3) -> rotation matrices (..., 3, 3), differentiable at zero (Rodrigues' formula)."""
+    import torch
+
     angle2 = (rotvec * rotvec).sum(-1, keepdim=True)[..., None]
     angle = (angle2 + 1e-12).sqrt()
     x, y, z = rotvec.unbind(-1)
@@ -59,6 +66,8 @@ def quaternion_from_matrix(rotation: Tensor) -> Tensor:
 
     Shepperd's method, all four branches computed and the best-conditioned one chosen, so it is batched and smooth.
     """
+    import torch
+
     m = rotation
     trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
     rows = [
@@ -79,6 +88,8 @@ def quaternion_from_matrix(rotation: Tensor) -> Tensor:
 
 def matrix_from_quaternion(quaternion: Tensor) -> Tensor:
     """Quaternions (..., 4) wxyz, normalised here -> rotation matrices (..., 3, 3)."""
+    import torch
+
     w, x, y, z = (quaternion / quaternion.norm(dim=-1, keepdim=True)).unbind(-1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
@@ -90,6 +101,8 @@ def matrix_from_quaternion(quaternion: Tensor) -> Tensor:
 
 def quaternion_multiply(a: Tensor, b: Tensor) -> Tensor:
     """Hamilton product of quaternions (..., 4) wxyz: the rotation b followed by a."""
+    import torch
+
     aw, ax, ay, az = a.unbind(-1)
     bw, bx, by, bz = b.unbind(-1)
     return torch.stack(
@@ -112,7 +125,11 @@ def project(points, pose, intrinsics):
     fx, fy, cx, cy = intrinsics
     u = fx * camera[..., 0] / camera[..., 2] + cx
     v = fy * camera[..., 1] / camera[..., 2] + cy
-    return torch.stack([u, v], -1) if isinstance(u, Tensor) else np.stack([u, v], -1)
+    if isinstance(u, np.ndarray):
+        return np.stack([u, v], -1)
+    import torch
+
+    return torch.stack([u, v], -1)
 
 
 def umeyama(source: np.ndarray, target: np.ndarray, weights: np.ndarray | None = None,
@@ -135,12 +152,16 @@ def umeyama(source: np.ndarray, target: np.ndarray, weights: np.ndarray | None =
 
 def mean_rotation(rotations: Tensor) -> Tensor:
     """rotations (T, 3, 3) -> (3, 3), the rotation nearest to their mean: its polar factor, without a reflection."""
+    import torch
+
     u, _, vt = torch.linalg.svd(rotations.mean(0))
     return u @ torch.diag(torch.tensor([1, 1, torch.det(u @ vt).sign()]).to(u)) @ vt
 
 
 def turn_from(rest: Tensor, rotations: Tensor) -> Tensor:
     """rest (3, 3), rotations (B, 3, 3) -> (B, 3): sine of the angle between them times the axis, in the camera's frame."""
+    import torch
+
     turn = rotations @ rest.mT
     skew = (turn - turn.mT) / 2
     return torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1)

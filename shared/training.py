@@ -1,9 +1,9 @@
-"""What every training loop needs: a device, a seeded generator, a progress bar, TensorBoard curves, averaged weights."""
+"""What every training loop needs: a device, a seeded generator, TensorBoard curves, averaged weights."""
 
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder
@@ -37,41 +36,6 @@ def pick_device(name: str | torch.device = "auto") -> torch.device:
 def generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator on `device` started from `seed`."""
     return torch.Generator(device=device).manual_seed(seed)
-
-
-_heading: Callable[[float], str] | None = None
-
-
-@contextmanager
-def under_heading(heading: Callable[[float], str]) -> Iterator[None]:
-    """Inside, each bar of `progress` begins with the text that `heading` gives, and goes when it is done.
-
-    `heading` is called with the seconds that the bar says are left, 0 while it does not know.
-    """
-    global _heading
-    before, _heading = _heading, heading
-    try:
-        yield
-    finally:
-        _heading = before
-
-
-class _Bar(tqdm):
-    """A bar that may stand under a heading."""
-
-    @property
-    def format_dict(self) -> dict[str, Any]:
-        values = super().format_dict
-        if _heading is None:
-            return values
-        done, rest = self.n - self.initial, (self.total or 0) - self.n
-        return values | {"prefix": _heading(values["elapsed"] / done * rest if done > 0 else 0.0) + values["prefix"]}
-
-
-def progress(total: int, desc: str, initial: int = 0, quiet: bool = False, unit: str = "it") -> tqdm:
-    """A progress bar on stderr with the time left; silent when `quiet`."""
-    return _Bar(total=total, desc=desc, initial=initial, disable=quiet, unit=unit, dynamic_ncols=True, mininterval=0.5,
-                leave=_heading is None)
 
 
 class TensorBoard:

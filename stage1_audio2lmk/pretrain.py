@@ -20,8 +20,9 @@ from shared.clip import Clip
 from shared.config import config_to_dict, setting, with_default
 from shared.errors import TalkheadError
 from shared.files import sha256
+from shared.progress import progress
 from shared.resume import TrainState
-from shared.training import TensorBoard, ema_update, progress
+from shared.training import TensorBoard, ema_update
 from stage1_audio2lmk import distributed
 from stage1_audio2lmk.audio.features import FEATURE_SIZE, MELS, mean_log_mel
 from stage1_audio2lmk.av_sync import Sync, sync_loss

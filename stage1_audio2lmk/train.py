@@ -13,8 +13,9 @@ from shared.clip import Clip
 from shared.config import config_to_dict
 from shared.errors import TalkheadError
 from shared.files import sha256
+from shared.progress import progress
 from shared.resume import Saved, TrainState
-from shared.training import TensorBoard, cpu_threads, ema_update, generator, progress
+from shared.training import TensorBoard, cpu_threads, ema_update, generator
 from stage1_audio2lmk.audio.features import features
 from stage1_audio2lmk.checkpoint import load_model, save_model
 from stage1_audio2lmk.config import Stage1Config

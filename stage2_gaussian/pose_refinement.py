@@ -12,7 +12,7 @@ from torch import Tensor
 
 from shared.camera import so3_exp
 from shared.image import over
-from shared.training import progress
+from shared.progress import progress
 from stage2_gaussian.dataset import Batch, HeadDataset, batches
 from stage2_gaussian.head import Head
 from stage2_gaussian.rasterize import rasterize

@@ -15,8 +15,9 @@ from shared.files import sha256
 from shared.image import over
 from shared.landmarks import LIPS, N_LANDMARKS
 from shared.metrics import psnr
+from shared.progress import progress
 from shared.resume import Saved, TrainState
-from shared.training import TensorBoard, cpu_threads, progress
+from shared.training import TensorBoard, cpu_threads
 from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadDataset, batches, box_mask

@@ -15,8 +15,8 @@ from shared.errors import TalkheadError
 from shared.files import make_folder, write_json
 from shared.landmarks import LIPS, lip_opening
 from shared.metrics import psnr, ssim
+from shared.progress import progress
 from shared.report_page import ReportPage
-from shared.training import progress
 from stage1_audio2lmk.evaluate import add_plots
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
 from stage2_gaussian.dataset import HeadDataset, box_mask

@@ -16,8 +16,9 @@ from shared.landmarks import FPS, load_landmarks, save_array
 from shared.media.audio_io import iter_audio
 from shared.media.spool import readable_again
 from shared.media.video_io import TransparentVideoWriter, VideoWriter, write_png
+from shared.progress import progress
 from shared.publish import WORK, whole_folder
-from shared.training import pick_device, progress
+from shared.training import pick_device
 from stage2_gaussian import camera_path
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.render import render_sequence

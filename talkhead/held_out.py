@@ -11,7 +11,7 @@ from shared.clip import Clip
 from shared.files import make_folder, write_json
 from shared.landmarks import FPS, SAMPLES_PER_FRAME
 from shared.media.video_io import VideoWriter
-from shared.training import progress
+from shared.progress import progress
 from stage1_audio2lmk.evaluate import compare
 from stage1_audio2lmk.stream import iter_predict, load_predictor
 from talkhead.evaluation import evaluate_pictures

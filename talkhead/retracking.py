@@ -22,7 +22,7 @@ from shared.clip import HEAD, MOUTH, NECK, Clip
 from shared.landmarks import LIPS, lip_opening
 from shared.media.video_io import VideoWriter, read_video
 from shared.metrics import correlation, lag_ms, landmark_distance, psnr, velocity_ratio
-from shared.training import progress
+from shared.progress import progress
 from stage1_audio2lmk.audio.features import levels
 from stage1_audio2lmk.baselines import mean_face, ridge
 from stage1_audio2lmk.dataset import clip_samples

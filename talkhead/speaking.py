@@ -19,8 +19,9 @@ from shared.media.container import open_media
 from shared.media.sound_check import SoundCheck
 from shared.media.spool import DecodedSound, readable_again
 from shared.media.video_io import TransparentVideoWriter, VideoWriter, frame_rate
+from shared.progress import progress
 from shared.side_by_side import ahead, behind
-from shared.training import cpu_threads, pick_device, progress
+from shared.training import cpu_threads, pick_device
 from stage1_audio2lmk.stream import Predictor, iter_predict, load_predictor
 from talkhead.motion import Motion, MotionTrack, poses_file
 from talkhead.provenance import Label, Marks

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from shared.files import read_json, write_json
-from shared.training import under_heading
+from shared.progress import under_heading
 
 PRIOR_SECONDS = 20.0  # of expected time that the first measured seconds are weighed against
 

@@ -21,8 +21,9 @@ from shared.media.sound_check import SoundCheck
 from shared.media.spool import readable_again
 from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
+from shared.progress import progress
 from shared.publish import finish_move
-from shared.training import pick_device, progress
+from shared.training import pick_device
 from stage1_audio2lmk.stream import LandmarkStream, iter_predict, load_predictor
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.render import render_head

@@ -17,7 +17,7 @@ from shared.clip import Clip, ClipInfo, Shot
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.phones import SILENCE, UNKNOWN, Marks
-from shared.training import progress
+from shared.progress import progress
 from tools.recogniser import recognise
 
 # phones of the recogniser -> those of espeak-ng, whose mouth shapes are known

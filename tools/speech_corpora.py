@@ -18,7 +18,7 @@ from scipy.signal import resample_poly
 from shared.errors import TalkheadError
 from shared.landmarks import SAMPLE_RATE, SAMPLES_PER_FRAME
 from shared.media.audio_io import save_wav
-from shared.training import progress
+from shared.progress import progress
 from tools.espeak import PITCH, RANGE, RATE, SYNCHRONOUS, Espeak
 
 # invented words, read by the rules of each language

@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import write_rows
-from shared.training import progress
+from shared.progress import progress
 
 HeadRenderer = Callable[[np.ndarray], Tensor]  # frame indices (B,) -> rendered heads (B, H, W, 4), premultiplied RGBA
 RESIDENT_BYTES = 24 << 30  # training data up to this size is kept in GPU memory

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from shared.media.layer_video import GROUP, LayerVideo, write_layers
+from shared.progress import progress
 from shared.side_by_side import ahead
-from shared.training import progress
 from torso_styleunet.composite import draw_torso
 from torso_styleunet.model import Torso
 

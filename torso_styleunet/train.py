@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from shared.clip import Clip
 from shared.config import config_to_dict
 from shared.metrics import psnr
+from shared.progress import progress
 from shared.resume import Saved, TrainState
-from shared.training import TensorBoard, generator, progress
+from shared.training import TensorBoard, generator
 from torso_styleunet import losses
 from torso_styleunet.checkpoint import save_torso
 from torso_styleunet.config import TorsoConfig, resolve

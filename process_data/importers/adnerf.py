@@ -33,8 +33,8 @@ from shared.files import read_json, write_json
 from shared.landmarks import FPS, SAMPLES_PER_FRAME
 from shared.media.audio_io import load_audio
 from shared.media.video_io import GrayVideoWriter, VideoWriter, read_png, write_png
+from shared.progress import progress
 from shared.publish import remove_work, work_folder
-from shared.training import progress
 
 Split = dict[str, list[tuple[int, int]]]
 IMPORT = "import"  # folder in the work folder

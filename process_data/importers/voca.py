@@ -31,8 +31,8 @@ from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
 from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
+from shared.progress import progress
 from shared.publish import remove_work, work_folder
-from shared.training import progress
 from shared.version import installed_versions
 
 VOCA_FPS = 60.0  # meshes a second

@@ -16,7 +16,7 @@ from shared.config import shown
 from shared.errors import TalkheadError
 from shared.files import sha256
 from shared.landmarks import SAMPLES_PER_FRAME
-from shared.training import progress
+from shared.progress import progress
 from stage1_audio2lmk.encoders.transformers_encoder import load_encoder
 
 PAST, AHEAD = 25, 2  # frames

@@ -32,8 +32,9 @@ from shared.files import read_json, refuse_inputs
 from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from shared.media.audio_io import load_audio
 from shared.options import FiniteFloat
+from shared.progress import progress
 from shared.resume import Saved, TrainState, training_of
-from shared.training import TensorBoard, cpu_threads, ema_update, generator, pick_device, progress
+from shared.training import TensorBoard, cpu_threads, ema_update, generator, pick_device
 from stage1_audio2lmk.audio.augment import mask_features, shift_voice
 from stage1_audio2lmk.audio.features import FFT, HOP, HOPS, WINDOW, mel_of, power_spectrum
 from stage1_audio2lmk.encoders.speech_encoder import LEFT_CONTEXT, SpeechEncoder, SpeechEncoderConfig, save_speech_encoder

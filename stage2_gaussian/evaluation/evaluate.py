@@ -17,8 +17,8 @@ from shared.files import write_json
 from shared.image import over
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 from shared.metrics import decibel, ssim_of_pixels
+from shared.progress import progress
 from shared.report_page import ReportPage
-from shared.training import progress
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.dataset import EYE_MARGIN, LIPS_MARGIN, Batch, HeadDataset, box_mask
 from stage2_gaussian.evaluation.expression_sheet import make_expression_sheet

@@ -16,7 +16,7 @@ from process_data.actor.actor import make_actor
 from process_data.config import ProcessConfig
 from process_data.pipeline import process
 from process_data.report.page import write_report
-from process_data.workers import Workers
+from process_data.workers import LONGEST, PARTS, SHORTEST, Workers, chunk_spans
 from shared.clip import Clip
 from shared.errors import MachineError
 
@@ -139,3 +139,19 @@ def test_the_report_of_a_clip_whose_names_are_not_utf8(actor_clip, tmp_path):
     page = made.report.read_text(encoding="utf-8")
     assert "caf\\udce9" in page and "\\udcff.mp4" in page
     np.testing.assert_array_equal(next(made.frames()), next(clip.frames()))
+
+
+@pytest.mark.parametrize("frames", [1, 49, 50, 51, 300, 1601, 5000, 100_001])
+def test_chunks_cover_the_video_and_keep_to_their_limits(frames):
+    spans = chunk_spans(frames)
+    assert spans[0][0] == 0 and spans[-1][1] == frames
+    assert [start for start, _ in spans[1:]] == [stop for _, stop in spans[:-1]]
+    lengths = [stop - start for start, stop in spans]
+    assert all(SHORTEST <= length <= LONGEST for length in lengths[:-1]) and 0 < lengths[-1] <= LONGEST
+    assert len(spans) <= max(PARTS, -(-frames // LONGEST))
+
+
+def test_worker_modules_do_not_load_torch():
+    code = ("import sys, process_data.detection.detection_pass, process_data.segmentation.segmentation_pass; "
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

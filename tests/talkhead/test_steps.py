@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.training import progress
+from shared.progress import progress
 from talkhead import steps
 from talkhead.steps import Record, Steps, TimeLeft, spoken
 

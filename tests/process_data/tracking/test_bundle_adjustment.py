@@ -93,6 +93,35 @@ def test_the_banded_system_equals_the_dense_one():
     np.testing.assert_allclose(found.reshape(-1), np.linalg.solve(dense + 1e-6 * np.eye(6 * count), right), rtol=1e-6, atol=1e-9)
 
 
+def test_the_compiled_sums_equal_numeric_derivatives():
+    """Jacobians by central differences of weighted residuals, the weights held; a point that is not seen counts for nothing."""
+    rng = np.random.default_rng(3)
+    points, sigma = rng.normal(0, 0.05, (7, 3)), rng.uniform(0.5, 2, 7)
+    index = np.array([[0, 1, 2, 3, 4], [0, 1, 2, 5, 6]])
+    poses = pose_matrix(rotation_from_rotvec(rng.normal(0, 0.4, (2, 3))), rng.normal([0, 0, 0.8], 0.05, (2, 3))).astype(float)
+    intrinsics = (700.0, 650.0, 256.0, 250.0)
+    observed = project(points[index], poses, intrinsics) + rng.normal(0, 4, (2, 5, 2))
+    observed[1, 3] = np.nan
+    hess, grad, rows, residuals = bundle_adjustment._sums(points, index, observed, sigma, poses, *intrinsics, True)
+
+    def error(t, step):
+        pose = bundle_adjustment._moved(poses[t : t + 1], step[None, :6])[0]
+        return project(points[index[t]] + step[6:], pose, intrinsics) - observed[t]
+
+    for t in range(2):
+        size = np.linalg.norm(error(t, np.zeros(9)), axis=-1) / sigma[index[t]]
+        root = 1 / np.sqrt(1 + (size / bundle_adjustment.CAUCHY) ** 2) / sigma[index[t]]
+        slow = np.stack([(error(t, step) - error(t, -step)) / 2e-4 for step in np.eye(9) * 1e-4], -1) * root[:, None, None]
+        slow = np.nan_to_num(slow)
+        rest = np.nan_to_num(error(t, np.zeros(9)) * root[:, None])
+        scale = np.abs(slow).max()
+        assert np.abs(rows[t] - slow).max() < 1e-4 * scale
+        assert np.allclose(residuals[t], rest)
+        flat = slow[..., :6].reshape(-1, 6)
+        assert np.abs(hess[t] - flat.T @ flat).max() < 1e-3 * np.abs(hess[t]).max()
+        assert np.abs(grad[t] - flat.T @ rest.reshape(-1)).max() < 1e-3 * np.abs(grad[t]).max()
+
+
 def test_unprojected_points_project_back(scene):
     shape, poses, mesh = scene
     pixels = mesh[:, MESH68, :2]

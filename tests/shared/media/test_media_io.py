@@ -47,6 +47,17 @@ def levels(path):
     return [round(float(frame.mean()) / 4) for frame in read_video(path)]
 
 
+@pytest.mark.parametrize("start, stop", [(0, None), (3, 17), (12, 13)])
+def test_only_some_frames_are_the_same_as_of_all(tmp_path, start, stop):
+    path = tmp_path / "uneven.mp4"
+    gray_level_video(path, [0, 0.04, 0.2, 0.28, 0.3, 0.44, 0.6, 0.64, 0.8])
+    whole = list(read_video(path))
+    wanted = [k for k in range(1, len(whole), 3) if k >= start and (stop is None or k < stop)]
+    found = list(read_video(path, start=start, stop=stop, only=set(wanted)))
+    assert len(found) == len(wanted)
+    assert all(np.array_equal(a, whole[k]) for a, k in zip(found, wanted))
+
+
 def test_decoding_follows_timestamps(tmp_path):
     gray_level_video(tmp_path / "cfr25.mp4", np.arange(20) / 25)
     assert levels(tmp_path / "cfr25.mp4") == list(range(20))
