@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from contextlib import ExitStack, closing
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from shared.lock import PARTIAL, lock_folder
 from shared.media.audio_io import iter_audio, save_wav
 from shared.media.video_io import probe
 from shared.publish import WORK, publish, remove_work, work_folder
+from shared.version import installed_versions
 
 Split = dict[str, list[tuple[int, int]]]
 OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso)\.npy|poses_fitted\.json|"
@@ -198,7 +198,8 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     made = ClipInfo(
         name=target.root.resolve().name, source_name=source.name, source_sha256=digest, width=size, height=size,
         frames=count, intrinsics=intrinsics, crop=crop, shots=clip_shots, excluded=excluded,
-        split=splits or quality.default_split(usable, config.test_share), versions=_versions(), warnings=warnings,
+        split=splits or quality.default_split(usable, config.test_share),
+        versions=installed_versions("talkhead", "mediapipe", "av"), warnings=warnings,
         lag_ms=0.0 if config.fix_sync and lag is not None else lag)
     save_with_content(clip, made)
     page.write_report(clip, irises)
@@ -277,13 +278,3 @@ def _irises(detected: Detections) -> np.ndarray | None:
     if detected.scheme.irises is None:
         return None
     return np.stack([detected.points[:, eye[0], :2] for eye in detected.scheme.irises], axis=1)
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in ("talkhead", "mediapipe", "av"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -2,7 +2,6 @@
 
 from functools import lru_cache
 
-import cv2
 import numpy as np
 
 from shared.config import shown
@@ -15,7 +14,6 @@ HEIGHT = 0.05  # of a capital letter, of the picture's shorter side; the least t
 WIDEST = 0.9  # of the picture's width
 SMALLEST = 0.2  # scale of the font, below which nothing can be read
 PLATE = 0.55  # how dark the plate behind the letters is
-FONT = cv2.FONT_HERSHEY_DUPLEX
 
 
 def label(frames: np.ndarray, first: int, *, fps: float = FPS, throughout: bool = False, text: str = TEXT) -> np.ndarray:
@@ -38,6 +36,8 @@ def label(frames: np.ndarray, first: int, *, fps: float = FPS, throughout: bool 
 @lru_cache(maxsize=8)
 def _drawing(height: int, width: int, text: str) -> tuple[np.ndarray, np.ndarray]:
     """(h, w) float32 each, for the upper left corner of a picture: how white letters cover it, and how dark it gets."""
+    import cv2
+
     if not text.strip() or not (text.isascii() and text.isprintable()):
         raise TalkheadError(f"a label is one line of ASCII letters, found {shown(text)}")
     scale = SMALLEST
@@ -47,7 +47,7 @@ def _drawing(height: int, width: int, text: str) -> tuple[np.ndarray, np.ndarray
         (across, capital), below = _size(text, scale)
     edge = max(2, capital // 2)
     drawn = np.zeros((3 * edge + capital + below, 3 * edge + across), np.uint8)
-    cv2.putText(drawn, text, (2 * edge, 2 * edge + capital), FONT, scale, 255, _stroke(scale), cv2.LINE_AA)
+    cv2.putText(drawn, text, (2 * edge, 2 * edge + capital), cv2.FONT_HERSHEY_DUPLEX, scale, 255, _stroke(scale), cv2.LINE_AA)
     ink = drawn[:height, :width] / np.float32(255)
     plate = np.zeros_like(ink)
     plate[edge:, edge:] = PLATE
@@ -56,7 +56,9 @@ def _drawing(height: int, width: int, text: str) -> tuple[np.ndarray, np.ndarray
 
 def _size(text: str, scale: float) -> tuple[tuple[int, int], int]:
     """(width, height), and what hangs below the line, in pixels."""
-    return cv2.getTextSize(text, FONT, scale, _stroke(scale))
+    import cv2
+
+    return cv2.getTextSize(text, cv2.FONT_HERSHEY_DUPLEX, scale, _stroke(scale))
 
 
 def _stroke(scale: float) -> int:

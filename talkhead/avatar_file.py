@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -33,6 +32,7 @@ from shared.files import atomic_path, refuse_existing, refuse_inputs
 from shared.lock import lock_output
 from shared.media.video_io import read_png
 from shared.publish import whole_folder
+from shared.version import installed_version
 
 DENSE = (".png", ".mp4")  # endings of what is compressed already
 BASE_LICENCES = [  # of the base model and the speech encoder that ship: stage1_audio2lmk/data/SOURCES.md
@@ -151,8 +151,8 @@ def _cleaned(avatar: Avatar, figures: Mapping[str, Any]) -> tuple[Manifest, dict
             settings[part] = meta.get("settings", meta.get("config", {}))
     clip = next((ClipName(known["name"], known["clip"]) for known in info.parts.values()), None)
     manifest = Manifest(
-        _version(), info.name, info.width, info.height, {name: Member(len(files[name]), sha256(files[name]).hexdigest())
-                                                         for name in MEMBERS if name in files},
+        installed_version() or "unknown", info.name, info.width, info.height,
+        {name: Member(len(files[name]), sha256(files[name]).hexdigest()) for name in MEMBERS if name in files},
         clip, settings, info.figures, _licences(files.get("stage1.safetensors")), info.consent)
     return manifest, files | {MANIFEST: _json(manifest)}
 
@@ -230,13 +230,6 @@ def _tensors(data: bytes) -> dict[str, bytes]:
     header = checkpoint_header(data, "stage 1")
     places = {name: known["data_offsets"] for name, known in header.whole.items() if name != "__metadata__"}
     return {name: data[header.start + start : header.start + stop] for name, (start, stop) in places.items()}
-
-
-def _version() -> str:
-    try:
-        return version("talkhead")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _flat(values: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,8 +10,6 @@ import tempfile
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ from shared.errors import MachineError, TalkheadWarning
 from shared.files import atomic_path
 from shared.label import label
 from shared.landmarks import FPS
+from shared.version import installed_version
 from shared.watermark.mark import Watermark
 from shared.watermark.payload import Payload, avatar_id
 
@@ -36,14 +35,6 @@ INSTALL = "pip install 'talkhead[provenance]'"
 OFFLINE = {"verify": {"remote_manifest_fetch": False, "ocsp_fetch": False}, "builder": {"thumbnail": {"enabled": False}}}
 
 
-def version() -> str:
-    """Of the installed talkhead."""
-    try:
-        return installed_version("talkhead")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def shown_id(avatar: int) -> str:
     """An avatar's 28-bit id as metadata, manifest and `verify` show it: 7 hexadecimal digits."""
     return f"{avatar:07x}"
@@ -54,7 +45,7 @@ def container_metadata(avatar: int) -> dict[str, str]:
 
     AIGC is the implicit label of GB 45438-2025, whose Label "1" says that the content is generated.
     """
-    made = f"talkhead {version()}"
+    made = f"talkhead {installed_version() or 'unknown'}"
     aigc = {"Label": "1", "ContentProducer": made, "ProduceID": shown_id(avatar), "ReservedCode1": "", "ContentPropagator": "",
             "PropagateID": "", "ReservedCode2": ""}
     return {"title": "AI-generated video", "software": made, AIGC: json.dumps(aigc),
@@ -153,7 +144,7 @@ def new_signer() -> Signer:
 
 def manifest(avatar: int, consent: Consent | None) -> dict[str, Any]:
     """What is signed: made by trained algorithms, by this talkhead, with this avatar, under this consent note."""
-    tool = {"name": "talkhead", "version": version()}
+    tool = {"name": "talkhead", "version": installed_version() or "unknown"}
     return {"title": "AI-generated video", "claim_generator_info": [tool], "assertions": [
         {"label": "c2pa.actions.v2", "data": {"actions": [
             {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": tool}]}},

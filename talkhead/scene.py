@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-import cv2
 import numpy as np
 from PIL import ImageColor
 
@@ -76,6 +75,8 @@ def cover(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """uint8 (H, W, C) at another size."""
+    import cv2
+
     if picture.shape[:2] == (height, width):
         return picture
     smaller = picture.shape[0] * picture.shape[1] > width * height

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening, s
 from shared.media.audio_io import load_audio, save_wav
 from shared.progress import progress
 from shared.publish import remove_work, work_folder
+from shared.version import installed_versions
 
 VOCA_FPS = 60.0  # meshes a second
 LEAST_FRAMES = 2  # of a sentence
@@ -181,14 +181,7 @@ def _write_files(sentence: Sentence, clip: Clip, landmarks: np.ndarray, neutral:
     save_with_content(clip, ClipInfo(
         name=sentence.clip, source_name=sentence.meshes.name, source_sha256=digest, width=SIZE, height=SIZE, frames=count,
         intrinsics=(focal, focal, SIZE / 2, SIZE / 2), crop=(0, 0, SIZE), shots=[Shot(0, count, clip.background.name)],
-        split={"train": [(0, count)]}, versions=_versions(), warnings=[NO_VIDEO, *warnings]))
-
-
-def _versions() -> dict[str, str]:
-    try:
-        return {"talkhead": version("talkhead")}
-    except PackageNotFoundError:
-        return {}
+        split={"train": [(0, count)]}, versions=installed_versions("talkhead"), warnings=[NO_VIDEO, *warnings]))
 
 
 def _template(sentence: Sentence, points: Embedding) -> np.ndarray | None:

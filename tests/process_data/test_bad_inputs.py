@@ -34,9 +34,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LINES = re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", (ROOT / "docs/bad_inputs.md").read_text(), re.M)
 TABLE = {what: (happens, sentence) for what, happens, sentence in LINES if what != "input" and not what.startswith("---")}
 ELSEWHERE = {"a killed process": ("tests/process_data/test_pipeline.py", "test_an_interrupted_run_continues_and_ends_the_same")}
-_EDITED = (ROOT / "docs/bad_inputs.md").read_text("utf-8").split("\n## What people edit\n")[1].split("\n## ")[0]
-ELSEWHERE |= {what: ("tests/shared/test_edited_files.py", "test_an_edited_file_is_refused_or_read_as_the_page_says")
-              for what, *_ in re.findall(r"^\| (.+?) \| (.+?) \| (.*?) ?\|$", _EDITED, re.M) if what in TABLE}
+for title, test in {
+        "What people edit": ("tests/shared/test_edited_files.py", "test_an_edited_file_is_refused_or_read_as_the_page_says"),
+        "Avatar files": ("tests/shared/test_avatar_file.py", "test_hostile_files_are_refused_with_a_sentence")}.items():
+    section = (ROOT / "docs/bad_inputs.md").read_text("utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    ELSEWHERE |= {what: test for what in re.findall(r"^\| (.+?) \|", section, re.M) if what in TABLE}
 KEEPS, CONTENT, LOCKS, TRAINING = ("tests/process_data/test_process_keeps.py", "tests/shared/test_content.py",
                                    "tests/shared/test_lock_publish.py", "tests/talkhead/test_training.py")
 ELSEWHERE |= {
@@ -91,7 +93,35 @@ ELSEWHERE |= {what: ("tests/talkhead/test_synthesized_sound.py", test) for what,
     "a stage 1 that gives no numbers": "test_what_is_no_number_is_not_rendered",
     "eval into the avatar": "test_an_avatar_holds_no_pictures_of_evaluations",
     "eval of a split in which no face is found": "test_a_split_without_a_face_is_a_sentence",
-    "inspect of an avatar that was evaluated by an earlier version": "test_an_avatar_holds_no_pictures_of_evaluations"}.items()}
+    "inspect of an avatar that was evaluated by an earlier version": "test_an_avatar_holds_no_pictures_of_evaluations",
+    "--start behind the end of the sound": "test_a_part_of_the_sound_is_spoken",
+    "--start behind the end of the landmarks": "test_a_part_of_the_sound_is_spoken",
+    "--end before --start": "test_a_part_of_the_sound_is_spoken",
+    "--start 1:75": "test_other_times_are_refused",
+    "--background none with a .mp4 or .mkv": "test_scene_and_rate_reach_the_file",
+    "several sounds with one video as -o": "test_videos_are_named_after_their_sounds",
+    "several sounds of one name": "test_videos_are_named_after_their_sounds",
+    **dict.fromkeys(["several sounds, one of them bad", "several sounds with --landmarks or --save-landmarks"],
+                    "test_several_sounds_become_several_videos_and_one_that_fails_stops_none"),
+    "poses that turn the head far beyond the avatar's own motion": "test_poses_far_from_the_own_motion_are_told"}.items()}
+ELSEWHERE |= {what: ("tests/talkhead/test_scene.py", test) for what, test in {
+    "--size 721, 1280x or nonsense": "test_other_sizes_are_refused",
+    **dict.fromkeys(["--background whit", "a background that is only sound", "a background picture that is damaged"],
+                    "test_what_is_no_background_is_refused"),
+    "a background picture of a phone that was turned": "test_a_phone_picture_stands_upright",
+    "shoulders that are cut off in a wider frame": "test_cut_off_shoulders_are_told"}.items()}
+ELSEWHERE["--fps 0, 121 or nonsense"] = ("tests/shared/media/test_video_output.py", "test_rates_that_no_video_has_are_refused")
+MARKS, VERIFY = "tests/talkhead/test_provenance.py", "tests/talkhead/test_verification.py"
+ELSEWHERE |= {
+    "synth without the extra `provenance`": (MARKS, "test_without_the_extra_one_sentence_says_how_to_get_it"),
+    "synth to .mkv": (MARKS, "test_what_cannot_be_signed_stays_as_it_is"),
+    "a config folder that cannot be written, a damaged signing.pem": (MARKS, "test_what_cannot_be_signed_stays_as_it_is"),
+    "verify of a file that was changed after signing": (VERIFY, "test_one_changed_bit_breaks_the_signature"),
+    "verify of less than 2 s": (VERIFY, "test_nothing_proves_nothing"),
+    "verify of no video": (VERIFY, "test_bad_inputs_end_with_2"),
+    "--trust of another file": (VERIFY, "test_bad_inputs_end_with_2"),
+    "a consent note with a wrong date, name or hash": ("tests/shared/test_consent.py",
+                                                       "test_a_wrong_note_is_refused_with_its_value")}
 ELSEWHERE["saturated colours"] = ("tests/shared/media/test_video_colors.py",
                                   "test_saturated_colors_come_back_and_the_stream_says_which_they_are")
 CHECK, TRAIN = "tests/process_data/test_check.py", "tests/talkhead/test_video_to_avatar.py"

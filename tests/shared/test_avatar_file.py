@@ -244,7 +244,7 @@ HOSTILE = {  # row of the page -> function that makes the file's bytes
     "a member that the manifest does not name": lambda: more("torso.safetensors"),
     "a file cut in the middle": lambda: cut(0.5),
     "a file cut by a byte": lambda: cut(1),
-    "an empty file": lambda: b"",
+    "an empty avatar file": lambda: b"",
     "text": lambda: b"my avatar\n",
     "a folder zipped by hand": lambda: zip_of({"me.avatar/avatar.json": b"{}"}),
     "another zip archive": lambda: zip_of({"a.txt": b"a"}),

@@ -128,7 +128,7 @@ def test_plots_go_by_twenty_seconds_and_end_after_two_minutes() -> None:
     """A second in the first plot, nothing in the second, one frame in the third, and so on; flat curves do no harm."""
     frames = np.r_[0:25, 1000, 1500:4000]
     page = evaluation.ReportPage("plots")
-    evaluation._add_plots(page, Curves({"stage 1": np.zeros(4000)}, np.full(4000, -100.0), frames), 0.0)
+    evaluation.add_plots(page, Curves({"stage 1": np.zeros(4000)}, np.full(4000, -100.0), frames), 0.0)
     html = "".join(page._parts)
     assert html.count("<img") == 5 and "20.0 to 40.0 s" not in html and "40.0 to 60.0 s: stage 1" in html
     assert "The first 120 s are shown." in html

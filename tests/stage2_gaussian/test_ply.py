@@ -230,7 +230,7 @@ def test_a_folder_that_is_no_avatar_is_not_replaced(avatar, tmp_path):
     export_head(avatar, tmp_path / "head.ply")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.txt").write_text("keep me")
-    with pytest.raises(TalkheadError, match="photos is no avatar, so it will not be replaced"):
+    with pytest.raises(TalkheadError, match="photos is no avatar folder, so it will not be replaced"):
         import_head(avatar, tmp_path / "head.ply", tmp_path / "photos", overwrite=True)
     assert (tmp_path / "photos" / "a.txt").read_text() == "keep me"
 

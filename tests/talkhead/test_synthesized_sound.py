@@ -20,6 +20,7 @@ from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_transparent_video, read_video, write_png
 from shared.options import Seconds
+from shared.watermark.payload import avatar_id
 from stage1_audio2lmk.stream import iter_predict
 from talkhead import speaking as module
 from talkhead import synthesis
@@ -27,7 +28,9 @@ from talkhead.evaluation import _good_frames, evaluate_avatar
 from talkhead.free_view import HeadView, Orbit
 from talkhead.inspect import describe
 from talkhead.motion import MotionTrack, ping_pong
-from talkhead.speaking import synthesize
+from talkhead.provenance import shown_id
+from talkhead.speaking import Speaker, synthesize
+from talkhead.verification import verify
 
 CPU = torch.device("cpu")
 UPRIGHT = pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 0.8]))
@@ -37,7 +40,7 @@ SPEECH = (0.2 * np.random.default_rng(0).standard_normal(16000)).clip(-0.9, 0.9)
 class Disc:
     """Stands for a trained avatar: a grey disc wherever the pose puts it, on black."""
 
-    layers = None
+    layers = ()  # a torso drawn beforehand, which the disc does not need
 
     def __init__(self, avatar, device):
         self.device = device
@@ -96,6 +99,30 @@ def test_the_sound_is_decoded_once_and_copied_or_encoded(avatar, tmp_path, monke
     assert np.array_equal(module.iter_predict.heard, load_audio(tmp_path / "speech.wav"))
     assert len(list(read_video(tmp_path / "t.mp4"))) == 25
     assert sorted(path.name for path in tmp_path.iterdir()) == ["me.avatar", "speech.wav", "t.mp4"]
+
+
+def test_an_avatar_without_a_stored_torso_is_told_what_makes_it_fast(avatar, tmp_path, monkeypatch):
+    monkeypatch.setattr(Disc, "layers", None)
+    told = (f"{avatar.root} holds no torso drawn beforehand for its motion track, so that its network drew every frame, many "
+            f"times as slowly; `talkhead torso layers {avatar.root}` draws it")
+    save_array(tmp_path / "own.npy", np.tile(UPRIGHT, (25, 1, 1)))  # for poses of one's own nothing could be stored
+    for poses, warnings in (("loop", [told]), ("still", [told]), (str(tmp_path / "own.npy"), [])):
+        assert synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=poses, overwrite=True,
+                          quiet=True).warnings == warnings
+
+
+def test_frames_are_marked_unless_asked_not_to(avatar, tmp_path):
+    """The invisible mark is in the frames, its message and the metadata name the avatar; without it nothing of that is there."""
+    save_wav(tmp_path / "speech.wav", np.tile(SPEECH, 4))
+    frames = {}
+    for name, given in (("marked", {}), ("unmarked", {"mark": False})):
+        video = tmp_path / f"{name}.mp4"
+        Speaker(avatar, device=CPU, size="192", **given).speak(tmp_path / "speech.wav", video, quiet=True)
+        frames[name] = np.stack(list(read_video(video)))
+        found = verify(video)
+        assert (found.invisible.avatar if found.invisible else None) == (None if given else shown_id(avatar_id(avatar.info)))
+        assert (b"AI-generated video" in video.read_bytes()) == (not given)
+    assert not np.array_equal(frames["marked"], frames["unmarked"])
 
 
 def test_a_difference_in_length_is_told(avatar, tmp_path):

@@ -77,6 +77,7 @@ def stubs(monkeypatch):
     monkeypatch.setattr(training.stage2, "train", stage2)
     monkeypatch.setattr(training.torso, "train", torso)
     monkeypatch.setattr(training, "Renderer", lambda avatar, device, parts: SimpleNamespace(device=device))
+    monkeypatch.setattr(training, "draw_layers", lambda avatar, **_: avatar.layers.write_bytes(avatar.torso.read_bytes()))
     return given
 
 
@@ -94,7 +95,7 @@ def test_the_motion_track_and_the_torso_have_the_poses_fitted_with_the_head(tmp_
     assert np.array_equal(stubs["torso"]["poses"], FITTED) and stubs["torso"]["head"] == sha256(avatar.stage2)
     assert sorted(path.name for path in avatar.root.iterdir()) == [
         "avatar.json", "background.png", "motion_poses.npy", "motion_torso.npy", "neutral.npy", "stage1.safetensors",
-        "stage2.safetensors", "torso.safetensors"]
+        "stage2.safetensors", "torso.safetensors", "torso_layers.mp4"]
 
 
 def test_the_demo_builds_the_avatar_that_the_commands_build(tmp_path, stubs, monkeypatch):

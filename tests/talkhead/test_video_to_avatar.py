@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cli import cli
@@ -125,7 +126,7 @@ def test_the_report_tells_each_figure_a_verdict():
 def report_of(chain, folder):
     """The report of the chain's avatar, with made verdicts on its recording; returns its path and the clip."""
     clip, avatar = Clip(chain / "me"), Avatar(chain / "me.avatar")
-    measure_held_out(avatar, clip, folder / "held_out", device="cpu", quiet=True)
+    measure_held_out(avatar, clip, folder / "held_out", device=torch.device("cpu"), quiet=True)
     rows = [judged("echo, RT60", 0.9), judged("wide open (ah, ow)", 0.1), judged("blinks", None)]
     checked = VideoCheck("me.mp4", 6.4, 6.4, rows)
     write_train_report(folder / "me.report.html", clip, checked, folder / "held_out", folder / "me.avatar")
