@@ -36,10 +36,10 @@ def label(frames: np.ndarray, first: int, *, fps: float = FPS, throughout: bool 
 @lru_cache(maxsize=8)
 def _drawing(height: int, width: int, text: str) -> tuple[np.ndarray, np.ndarray]:
     """(h, w) float32 each, for the upper left corner of a picture: how white letters cover it, and how dark it gets."""
-    import cv2
-
     if not text.strip() or not (text.isascii() and text.isprintable()):
         raise TalkheadError(f"a label is one line of ASCII letters, found {shown(text)}")
+    import cv2
+
     scale = SMALLEST
     (across, capital), below = _size(text, scale)
     while capital < HEIGHT * min(height, width) and _size(text, scale + 0.02)[0][0] < WIDEST * width:

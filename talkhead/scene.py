@@ -75,10 +75,10 @@ def cover(picture: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def resized(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     """uint8 (H, W, C) at another size."""
-    import cv2
-
     if picture.shape[:2] == (height, width):
         return picture
+    import cv2
+
     smaller = picture.shape[0] * picture.shape[1] > width * height
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
 

@@ -9,7 +9,8 @@ import pytest
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill.py"
 
 
-@pytest.mark.parametrize("count", ["1", pytest.param("3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", ["1", "3"])
 def test_a_killed_training_loses_nothing_and_ends_as_if_it_had_not_been(short_cartoon, tmp_path, count):
     done = subprocess.run([sys.executable, str(SCRIPT), "--count", count, "--only", "stage2", "--how", "group", "--clip",
                            str(short_cartoon.root)], capture_output=True, text=True, cwd=tmp_path)

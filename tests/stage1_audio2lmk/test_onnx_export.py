@@ -88,9 +88,8 @@ def run_graph(path: Path, rows: np.ndarray, sizes: list[int]) -> np.ndarray:
     return np.concatenate(out)[said["latency"] :]
 
 
-@pytest.mark.parametrize("case", ["as made by default", pytest.param("everything", marks=pytest.mark.slow),
-                                  pytest.param("without an encoder", marks=pytest.mark.slow),
-                                  pytest.param("window of one", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["as made by default", "everything", "without an encoder", "window of one"])
 def test_the_graph_gives_what_the_stream_gives(tmp_path: Path, case: str) -> None:
     """To 1e-4 of the largest displacement, 20 s of sound, one to seven rows a call."""
     pytest.importorskip("onnxruntime")

@@ -118,6 +118,7 @@ def test_a_window_of_one_caches_nothing() -> None:
     torch.testing.assert_close(torch.cat([block(row, kept)[0] for row in x.split(1, 1)], 1), whole)
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_after_an_hour_rows_are_as_exact_as_at_once(transformer: Transformer) -> None:
     """90,000 frames in pieces of one to seven, in single precision; two blocks of window 6 reach ten rows back."""

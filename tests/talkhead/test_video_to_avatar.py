@@ -166,7 +166,7 @@ def train(folder, *options, until=None):
     with open(folder / "said.txt", "w") as out:
         process = subprocess.Popen([sys.executable, "-c", code, "train", "me.mp4", "--device", "cpu", *SMALL, *options],
                                    cwd=folder,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                                   env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
                                    stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         while process.poll() is None:
             if until is not None and until():
