@@ -99,7 +99,7 @@ def test_the_command_prints_sentences_or_json_and_ends_with_the_code(made, tmp_p
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["nothing.mp4"], "nothing.mp4 does not exist"),
-    (["text.mp4"], "text.mp4"),
+    (["text.mp4"], "text.mp4 is not a video that FFmpeg can read"),
     (["v.mp4", "--trust", "text.mp4"], "text.mp4 is not a PEM certificate; --trust takes the signer's authority.pem"),
     (["v.mp4", "--seconds", "nan"], "nan"),
 ])
