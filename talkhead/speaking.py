@@ -107,12 +107,13 @@ class Speaker:
             for frame in marks.apply(frames, writer.count):
                 writer.write(frame)
 
-        # sound to landmarks, landmarks to frames, and frames to the file run side by side
+        # sound to landmarks, landmarks to frames, and frames to the file run side by side; a GPU does its work by itself
+        rows_made = ahead(chunks) if self.device.type == "cpu" else (row for row in chunks)
         small = self.device.type == "cpu" and motion.track is not None and self.renderer.layers is not None
         with (cpu_threads(1 if small else torch.get_num_threads()), writer,
               nullcontext(bar) if bar is not None else progress(total, "rendering", quiet=quiet, unit="frame") as shown,
-              closing(ahead(chunks)) as made_ahead, behind(write) as hand_over):
-            for batch in rebatch(made_ahead, batch_size(self.device)):
+              closing(rows_made), behind(write) as hand_over):
+            for batch in rebatch(rows_made, batch_size(self.device)):
                 check_landmarks(batch, "what stage 1 predicts")
                 if kept is not None:
                     saved.append(batch)
