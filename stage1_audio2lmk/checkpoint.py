@@ -97,7 +97,7 @@ def _build(sizes: Any, tensors: dict[str, Tensor], where: str, prefix: str = "")
     """A model of these sizes, as many support points as the tensors have. Raises TalkheadError."""
     optional = dict, type(None)
     parts: dict[str, Any] = {"kernel": dict, "transformer": optional, "share": (int, float), "prior": optional}
-    if not isinstance(sizes, dict) or any(not isinstance(sizes.get(key), kind) for key, kind in parts.items()):
+    if not isinstance(sizes, dict) or any(key not in sizes or not isinstance(sizes[key], kind) for key, kind in parts.items()):
         raise TalkheadError(f"{where} is damaged: it should tell the sizes of its model, found {shown(sizes)}")
     if not 0 <= sizes["share"] <= 1:
         raise TalkheadError(f"{where} is damaged: the share of its base should be 0 to 1, found {shown(sizes['share'])}")

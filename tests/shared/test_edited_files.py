@@ -437,7 +437,8 @@ def test_checkpoints_with_other_meta_or_tensors_are_refused(name, load, tmp_path
         model = meta["model"]
         metas += [{**meta, "speakers": 3}, {**meta, "speakers": []}, {**meta, "encoder": {"a": 1}}, {**meta, "encoder": 5},
                   {**meta, "encoder": {"kind": "speech encoder", "config": {}}}, {**meta, "format": True}, {**meta, "format": 4},
-                  {**meta, "model": None}, {**meta, "model": {**model, "kernel": {"past": "4"}}},
+                  {**meta, "model": None}, {**meta, "model": {key: model[key] for key in model if key != "prior"}},
+                  {**meta, "model": {**model, "kernel": {"past": "4"}}},
                   {**meta, "model": {**model, "transformer": {"unknown": 1}}}, {**meta, "model": {**model, "share": 2.0}},
                   {**meta, "model": {**model, "prior": {**model["prior"], "prior": model["prior"]}}}]
     if name == "torso":
