@@ -13,6 +13,9 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor  # torch takes seconds to load, and worker processes need only the functions of arrays
 
+# torch.eye without data would import torch's compiler, which takes seconds
+NO_ROTATION = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+
 
 def rotation_from_rotvec(rotvec: np.ndarray) -> np.ndarray:
     """Rotation vectors (..., 3) radians -> rotation matrices (..., 3, 3)."""

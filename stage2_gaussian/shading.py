@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.camera import mean_rotation, turn_from
+from shared.camera import NO_ROTATION, mean_rotation, turn_from
 
 CHANNELS = 3
-IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # rotation; torch.eye without data would import torch's compiler
 STEP = 0.1  # change of colour for a basis entry and a coefficient of 1
 LEAST_SPREAD = 1e-2  # about half a degree: keeps the normalisation finite where the head did not turn
 SATURATION = 2.0  # standard deviations at which the input of the network saturates
@@ -26,7 +25,7 @@ class PoseShading(nn.Module):
     def __init__(self, count: int, rank: int, hidden: int = 16) -> None:
         """count: number of Gaussians."""
         super().__init__()
-        self.register_buffer("rest", torch.tensor(IDENTITY))
+        self.register_buffer("rest", torch.tensor(NO_ROTATION))
         self.register_buffer("spread", torch.ones(3))
         self.network = nn.Sequential(nn.Linear(3, hidden), nn.SiLU(), nn.Linear(hidden, rank, bias=False))
         self.basis = nn.Parameter(torch.zeros(rank, count, CHANNELS))

@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from shared.camera import mean_rotation, turn_from
+from shared.camera import NO_ROTATION, mean_rotation, turn_from
 from shared.image import over, premultiply
 from torso_styleunet.config import TorsoConfig
 from torso_styleunet.generator import StyleUNet
 from torso_styleunet.warp import frame_to_plate, pixel_centres, sample
 
 CODE_DIM = 10
-IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))  # rotation; torch.eye without data would import torch's compiler
 CODE_LIMIT = 3.0  # standard deviations at which the motion code is clamped: the network does not extrapolate
 # Least standard deviations of the motion code, below which differences are noise of the tracking: angles in radians and
 # logarithms of scales; positions in picture widths
@@ -44,7 +43,7 @@ class Torso(nn.Module):
         self.plate = nn.Parameter(torch.zeros(4, *size))
         self.register_buffer("noise", torch.zeros(1, *size))
         self.register_buffer("intrinsics", torch.ones(4))
-        self.register_buffer("mean_rotation", torch.tensor(IDENTITY))
+        self.register_buffer("mean_rotation", torch.tensor(NO_ROTATION))
         self.register_buffer("code_mean", torch.zeros(CODE_DIM))
         self.register_buffer("code_scale", torch.ones(CODE_DIM))
 
