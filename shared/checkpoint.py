@@ -7,7 +7,7 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from shared.arrays import read_start
@@ -20,8 +20,9 @@ M = TypeVar("M", bound=nn.Module)
 def save_checkpoint(path: Path | str, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
     """Write named tensors and a JSON-able `meta` (config, step, …) into one file."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = save(plain, metadata={"talkhead": json.dumps(meta)})  # save_file makes a temporary file that a kill leaves behind
     with atomic_path(path) as partial:
-        save_file(plain, str(partial), metadata={"talkhead": json.dumps(meta)})
+        partial.write_bytes(data)
 
 
 def load_checkpoint(path: Path | str, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:

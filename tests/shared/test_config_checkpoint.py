@@ -1,3 +1,6 @@
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -6,6 +9,7 @@ import torch
 from shared.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from shared.config import config_from_dict, config_to_dict, load_config
 from shared.errors import TalkheadError
+from shared.lock import PARTIAL
 
 
 @dataclass(frozen=True)
@@ -84,3 +88,27 @@ def test_damaged_checkpoints_are_refused(tmp_path):
         load_checkpoint(path)
     with pytest.raises(TalkheadError, match="does not exist"):
         load_checkpoint(tmp_path / "none.safetensors")
+
+
+SAVE_FOR_EVER = """
+import sys, torch
+from shared.checkpoint import save_checkpoint
+tensors = {"a": torch.zeros(12 << 20)}
+while True:
+    save_checkpoint(sys.argv[1], tensors, {})
+    print("saved", flush=True)
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_saved_leaves_only_files_that_are_cleared_away(tmp_path):
+    """safetensors' own save_file writes to a name of its own, .tmpXXXXXX, that nothing would clear away."""
+    for kill in range(4):
+        with subprocess.Popen([sys.executable, "-c", SAVE_FOR_EVER, str(tmp_path / "a.safetensors")],
+                              stdout=subprocess.PIPE) as child:
+            child.stdout.readline()
+            time.sleep(.013 * kill)
+            child.kill()
+    names = {path.name for path in tmp_path.iterdir()} - {"a.safetensors"}
+    assert all(PARTIAL.fullmatch(name) for name in names), names
+    tensors, _ = load_checkpoint(tmp_path / "a.safetensors")
+    assert len(tensors["a"]) == 12 << 20
