@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ("shared", "process_data", "stage1_audio2lmk", "stage2_gaussian", "torso_styleunet", "talkhead")
+PACKAGES = ("shared", "process_data", "stage1_audio2lmk", "stage2_gaussian", "torso_styleunet", "talkhead", "serve")
 REINSTALL = "install it again with `pip install --force-reinstall --no-deps talkhead`"
 
 
