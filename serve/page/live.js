@@ -1,6 +1,6 @@
 // The page: who speaks, what is shown, what is said about it.
 
-import { Conversation, END, FPS, Refused, request } from "./conversation.js";
+import { Conversation, END, FPS, request } from "./conversation.js";
 import { pickCodec, Screen } from "./screen.js";
 import { FileVoice, MicrophoneVoice } from "./voice.js";
 
@@ -17,6 +17,7 @@ let voice = null; // what is being said, with `epoch`, `first` (when its first s
 let attempts = 0, retry;
 let gaps = [], arrived = 0; // ms between the last pictures
 let pictures = [], offsets = []; // of the last second: when drawn; ms by which the picture came after its sound
+let latencies = []; // ms from sound to picture: of each picture at the microphone, of the first of a file
 let missing = 0; // pictures of speech that the server left out
 
 // ---- what the page says -------------------------------------------------------------------------------------------------
@@ -26,8 +27,8 @@ function say(state, text) {
   if (ui.status.textContent !== text) ui.status.textContent = text;
 }
 
-function rest(text = "Ready. Speak, or choose a sound.") {
-  say("ready", text);
+function rest(text = "Ready.") {
+  say("ready", `${text} ${canSpeak() ? "Speak, or choose a sound." : "Choose a sound."}`);
   buttons(true);
 }
 
@@ -123,18 +124,18 @@ function lost(why) {
   buttons(false);
   const status = why.status, message = why.message ?? (why instanceof Error ? String(why) : "The connection broke.");
   if (status === 401 || status === 403 && token) {
-    say("error", "The server asks for a token.");
+    say("error", "Not connected.");
     return veil(token ? "The server does not know this token." : "This server asks for its access token.", { token: true });
   }
   attempts += 1;
   if (attempts > MOST_ATTEMPTS || status >= 400 && status < 500 && status !== 429) {
-    say("error", message);
-    return veil(message, { again: true });
+    say("error", "Not connected.");
+    return veil(sentence(message), { again: true });
   }
   const seconds = why.retryAfter || Math.min(8, 2 ** (attempts - 2));
   const reason = why.code === "worker_lost" ? "The program that draws this avatar broke off." : sentence(message);
-  say("connecting", `${reason} Connecting again…`);
-  veil(`${reason} Connecting again…`, { again: true });
+  say("connecting", "Connecting again…");
+  veil(reason, { again: true });
   retry = setTimeout(connect, seconds * 1000);
 }
 
@@ -146,7 +147,7 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?
 function begin(next, text) {
   interrupt();
   voice = Object.assign(next, { epoch: conversation.next, first: null, newest: -1, ended: false });
-  latencies.length = 0;
+  latencies = [];
   say("listening", text);
   const { epoch } = voice, mine = conversation;
   voice.send((samples) => {
@@ -162,7 +163,7 @@ function interrupt() {
   drop();
   conversation.interrupt();
   screen.clear(conversation.next);
-  rest("Interrupted. Speak, or choose a sound.");
+  rest("Interrupted.");
 }
 
 /** Forget what is being said. */
@@ -223,7 +224,7 @@ const screen = new Screen(ui.face, (epoch) => (voice?.epoch === epoch ? voice.he
     pictures.push(now);
     const offset = heard === null ? null : (heard - sample) / voice.rate * 1000;
     if (offset !== null) offsets.push([now, offset]);
-    if (offset !== null && voice.said) latencies.push((context.currentTime - voice.said(sample)) * 1000);
+    if (offset !== null && voice.said) latencies = [...latencies.slice(-FPS), (context.currentTime - voice.said(sample)) * 1000];
     else if (offset !== null && !latencies.length) latencies.push(now - voice.first);
     ui.face.dispatchEvent(new CustomEvent("shown", { detail: { epoch, sample, idle, offset, now } }));
   },
@@ -234,7 +235,6 @@ const screen = new Screen(ui.face, (epoch) => (voice?.epoch === epoch ? voice.he
     connect();
   },
 });
-const latencies = []; // ms from sound to picture: of each picture at the microphone, of the first of a file
 
 // ---- several times a second ---------------------------------------------------------------------------------------------
 
@@ -257,7 +257,7 @@ function measure() {
   const offset = median(offsets.map(([, value]) => value));
   ui.rate.textContent = pictures.length || "–";
   ui.dropped.textContent = missing + screen.late;
-  if (latencies.length) ui.latency.textContent = `${Math.round(median(latencies.slice(-FPS)))} ms`;
+  if (latencies.length) ui.latency.textContent = `${Math.round(median(latencies))} ms`;
   if (offset !== null) ui.offset.textContent = `${Math.round(offset)} ms`;
   if (voice?.playing && voice.heard() >= 0) conversation.stats(voice.epoch, Math.round(voice.heard()), Math.round(offset ?? 0));
 }

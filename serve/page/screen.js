@@ -26,7 +26,7 @@ export async function pickCodec(wanted) {
 export class Screen {
   constructor(canvas, clock, on) {
     this.canvas = canvas;
-    this.context = canvas.getContext("2d", { alpha: false });
+    this.context = canvas.getContext("2d");
     this.clock = clock;
     this.on = on;
     this.waiting = [];
