@@ -160,3 +160,15 @@ def test_the_marks_of_a_video_are_in_the_live_pictures(loaded, speech):
     assert len(frames) == 250
     found = detect(frames)
     assert found is not None and found.payload.avatar == avatar_id(loaded.renderer.info)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_pictures_of_a_gpu_are_those_of_a_cpu_for_any_number_at_once(chain, loaded):
+    on_gpu = LoadedAvatar("me", chain / "me.avatar", torch.device("cuda"))
+    frames = np.arange(5)
+    faces = np.repeat(loaded.neutral[None], 5, axis=0)
+    faces[:, 57, 1] -= 0.002 * np.arange(5)  # the lower lip goes down
+    expected, found = (avatar.draw(faces, frames).astype(np.float32) for avatar in (loaded, on_gpu))
+    assert found.shape == expected.shape == (5, 128, 128, 3)
+    assert 10 * np.log10(255**2 / np.square(found - expected).mean()) > 38
