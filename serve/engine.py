@@ -95,7 +95,7 @@ class Client:
     acknowledged: int = 0
     needs_key: bool = True
     late: int = 0  # pictures dropped as `Conversation.late` counts them, already in the metrics
-    first_sound: dict[int, float] = field(default_factory=dict)  # epoch -> when its first sound came, until a picture shows it
+    first_sound: dict[int, float | None] = field(default_factory=dict)  # by epoch: when it came, until a picture shows it
 
 
 @dataclass
@@ -144,7 +144,8 @@ class Engine:
     def sound(self, number: int, data: bytes, now: float) -> None:
         """PCM of a client."""
         client = self.clients[number]
-        client.first_sound.setdefault(client.speech.epoch, now)
+        if client.speech.epoch not in client.first_sound:
+            client.first_sound = {**{epoch: when for epoch, when in client.first_sound.items() if when}, client.speech.epoch: now}
         client.speech.sound(data, now)
 
     def end(self, number: int) -> None:
@@ -246,7 +247,8 @@ class Engine:
         self.send.data(client.number, pack_header(Header(kind, flags, row.epoch, client.pictures, row.sample)) + unit.data)
         client.pictures += 1
         self.metrics.pictures[codec] += 1
-        if not row.flags & Flag.IDLE and (began := client.first_sound.pop(row.epoch, None)) is not None:
+        if not row.flags & Flag.IDLE and (began := client.first_sound.get(row.epoch)) is not None:
+            client.first_sound[row.epoch] = None
             self.metrics.first_picture_seconds.append(now - began)
 
     def _send_rows(self, client: Client, rows: list[Row]) -> None:

@@ -1,5 +1,7 @@
 """A client's PCM, in pieces of any size -> 16 kHz float."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 from av.audio.frame import AudioFrame
@@ -32,7 +34,7 @@ class SoundIn:
         if self._resampler is None or not len(samples):
             return samples
         frame = AudioFrame.from_ndarray(samples[None], "flt", "mono")
-        frame.sample_rate, frame.pts, frame.time_base = self.init.sample_rate, self._at, None
+        frame.sample_rate, frame.pts, frame.time_base = self.init.sample_rate, self._at, Fraction(1, self.init.sample_rate)
         self._at += len(samples)
         return self._joined(self._resampler.resample(frame))
 

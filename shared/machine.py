@@ -61,8 +61,18 @@ def private_folder(name: str) -> Path | None:
 def cache_folder(name: str) -> Path | None:
     """A folder that only this user can write into, for what can be made again: in $XDG_CACHE_HOME or ~/.cache, else a
     `private_folder`."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (named if named.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "talkhead"
+    return _user_folder("XDG_CACHE_HOME", "~/.cache", name)
+
+
+def state_folder(name: str) -> Path | None:
+    """A folder that only this user can write into, for what should outlast the process: in $XDG_STATE_HOME or ~/.local/state,
+    else a `private_folder`."""
+    return _user_folder("XDG_STATE_HOME", "~/.local/state", name)
+
+
+def _user_folder(variable: str, default: str, name: str) -> Path | None:
+    named = Path(os.environ.get(variable, ""))
+    folder = (named if named.is_absolute() else Path(os.path.expanduser(default))) / "talkhead"
     kept = folder.is_absolute() and _private(folder) and _private(folder / name)
     return kept or private_folder(name)
 
