@@ -5,15 +5,15 @@ import json
 import struct
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-ROW, VIDEO, JPEG = 1, 2, 3
-KEY, END, IDLE = 1, 2, 4
+ROW, VIDEO, JPEG = 1, 2, 3  # kinds
+KEY, END, IDLE = 1, 2, 4  # flags
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class LiveClient:
 
     async def listen(self) -> None:
         """Take what comes until the socket is closed."""
-        try:
+        with suppress(ConnectionClosed):
             async for message in self.socket:
                 if isinstance(message, str):
                     self.told.append(told := json.loads(message))
@@ -84,8 +84,6 @@ class LiveClient:
                     if shown.kind != ROW and self.acknowledge:
                         await self.say("ack", frame=shown.frame)
                 self.changed.set()
-        except ConnectionClosed:
-            pass
         self.closed = self.socket.close_code or 1006, self.socket.close_reason or ""
         self.changed.set()
 
@@ -95,10 +93,11 @@ async def converse(url: str, token: str | None = None, init: dict[str, Any] | No
     """A conversation with the server at `url` (ws://…), ready; `init` are fields of session.init."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with connect(f"{url}/v1/live", subprotocols=["talkhead.live.1"], additional_headers=headers, compression=None,
-                       max_size=None, max_queue=None) as socket:  # type: ignore[list-item]
+                       max_size=None, max_queue=None) as socket:
         client = LiveClient(socket)
         listening = asyncio.create_task(client.listen())
-        await client.say("session.init", **(init or {}))
+        with suppress(ConnectionClosed):  # a service that is full or not up says so first
+            await client.say("session.init", **(init or {}))
         await client.until(lambda one: one.ready or one.closed)
         yield client
     await listening

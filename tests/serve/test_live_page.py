@@ -19,8 +19,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: the page is not tested; apt install chromium")
 EXAMPLE = Path(__file__).parents[2] / "serve" / "page" / "example.mp3"
 DRAWN_MOUTH = (100, 158, 56, 34)  # x, y, width, height of the picture
-# Tells the messages that are sent, the level of each 40 ms of sound, when sounds are stopped, and of each picture what it shows and
-# how dark its mouth is
+# Tells the messages that are sent, the level of each 40 ms of sound, when sounds are stopped, and of each picture what it shows
+# and how dark its mouth is
 SPY = """
 window.sent = []; window.levels = []; window.stops = []; window.shown = [];
 const send = WebSocket.prototype.send;
@@ -59,7 +59,8 @@ def microphone(tmp_path_factory) -> Path:
 def browser(microphone) -> Iterator[Any]:
     with playwright.sync_playwright() as chromium:
         browser = chromium.chromium.launch(executable_path=CHROMIUM, args=[
-            "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}",
+            "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
+            f"--use-file-for-fake-audio-capture={microphone}",
             "--autoplay-policy=no-user-gesture-required", "--host-resolver-rules=MAP avatar.test 127.0.0.1"])
         yield browser
         browser.close()
@@ -121,13 +122,14 @@ def trouble(page: Any, text: str) -> None:
 
 
 def lips_against_sound(page: Any) -> tuple[float, np.ndarray]:
-    """Correlation, over the pictures of the first epoch's speech, between how dark the mouth is and the level of the sound that was
-    sent for that picture; and by how many ms each came after its sound."""
+    """Over the pictures of the first epoch's speech: correlation between how dark the mouth is and the level of the sound that
+    was sent for that picture; and by how many ms each came after its sound."""
     levels, shown = page.evaluate("levels"), page.evaluate("shown")
     step = page.evaluate("sent[0].sample_rate") // 25
     speech = [picture for picture in shown if not picture["idle"] and picture["epoch"] == 0]
     assert len(speech) > 50, f"only {len(speech)} pictures of speech were shown"
-    correlation = np.corrcoef([levels[picture["sample"] // step] for picture in speech], [picture["dark"] for picture in speech])[0, 1]
+    loud, dark = zip(*((levels[picture["sample"] // step], picture["dark"]) for picture in speech))
+    correlation = np.corrcoef(loud, dark)[0, 1]
     return float(correlation), np.array([picture["offset"] for picture in speech if picture["offset"] is not None])
 
 
@@ -192,7 +194,8 @@ def test_plain_http_from_elsewhere_is_explained_and_files_still_work(service, op
     page = open_page(service.url.replace("127.0.0.1", "avatar.test"))
     assert page.is_disabled("#speak")
     assert status(page) == "Ready. Choose a sound."
-    assert "This page came over plain http, for which browsers switch off the microphone, and WebCodecs" in page.inner_text("#notice")
+    notice = page.inner_text("#notice")
+    assert "This page came over plain http, for which browsers switch off the microphone, and WebCodecs" in notice
     page.click("#example")
     until(page, "speaking")
     wait(page, "shown.filter(picture => !picture.idle).length > 10")
