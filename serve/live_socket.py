@@ -15,7 +15,7 @@ from serve.errors import ApiError
 from serve.live_workers import Conversation, LiveWorkers, NoWorker
 from serve.metrics import Metrics
 from serve.protocol import EPOCHS, SUBPROTOCOL, ProtocolError, SessionInit, is_newer, number, parse_control, parse_init, whole
-from serve.security import error_response, has_token
+from serve.security import FAILED, error_response, has_token
 from serve.settings import ServeSettings
 from serve.tickets import PREFIX, Tickets, new_id
 
@@ -252,7 +252,7 @@ class _Socket:
             assert self._sender is not None
             self._sender.cancel()
         except Exception:
-            self.end("failed", "something went wrong in the service; its log tells what", INTERNAL)
+            self.end("failed", FAILED, INTERNAL)
             raise
         finally:
             if conversation is not None:

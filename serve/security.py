@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
 import socket
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ DISCARDED = 64 << 20  # bytes of a body that nobody wants that are still read an
 DISCARD_SECONDS = 5.0
 UPLOADS = ("/v1/videos", "/v1/edits", "/v1/landmarks")  # what takes bodies of the largest size
 OPEN_PATHS = ("/", "/favicon.ico", "/health", "/healthz", "/readyz")  # and the page's files: asked for without a token
+FAILED = "something went wrong in the service; its log tells what"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 CSP = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
        "connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -41,6 +43,7 @@ HEADERS = {
 
 PREFLIGHT = {"access-control-allow-methods": "GET, HEAD, POST, DELETE", "access-control-max-age": "600",
              "access-control-allow-headers": "authorization, content-type, idempotency-key, last-event-id, range"}
+log = logging.getLogger("talkhead.serve")
 
 
 class Guard:
@@ -67,7 +70,14 @@ class Guard:
         if scope["type"] == "websocket":
             await app(scope, receive, send)
         else:
-            await _Body(self.limit(scope["path"]), Headers(scope=scope), receive, send).run(app, scope)
+            body = _Body(self.limit(scope["path"]), Headers(scope=scope), receive, send)
+            try:
+                await body.run(app, scope)
+            except Exception:
+                if body.replied:
+                    raise
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                await error_response(ApiError(500, "failed", FAILED))(scope, receive, body.send)
 
     def limit(self, path: str) -> int:
         """Bytes that the body of a request to `path` may have."""

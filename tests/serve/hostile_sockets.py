@@ -293,9 +293,12 @@ def never_reads(services, patch):
 
 @hostile("a client that reads slowly more than it can")
 def slow(services, patch):
-    one, _ = services.open.talk(seed=Seed.FLOOD)
+    one = raw_talk(services.open, seed=Seed.FLOOD)
     time.sleep(0.5)
-    return ended(one)
+    data = read_all(one)
+    one.close()
+    error = json.loads(data[data.rindex(b'{"type": "error"'):data.rindex(b"}") + 1])
+    return f"error `{error['code']}`, close {close_code(data)}"
 
 
 @hostile("a client that vanishes without a word")

@@ -66,7 +66,7 @@ class Service(NamedTuple):
     def socket(self, path: str = "/v1/live", ticket: str | None = None, **more: Any) -> ClientConnection:
         """An open WebSocket."""
         protocols = [SUBPROTOCOL] + ([f"ticket.{ticket}"] if ticket else [])
-        more = {"subprotocols": protocols, "compression": None, "proxy": None, **more}
+        more = {"subprotocols": protocols, "compression": None, "proxy": None, "close_timeout": 1, **more}
         return connect(f"ws://127.0.0.1:{self.port}{path}", **more).__enter__()
 
     def talk(self, path: str = "/v1/live", **init: Any) -> tuple[ClientConnection, dict[str, Any]]:
