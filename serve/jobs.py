@@ -230,7 +230,7 @@ class Jobs:
         if job.tries < MOST_TRIES:
             self._journal.give_back(job.id, tried=True)
         else:
-            self._journal.end(job.id, now, self._expiry(now), "failed", "worker_died",
+            self._journal.end(job.id, now, "failed", "worker_died",
                               f"the process that made it ended {job.tries} times; the server's log may say why")
 
     async def _do(self, work: Callable[[], T]) -> T:
@@ -312,7 +312,7 @@ class Jobs:
                 await gone.wait()
 
     def _end_queued(self, id: str, now: float) -> bool:
-        ended = self._journal.end(id, now, self._expiry(now), "cancelled", *CANCELLED, since=("queued",))
+        ended = self._journal.end(id, now, "cancelled", *CANCELLED, since=("queued",))
         if ended:
             self._forget_uploads(id)
         return ended
@@ -412,11 +412,11 @@ class Jobs:
 
     def _finish(self, job: Job, last: Message) -> None:
         """What came of a try is put into the journal, and a result into its place."""
-        now, expires = time.time(), self._expiry(time.time())
+        now = time.time()
         if job.id in self._cancelled:
-            self._journal.end(job.id, now, expires, "cancelled", *CANCELLED)
+            self._journal.end(job.id, now, "cancelled", *CANCELLED)
         elif last["tell"] == "failed":
-            self._journal.end(job.id, now, expires, "failed", last["code"], last["message"])
+            self._journal.end(job.id, now, "failed", last["code"], last["message"])
         elif not self._adopt(job):
             self._again(job, now)
         else:

@@ -172,12 +172,12 @@ class Journal:
                                 (now, expires, seconds, size, json.dumps(warnings), id))
         return done.rowcount > 0
 
-    def end(self, id: str, now: float, expires: float, state: Literal["failed", "cancelled"], code: str, message: str,
+    def end(self, id: str, now: float, state: Literal["failed", "cancelled"], code: str, message: str,
             since: tuple[str, ...] = WAITING) -> bool:
         """A job in one of the states `since` ends without a result; False if it is in none of them."""
         done = self._db.execute("UPDATE jobs SET state = ?, finished = ?, expires = ?, error_code = ?, error_message = ? "
                                 f"WHERE id = ? AND state IN ({', '.join('?' * len(since))})",
-                                (state, now, expires, code, message, id, *since))
+                                (state, now, now, code, message, id, *since))
         return done.rowcount > 0
 
     def expire(self, now: float, most_bytes: int, forget_before: float) -> list[Job]:

@@ -53,8 +53,8 @@ class Read(NamedTuple):
 class Uploads:
     """Reads uploads, two at a time, each in a process that ends with it; one is started beforehand."""
 
-    def __init__(self, most_seconds: float, seconds: float = SECONDS) -> None:
-        self.most_seconds, self.seconds = most_seconds, seconds
+    def __init__(self, most_seconds: float, seconds: float = SECONDS, memory: int = MEMORY) -> None:
+        self.most_seconds, self.seconds, self.memory = most_seconds, seconds, memory
         self._free = asyncio.Semaphore(READERS)
         self._waiting = 0
         self._spare: _Reader | None = None
@@ -81,7 +81,8 @@ class Uploads:
             async with self._free:
                 reader, self._spare = self._spare or _Reader(), None
                 try:
-                    task = {"path": str(path), "output": str(output), "kind": kind, "rate": rate, "most": self.most_seconds}
+                    task = {"path": str(path), "output": str(output), "kind": kind, "rate": rate, "most": self.most_seconds,
+                            "memory": self.memory}
                     answer = await asyncio.to_thread(reader.read, task, self.seconds)
                 finally:
                     reader.kill()
@@ -154,7 +155,7 @@ def main(connection: Connection) -> None:
         task = unpack(connection.recv_bytes()).fields
     except EOFError:
         return
-    limit(MEMORY, task["seconds"])
+    limit(task["memory"], task["seconds"])
     connection.send_bytes(pack(PipeMessage(_answer(task))))
 
 
@@ -191,7 +192,7 @@ def _answer(task: dict[str, Any]) -> dict[str, Any]:
     except TalkheadError as error:
         return _refusal(400, "upload_refused", str(error))
     except MemoryError:
-        return _refusal(400, "upload_too_large", f"{path} takes more than {MEMORY >> 30} GB of memory to read; convert it")
+        return _refusal(400, "upload_too_large", f"{path} takes over {task['memory'] >> 20} MB of memory to read; convert it")
     except Exception as error:  # a fault of ours or of a library, found by this file
         return _refusal(400, "upload_unreadable", f"{path} cannot be read ({type(error).__name__}); convert it")
 

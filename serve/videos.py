@@ -250,7 +250,7 @@ def _ending(fields: dict[str, Any]) -> str:
     ending = able[0] if fields["format"] is None else f".{fields['format']}"
     if ending not in able:
         names = " or ".join(name[1:] for name in able)
-        raise ApiError(400, "invalid_value", f"format should be {names} for this background, found {fields['format']!r}", "format")
+        raise ApiError(400, "invalid_value", f"format should be {names} for this background, found {ending[1:]!r}", "format")
     return ending
 
 
