@@ -47,7 +47,7 @@ _creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by 
 
 def _text(value: str) -> str:
     if len(value) > LONGEST_PROMPT:
-        raise ValueError(f"at most {LONGEST_PROMPT} characters, found {len(value)}")
+        raise ValueError(f"text of at most {LONGEST_PROMPT} characters, found {len(value)}")
     return value
 
 
@@ -119,6 +119,16 @@ VIDEO_FIELDS: Fields = {
 LANDMARK_FIELDS: Fields = {"model": (str, None), "seed": SEED, "liveliness": (_number(0, 3), 1.0)}
 EDITS_FIELDS: Fields = {"model": (str, None), "seed": SEED, **EDIT_FIELDS}
 SOUNDS, ARRAYS = ("input_reference", "audio"), ("input_reference", "landmarks")  # names of file fields
+VIDEO_FILES = ("input_reference", "audio", "landmarks")
+
+
+def _form(known: Fields, files: tuple[str, ...]) -> dict[str, Any]:
+    """A form as the generated reference shows it."""
+    properties: dict[str, Any] = {name: {"type": "string", "format": "binary"} for name in files}
+    for name, (_, default) in known.items():
+        properties[name] = {"type": "string"} if default is None else {"type": "string", "default": str(default)}
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
 class Upload(NamedTuple):
@@ -192,7 +202,7 @@ def _keep(upload: UploadFile, path: Path, most: int, name: str) -> str:
 # -- videos
 
 
-@router.post("/v1/videos")
+@router.post("/v1/videos", openapi_extra=_form(VIDEO_FIELDS, VIDEO_FILES))
 async def create_video(request: Request) -> JSONResponse:
     """Make a video of an avatar that speaks `input_reference`: sound or a landmark `.npy`; or `audio` and `landmarks`, both."""
     jobs: Jobs = request.app.state.jobs
@@ -211,7 +221,7 @@ async def create_video(request: Request) -> JSONResponse:
 async def _create(request: Request, key: str | None, stack: ExitStack) -> Job:
     jobs: Jobs = request.app.state.jobs
     settings: ServeSettings = request.app.state.settings
-    form = await read_form(request, VIDEO_FIELDS, ("input_reference", "audio", "landmarks"), stack)
+    form = await read_form(request, VIDEO_FIELDS, VIDEO_FILES, stack)
     fields, files = form.fields, form.files
     digest = hashlib.sha256(json.dumps([fields, {name: file.sha256 for name, file in files.items()}], sort_keys=True)
                             .encode()).hexdigest()
@@ -408,7 +418,7 @@ class _File(_Holding, FileResponse):
     pass
 
 
-@router.post("/v1/landmarks")
+@router.post("/v1/landmarks", openapi_extra=_form(LANDMARK_FIELDS, SOUNDS))
 async def landmarks(request: Request) -> Response:
     """Sound -> the landmarks with which an avatar speaks it, a `.npy` (T,68,3) float32 whose rows are sent as they are made."""
     jobs: Jobs = request.app.state.jobs
@@ -438,7 +448,7 @@ async def _npy(task: Quick, rows: int, message: dict[str, Any]) -> AsyncIterator
             message = await _next(task)
 
 
-@router.post("/v1/edits")
+@router.post("/v1/edits", openapi_extra=_form(EDITS_FIELDS, ARRAYS))
 async def edits(request: Request) -> Response:
     """Landmarks -> edited landmarks, a `.npy`: mouth_gain, smile, smooth, retime, blink. `model` lends its face at rest."""
     jobs: Jobs = request.app.state.jobs
