@@ -48,7 +48,6 @@ def create_app(settings: ServeSettings, worker_main: str = MAIN) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(TalkheadError, _refused)
-    app.add_exception_handler(Exception, _failed)
     app.add_middleware(Guard, settings=settings)
     return app
 
@@ -90,9 +89,9 @@ def _add_health(app: FastAPI) -> None:
         return Response(known.text(), media_type=CONTENT_TYPE)
 
 
-def _add_page(app: FastAPI, folder: Path = PAGE) -> None:
+def _add_page(app: FastAPI) -> None:
     """The files of the page, read once: a name in a request is only compared with theirs."""
-    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()} if folder.is_dir() else {}
+    files = {path.name: path.read_bytes() for path in PAGE.glob("*") if path.is_file()}
 
     def answer(name: str) -> Response:
         if name not in files:
@@ -128,7 +127,3 @@ async def _refused(_: Request, error: Exception) -> Response:
     if isinstance(error, MachineError):
         return JSONResponse(error_body(503, "machine", str(error)), 503)
     return JSONResponse(error_body(400, "invalid_value", str(error)), 400)
-
-
-async def _failed(_: Request, __: Exception) -> Response:
-    return JSONResponse(error_body(500, "failed", "something went wrong in the service; its log tells what"), 500)

@@ -11,7 +11,6 @@ from shared.options import FiniteFloat
 from talkhead.commands.options import PATH, device_option, mark_option
 from talkhead.commands.runner import when_stopped
 
-NEEDED = ("fastapi", "uvicorn", "websockets", "python_multipart")  # of the extra
 ENDED = "Stopped. Jobs that were not finished are continued when it is started again."
 
 
@@ -150,10 +149,9 @@ def default_folder() -> Path:
 
 def require_extra() -> None:
     """Raise TalkheadError unless the libraries of the interface are installed."""
-    from importlib.util import find_spec
+    from talkhead.doctor import lacking_for_serve
 
-    lacking = [name for name in NEEDED if find_spec(name) is None]
-    if lacking:
+    if lacking := lacking_for_serve():
         raise TalkheadError(f"`talkhead serve` needs {' and '.join(lacking)}; install what it needs with `pip install "
                             "'talkhead[serve]'`")
 

@@ -67,6 +67,11 @@ class LiveProtocol(WebSocketsSansIOProtocol):
         if own is not None and own.family in (socket.AF_INET, socket.AF_INET6):
             own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
 
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response is not None and self.close_sent:
+            self.handshake_complete = True  # it was refused, which uvicorn would take for a mistake of the application
+
     async def run_asgi(self) -> None:
         await super().run_asgi()
         self.loop.call_later(FLUSH_SECONDS, self.transport.abort)

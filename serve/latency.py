@@ -195,3 +195,20 @@ def most_conversations(run: Callable[[int], Run], limit: int = 256) -> tuple[int
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low, runs
+
+
+def report(settings: ServeSettings, sound: np.ndarray, codec: str, seconds: float, minute: float) -> Iterator[tuple[str, Run]]:
+    """What `talkhead latency` prints: (what it is, the run that shows it), each as soon as it is measured.
+
+    Runs of `seconds` find out how many conversations are kept up with; one of `minute` seconds shows the offset.
+    """
+    count = settings.live_workers or 1
+    with workers(settings, count) as bench:
+        bench.speak(sound, count, 3.0, codec=codec)  # the first pictures of a process are slower
+        yield "landmarks alone", bench.speak(sound, 1, seconds, "landmarks")
+        yield f"{codec} pictures", bench.speak(sound, 1, seconds, codec=codec)
+        for want in ("landmarks", "video"):
+            most, runs = most_conversations(lambda number, want=want: bench.speak(sound, number, seconds, want, codec))
+            shown = next((run for run in reversed(runs) if run.conversations == most), runs[0])
+            yield f"most conversations at 25 a second, {'landmarks alone' if want == 'landmarks' else codec + ' pictures'}", shown
+        yield f"after {minute:g} s", bench.speak(sound, 1, minute, codec=codec)

@@ -15,7 +15,7 @@ from serve.errors import ApiError
 from serve.live_workers import Conversation, LiveWorkers, NoWorker
 from serve.metrics import Metrics
 from serve.protocol import EPOCHS, SUBPROTOCOL, ProtocolError, SessionInit, is_newer, number, parse_control, parse_init, whole
-from serve.security import error_response, has_token
+from serve.security import FAILED, error_response, has_token
 from serve.settings import ServeSettings
 from serve.tickets import PREFIX, Tickets, new_id
 
@@ -152,7 +152,7 @@ class _Socket:
 
     def __init__(self, websocket: WebSocket, live: Live, conversation: str) -> None:
         self.websocket, self.live, self.id = websocket, live, conversation
-        self.epoch, self.finished = 0, False  # of the sound that came last; whether its speech is complete
+        self.epoch, self.heard = 0, False  # of the sound that comes next; whether some of it has come
         self.ending = False
         self._queue: deque[str | bytes | _Close] = deque()
         self._bytes = 0  # in the queue
@@ -252,7 +252,7 @@ class _Socket:
             assert self._sender is not None
             self._sender.cancel()
         except Exception:
-            self.end("failed", "something went wrong in the service; its log tells what", INTERNAL)
+            self.end("failed", FAILED, INTERNAL)
             raise
         finally:
             if conversation is not None:
@@ -286,13 +286,14 @@ class _Socket:
                 self.live.metrics.av_offset.observe(abs(number(message, "av_offset_ms", -60_000, 60_000)) / 1000)
             await conversation.send("played", epoch=epoch, sample=played)
         elif kind == "segment.end":
-            self.finished = True
+            if self.heard:
+                self.epoch, self.heard = (self.epoch + 1) % EPOCHS, False
             await conversation.send("end")
         elif kind == "interrupt":
             epoch = whole(message, "epoch", 0, EPOCHS - 1)
             if not is_newer(epoch, self.epoch):
-                raise ProtocolError("bad_epoch", f"epoch should be newer than {self.epoch}, found {epoch}")
-            self.epoch, self.finished = epoch, False
+                raise ProtocolError("bad_epoch", f"interrupt should name an epoch after {self.epoch}, found {epoch}")
+            self.epoch, self.heard = epoch, False
             await conversation.send("interrupt", epoch=epoch)
         else:
             raise ProtocolError("bad_message", "type should be ack, stats, segment.end or interrupt after session.init, found "
@@ -304,6 +305,5 @@ class _Socket:
                                 f"found {len(pcm)}")
         if init.format == "f32" and not np.isfinite(np.frombuffer(pcm, "<f4")).all():
             raise ProtocolError("bad_sound", "sound should be finite numbers, found nan or inf")
-        if self.finished:
-            self.epoch, self.finished = (self.epoch + 1) % EPOCHS, False
+        self.heard = True
         await conversation.send("sound", pcm)

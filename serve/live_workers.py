@@ -26,6 +26,7 @@ from serve.protocol import SessionInit
 from serve.settings import ServeSettings
 from shared import machine
 
+DEVICES = Path("/dev")
 MAIN = "serve.live_worker:main"
 SILENCE_SECONDS = 15.0  # after which a worker that says nothing is taken to hang
 LOADING_SECONDS = 900.0  # for a worker to be up
@@ -282,7 +283,7 @@ def gpu_count(device: str) -> int:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    return len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
+    return len([path for path in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
 def _capacity(device: str) -> int:

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
 import socket
 from urllib.parse import urlsplit
@@ -22,10 +23,11 @@ from shared.errors import TalkheadError
 SHORTEST_TOKEN = 16  # characters
 SMALL_BODY = 1 << 20  # bytes of requests that upload nothing
 BODY_SECONDS = 60.0  # that a client may be silent within a body
-DISCARDED = 64 << 20  # bytes of a body too large that are still read and thrown away, so that the client sees the answer
+DISCARDED = 64 << 20  # bytes of a body that nobody wants that are still read and thrown away
 DISCARD_SECONDS = 5.0
 UPLOADS = ("/v1/videos", "/v1/edits", "/v1/landmarks")  # what takes bodies of the largest size
 OPEN_PATHS = ("/", "/favicon.ico", "/health", "/healthz", "/readyz")  # and the page's files: asked for without a token
+FAILED = "something went wrong in the service; its log tells what"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 CSP = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
        "connect-src 'self'; worker-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
@@ -41,6 +43,7 @@ HEADERS = {
 
 PREFLIGHT = {"access-control-allow-methods": "GET, HEAD, POST, DELETE", "access-control-max-age": "600",
              "access-control-allow-headers": "authorization, content-type, idempotency-key, last-event-id, range"}
+log = logging.getLogger("talkhead.serve")
 
 
 class Guard:
@@ -61,15 +64,20 @@ class Guard:
             if self._foreign(scope) and "access-control-request-method" in Headers(scope=scope):
                 await Response(status_code=204, headers=PREFLIGHT)(scope, receive, send)
                 return
+            app = self.app
         except ApiError as error:
-            if scope["type"] == "websocket":
-                await receive()  # websocket.connect
-            await error_response(error)(scope, receive, send)
-            return
+            app = error_response(error)
         if scope["type"] == "websocket":
-            await self.app(scope, receive, send)
+            await app(scope, receive, send)
         else:
-            await _Body(self.limit(scope["path"]), receive, send).run(self.app, scope)
+            body = _Body(self.limit(scope["path"]), Headers(scope=scope), receive, send)
+            try:
+                await body.run(app, scope)
+            except Exception:
+                if body.replied:
+                    raise
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                await error_response(ApiError(500, "failed", FAILED))(scope, receive, body.send)
 
     def limit(self, path: str) -> int:
         """Bytes that the body of a request to `path` may have."""
@@ -126,68 +134,75 @@ class Guard:
 
 
 class _Body:
-    """The body of one request, counted while it is read; the answer is 413 or 408 whatever the handler makes of the end."""
+    """The body of one request, counted while it is read; the answer is 413 or 408 whatever the handler makes of the end.
 
-    def __init__(self, limit: int, receive: Receive, send: Send) -> None:
+    An answer to a request whose body was not read ends the connection, but first some of the body is read and thrown away: a
+    client that still sends would otherwise see a broken connection and not the answer.
+    """
+
+    def __init__(self, limit: int, headers: Headers, receive: Receive, send: Send) -> None:
         self.limit, self.receive, self.send = limit, receive, send
+        length = headers.get("content-length", "0")
+        self.length = int(length[:20]) if length.isascii() and length.isdecimal() else 0
         self.read = 0
-        self.ended = False  # all of it has come; what is received then is that the client goes away
+        self.ended = self.length == 0 and "transfer-encoding" not in headers  # all of it has come, or the client has gone
         self.refusal: ApiError | None = None
         self.replied = False
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
-        length = Headers(scope=scope).get("content-length", "0")
         try:
-            if length.isascii() and length.isdecimal() and int(length[:20]) > self.limit:
+            if self.length > self.limit:
                 raise self._too_large()
             await app(scope, self._receive, self._send)
         except ApiError as error:
             if self.refusal is not error:
                 raise
         if self.refusal is not None and not self.replied:
-            await self._refuse(scope)
+            refusal, self.refusal = self.refusal, None
+            await error_response(refusal)(scope, self.receive, self._send)
 
     async def _receive(self) -> Message:
         if self.refusal is not None:
             raise self.refusal
         try:
-            message = await (self.receive() if self.replied or self.ended else asyncio.wait_for(self.receive(), BODY_SECONDS))
+            message = await (self.receive() if self.ended else asyncio.wait_for(self.receive(), BODY_SECONDS))
         except TimeoutError:
             self.refusal = ApiError(408, "body_timeout", f"nothing more of the request's body came for {BODY_SECONDS:.0f} s")
             raise self.refusal from None
-        if message["type"] == "http.request":
-            self.read += len(message.get("body", b""))
-            self.ended = not message.get("more_body", False)
-            if self.read > self.limit:
-                raise self._too_large()
+        self._count(message)
+        if self.read > self.limit:
+            raise self._too_large()
         return message
+
+    def _count(self, message: Message) -> None:
+        self.read += len(message.get("body", b""))
+        self.ended = not message.get("more_body", False)
 
     def _too_large(self) -> ApiError:
         self.refusal = ApiError(413, "too_large", f"the request's body is larger than {self.limit} bytes")
         return self.refusal
 
     async def _send(self, message: Message) -> None:
-        if self.refusal is None or self.replied:
+        if self.refusal is not None and not self.replied:
+            return  # what the handler makes of the refusal
+        if message["type"] == "http.response.start":
             self.replied = True
-            await self.send(message)
+            if not self.ended:
+                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        elif not self.ended and not message.get("more_body", False):
+            await self.send({**message, "more_body": True})
+            await self._discard()
+            message = {"type": "http.response.body", "body": b""}
+        await self.send(message)
 
-    async def _refuse(self, scope: Scope) -> None:
-        """Answer, and read on for a while: a client that still sends would otherwise see a broken connection, not the answer."""
-        assert self.refusal is not None
-        answer = error_response(self.refusal)
-        answer.headers["connection"] = "close"
-        await self.send({"type": "http.response.start", "status": answer.status_code, "headers": answer.raw_headers})
-        await self.send({"type": "http.response.body", "body": answer.body, "more_body": True})
-        thrown = 0
+    async def _discard(self) -> None:
+        end = self.read + DISCARDED
         try:
             async with asyncio.timeout(DISCARD_SECONDS):
-                while not self.ended and thrown < DISCARDED:
-                    message = await self.receive()
-                    thrown += len(message.get("body", b""))
-                    self.ended = not message.get("more_body", False)  # or the client is gone
+                while not self.ended and self.read < end:
+                    self._count(await self.receive())
         except TimeoutError:
             pass
-        await self.send({"type": "http.response.body", "body": b""})
 
 
 def error_response(error: ApiError) -> JSONResponse:

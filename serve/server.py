@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,9 +24,8 @@ PING_SECONDS = 20.0  # between pings, and for the answer to come
 
 
 class Server(uvicorn.Server):
-    """Runs `app` until it is asked to end; conversations then have `drain_seconds`, none after Ctrl-C. Asked twice it ends at once.
-
-    `ready` is called when the first live worker is up.
+    """Runs `app` until it is asked to end: conversations then have `drain_seconds`, after Ctrl-C none. Asked twice it ends at
+    once. `ready` is called when the first live worker is up.
     """
 
     def __init__(self, app: FastAPI, access_log: bool = False, ready: Callable[[], None] = lambda: None) -> None:
@@ -50,6 +50,9 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():  # where signals are not for us
+            yield
+            return
         names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
         numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) is not signal.SIG_IGN]
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
@@ -107,8 +110,8 @@ def check_tls(settings: ServeSettings) -> None:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         why = "there is no such file" if isinstance(error, FileNotFoundError) else getattr(error, "reason", None) or str(error)
-        raise TalkheadError(f"--tls-cert {settings.tls_cert} and --tls-key {settings.tls_key} should be a certificate and its key "
-                            f"in PEM files, the key without a password: {why}") from error
+        raise TalkheadError(f"--tls-cert {settings.tls_cert} and --tls-key {settings.tls_key} should be a certificate and its "
+                            f"key in PEM files, the key without a password: {why}") from error
 
 
 def address(settings: ServeSettings, listener: socket.socket) -> str:
