@@ -41,6 +41,7 @@ class LiveClient:
     error: dict[str, Any] | None = None
     closed: tuple[int, str] | None = None
     acknowledge: bool = True
+    keep: bool = True  # payloads
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def say(self, kind: str, **fields: Any) -> None:
@@ -80,7 +81,8 @@ class LiveClient:
                     self.ready = told if told["type"] == "session.ready" else self.ready
                     self.error = told if told["type"] == "error" else self.error
                 else:
-                    self.shown.append(shown := Shown(*struct.unpack_from("<BBHIQ", message), message[16:], time.monotonic()))
+                    payload = message[16:] if self.keep else b""
+                    self.shown.append(shown := Shown(*struct.unpack_from("<BBHIQ", message), payload, time.monotonic()))
                     if shown.kind != ROW and self.acknowledge:
                         await self.say("ack", frame=shown.frame)
                 self.changed.set()
