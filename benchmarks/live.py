@@ -1,7 +1,7 @@
 """Load on a live service: python benchmarks/live.py AVATAR --conversations 2 --minutes 30
 
-Starts `talkhead serve`, opens conversations, and lets each say a few short utterances and then one that lasts for minutes, sent as
-it is spoken. Each client keeps the clock of the sound that it would play, as the page does, and sees which picture comes when.
+Starts `talkhead serve`, opens conversations, and lets each say a few short utterances and then one that lasts for minutes, sent
+as it is spoken. Each client keeps the clock of the sound that it would play, as the page does, and sees which picture comes when.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class Talk:
     heard_from: float  # time at which sample 0 was heard
 
     def behind(self) -> np.ndarray:
-        """Of each picture, or row where there are none: seconds from when its sample was heard to its coming; below 0 it waited."""
+        """Of each picture, or row if there are none: seconds from when its sample is heard to its coming; below 0 it waits."""
         return np.array([shown.at - self.heard_from - shown.sample / RATE for shown in self.pictures or self.rows])
 
 
@@ -76,7 +76,8 @@ class Result:
             (f"{self.conversations} conversations, {self.mode}", f"{self.seconds:.0f} s"),
             ("first row after its sound, beyond look-ahead: median, worst",
              f"{self.first_row_beyond_look_ahead:.0f}, {self.first_row_worst:.0f} ms"),
-            ("first picture after the first sound: median, worst", f"{self.first_picture:.0f}, {self.first_picture_worst:.0f} ms"),
+            ("first picture after the first sound: median, worst",
+             f"{self.first_picture:.0f}, {self.first_picture_worst:.0f} ms"),
             ("gaps between pictures: median, 95 %, worst", f"{self.gap_p50:.0f}, {self.gap_p95:.0f}, {self.gap_worst:.0f} ms"),
             ("pictures dropped", f"{self.dropped} of {self.expected} ({self.dropped / max(self.expected, 1):.2%})"),
             ("pictures that came after their sound was over", f"{self.late}"),
@@ -150,7 +151,8 @@ async def tell(client: LiveClient, epoch: int, talk: Talk) -> None:
             await client.say("stats", epoch=epoch, played=max(0, min(round(played), len(talk.sent) * PIECE)))
 
 
-async def converse_for(url: str, init: dict, pcm: bytes, delay: float, short: list[Talk], long: list[Talk], begun: asyncio.Event) -> None:
+async def converse_for(url: str, init: dict, pcm: bytes, delay: float, short: list[Talk], long: list[Talk],
+                       begun: asyncio.Event) -> None:
     """One client."""
     await asyncio.sleep(delay)
     async with converse(url, init=init) as client:
@@ -225,7 +227,8 @@ def summary(short: list[Talk], long: list[Talk], mode: str, memories: list[float
 @click.option("--sound", type=click.Path(exists=True, path_type=Path), default=ROOT / "serve" / "page" / "example.mp3",
               help="What is said, over and over.  [default: the page's example]")
 @click.option("--json", "to", type=click.Path(path_type=Path), help="Write the figures here too.")
-def main(avatar: Path, conversations: int, minutes: float, mode: str, codec: str, device: str, sound: Path, to: Path | None) -> None:
+def main(avatar: Path, conversations: int, minutes: float, mode: str, codec: str, device: str, sound: Path,
+         to: Path | None) -> None:
     """Measure AVATAR's live service under load."""
     with service(avatar, conversations, device) as (url, process):
         result = asyncio.run(measure(url, process, conversations, speech(sound, 60 * minutes), mode, codec))

@@ -84,7 +84,7 @@ async def heard(raw: Any) -> Answer:
 async def goes_on(client: LiveClient) -> Answer:
     """The conversation still speaks what it is told, to the end."""
     epoch = client.next
-    await client.sound(SECOND[:16000], pace=0)
+    await client.sound(SECOND[:16000], step=0)
     await client.end()
     await client.until(lambda one: [shown for shown in one.shown if shown.epoch == epoch and shown.flags & END], 10)
     assert client.error is None
@@ -140,7 +140,7 @@ says("`stats` with a number of 30 digits", '{"type": "stats", "epoch": 0, "playe
 @case("29 s of sound at once")
 async def much(service: Service) -> Answer:
     async with converse(service.live, init={"want": ["landmarks"]}) as client:
-        await client.sound(SECOND * 29, pace=0)
+        await client.sound(SECOND * 29, step=0)
         await client.until(lambda one: len([row for row in one.shown if not row.flags & IDLE]) > 25)
         await client.interrupt()
         return await goes_on(client)
@@ -149,7 +149,7 @@ async def much(service: Service) -> Answer:
 @case("loudest noise, and full-scale floats of ±10³⁸")
 async def loud(service: Service) -> Answer:
     async with converse(service.live, init={"format": "f32"}) as client:
-        await client.sound(np.tile(np.array([1e38, -1e38], "<f4"), 2000).tobytes(), pace=0)
+        await client.sound(np.tile(np.array([1e38, -1e38], "<f4"), 2000).tobytes(), step=0)
         await client.end()
         return await goes_on(client)
 
@@ -304,7 +304,7 @@ async def not_utf8(service: Service) -> Answer:
 async def vanishes(service: Service) -> Answer:
     before = open_conversations(service)
     async with converse(service.live) as client:
-        await client.sound(SECOND, pace=0)
+        await client.sound(SECOND, step=0)
         await client.until(lambda one: len(one.shown) > 5)
         assert open_conversations(service) == before + 1
         client.socket.transport.abort()
