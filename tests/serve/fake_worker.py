@@ -13,6 +13,7 @@ import numpy as np
 from serve.pipe import PipeMessage, pack, unpack
 from serve.protocol import ROW, WINDOW, Flag, Header, Kind, SessionInit, pack_header
 from serve.settings import ServeSettings
+from shared.errors import TalkheadError
 
 PICTURE = bytes(range(256)) * 4
 
@@ -108,6 +109,11 @@ def never_up(connection: Connection, settings_json: str, index: int) -> None:
     """Loads for ever."""
     while unpack(connection.recv_bytes()).fields["do"] != "stop":
         pass
+
+
+def refuses(connection: Connection, settings_json: str, index: int) -> None:
+    """Finds something wrong with its avatar."""
+    raise TalkheadError("me.avatar is damaged")
 
 
 def cannot_load(connection: Connection, settings_json: str, index: int) -> None:

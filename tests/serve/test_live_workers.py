@@ -128,7 +128,14 @@ def test_a_service_whose_workers_never_load_gives_up(tmp_path, monkeypatch):
         assert service.server.hopeless and not service.thread.is_alive()
 
 
-def test_pauses_grow_and_workers_get_no_secrets(monkeypatch):
+def test_a_service_whose_avatars_are_refused_gives_up_at_once(tmp_path, capfd):
+    with serving(tmp_path, "tests.serve.fake_worker:refuses") as service:
+        service.thread.join(30)
+        assert service.server.hopeless and service.app.state.metrics.worker_restarts.values[""] == 1
+    assert "live worker 0: me.avatar is damaged\n" in capfd.readouterr().err
+
+
+def test_workers_get_no_secrets():
     workers = LiveWorkers(ServeSettings({}, "", token="t" * 16, tls_key="key", tls_cert="cert", live_workers=3), Metrics())
     assert workers.count == workers.settings.live_workers == 3
     assert workers.settings.token is workers.settings.tls_key is workers.settings.tls_cert is None
