@@ -47,7 +47,7 @@ def cli(debug: bool) -> None:
 
 for command in (check.check, train.train, process.process, importers.importers, importers.process_voca, importers.import_adnerf,
                 stage1.stage1, stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit,
-                files.inspect, demo.demo, doctor.doctor, verify.verify, serve_command.serve):
+                files.inspect, demo.demo, doctor.doctor, verify.verify, serve_command.serve, serve_command.latency):
     cli.add_command(command)
 
 

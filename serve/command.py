@@ -5,12 +5,15 @@ from pathlib import Path
 
 import click
 
+import process_data
+from serve.protocol import CODECS
 from serve.settings import ServeSettings
 from shared.errors import TalkheadError
 from shared.options import FiniteFloat
 from talkhead.commands.options import PATH, device_option, mark_option
 from talkhead.commands.runner import when_stopped
 
+ACTOR_SPEECH = Path(process_data.__file__).with_name("data") / "actor_test.flac"
 ENDED = "Stopped. Jobs that were not finished are continued when it is started again."
 
 
@@ -28,10 +31,10 @@ ENDED = "Stopped. Jobs that were not finished are continued when it is started a
 @click.option("--folder", type=PATH, help="Where jobs, uploads and finished videos are kept.  [default: "
               "~/.local/state/talkhead/serve]")
 @device_option
-@click.option("--live-workers", type=click.IntRange(1, 64), help="Processes that draw conversations.  [default: one a GPU, "
-              "or 1]")
+@click.option("--live-workers", type=click.IntRange(1, 64), help="Processes that draw conversations.  [default: one a "
+              "processor, at most 4; on a GPU one for two processors, at most 8]")
 @click.option("--conversations", type=click.IntRange(1, 10_000), help="That may be open at once.  [default: as many as "
-              "the machine is thought to draw]")
+              "the workers, measuring as they start, expect to draw]")
 @click.option("--job-workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that make videos.")
 @click.option("--queued-jobs", default=1000, show_default=True, type=click.IntRange(1, 100_000), help="Videos that may wait.")
 @mark_option
@@ -172,3 +175,49 @@ def _check_avatars(paths: list[str]) -> None:
     with plain_warnings():
         for path in paths:
             Avatar(path).require(*PARTS)
+
+
+@click.command()
+@click.argument("avatar", type=PATH)
+@device_option
+@click.option("--live-workers", type=click.IntRange(1, 64), help="Processes that draw.  [default: as `talkhead serve`]")
+@click.option("--codec", type=click.Choice(CODECS), default="vp8", show_default=True, help="Of the pictures.")
+@click.option("--seconds", default=10.0, show_default=True, type=FiniteFloat(3, 600), help="Of each run.")
+@click.option("--minute", default=60.0, show_default=True, type=FiniteFloat(3, 7200), help="Seconds of the run that shows the "
+              "offset.")
+@click.option("--audio", type=PATH, help="Speech to use.  [default: the synthetic actor's]")
+@mark_option
+@click.option("--json", "json_file", type=PATH, help="Write the figures here too.")
+def latency(avatar: Path, device: str, live_workers: int | None, codec: str, seconds: float, minute: float, audio: Path | None,
+            mark: bool, json_file: Path | None) -> None:
+    """Measure how fast AVATAR answers live on this machine, and how many conversations it holds.
+
+    The live workers of `talkhead serve` are driven in real time. Sound features, landmarks, drawing, marks and encoding are in
+    every figure; the network and the client's own buffer are not.
+
+    \b
+    talkhead latency me.avatar
+    talkhead latency me.avatar --device cuda --seconds 60 --json latency.json
+    """
+    from dataclasses import asdict
+
+    from serve.latency import report
+    from serve.live_workers import worker_count
+    from shared.files import refuse_existing, write_json
+    from shared.media.audio_io import load_audio
+
+    if json_file is not None:
+        refuse_existing(json_file, overwrite=False)
+    sound = load_audio(audio or ACTOR_SPEECH)
+    settings = ServeSettings(avatars=find_avatars([avatar]), folder="", device=device, mark=mark,
+                             live_workers=live_workers or worker_count(device))
+    click.echo(f"{settings.live_workers} live workers; milliseconds after the last sound that a row or picture depends on\n")
+    click.echo(f"{'':36} conversations  first  median  99.9 %  missing  offset")
+    found = {}
+    for name, run in report(settings, sound, codec, seconds, minute):
+        found[name] = asdict(run)
+        missed = "" if run.kept_up else "  not kept up with"
+        click.echo(f"{name:36} {run.conversations:13} {run.first_ms:6.0f} {run.median_ms:7.0f} {run.worst_ms:7.0f} "
+                   f"{run.missing:8.1%} {run.offset_ms:+7.0f}{missed}")
+    if json_file is not None:
+        write_json(json_file, found)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 
 import numpy as np
@@ -178,23 +179,25 @@ def workers(settings: ServeSettings, count: int) -> Iterator[Bench]:
                 process.kill()
 
 
-def most_conversations(run: Callable[[int], Run], limit: int = 256) -> tuple[int, list[Run]]:
-    """The largest number of conversations that `run` keeps up with, by doubling and halving, and all runs made."""
-    runs: list[Run] = []
+def most_conversations(run: Callable[[int], Run], limit: int = 256) -> Run:
+    """The run of most conversations that is kept up with, found by doubling and halving; that of one if not even it is."""
+    found: dict[int, Run] = {}
 
     def fits(count: int) -> bool:
-        runs.append(run(count))
-        return runs[-1].kept_up
+        found[count] = run(count)
+        return found[count].kept_up
 
     low, high = 0, 1
     while high <= limit and fits(high):
         low, high = high, 2 * high
-    if high > limit:
-        return low, runs
-    while high - low > max(1, low // 8):
+    while high <= limit and high - low > max(1, low // 8):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low, runs
+    return found[max(low, 1)]
+
+
+def _count(bench: Bench, sound: np.ndarray, seconds: float, want: str, codec: str, conversations: int) -> Run:
+    return bench.speak(sound, conversations, seconds, want, codec)
 
 
 def report(settings: ServeSettings, sound: np.ndarray, codec: str, seconds: float, minute: float) -> Iterator[tuple[str, Run]]:
@@ -207,8 +210,6 @@ def report(settings: ServeSettings, sound: np.ndarray, codec: str, seconds: floa
         bench.speak(sound, count, 3.0, codec=codec)  # the first pictures of a process are slower
         yield "landmarks alone", bench.speak(sound, 1, seconds, "landmarks")
         yield f"{codec} pictures", bench.speak(sound, 1, seconds, codec=codec)
-        for want in ("landmarks", "video"):
-            most, runs = most_conversations(lambda number, want=want: bench.speak(sound, number, seconds, want, codec))
-            shown = next((run for run in reversed(runs) if run.conversations == most), runs[0])
-            yield f"most conversations at 25 a second, {'landmarks alone' if want == 'landmarks' else codec + ' pictures'}", shown
+        for want, what in (("landmarks", "landmarks alone"), ("video", f"{codec} pictures")):
+            yield f"most conversations, {what}", most_conversations(partial(_count, bench, sound, seconds, want, codec))
         yield f"after {minute:g} s", bench.speak(sound, 1, minute, codec=codec)

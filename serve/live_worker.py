@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TELL_SECONDS = 1.0  # between metrics, by which the interface process knows that this one lives
 IDLE_SECONDS = 0.5  # for which it sleeps without conversations
+BUSY = 0.8  # of the processor time of a tick, up to which conversations are taken
 
 
 class PipeSend:
@@ -49,8 +50,9 @@ def main(connection: Connection, settings_json: str, index: int) -> None:
     settings = ServeSettings.from_json(settings_json)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the interface process is asked to end, and ends this one
     machine.limit_threads()
-    share = max(1, machine.threads() // max(1, settings.live_workers or 1))
-    os.environ.setdefault("NUMBA_NUM_THREADS", str(share))
+    share = machine.threads() / (settings.live_workers or 1)
+    threads = min(machine.threads(), max(2, int(share)))  # one conversation alone may use two processors
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(threads))
     try:
         LiveWorker(connection, settings, index, share).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -58,21 +60,22 @@ def main(connection: Connection, settings_json: str, index: int) -> None:
 
 
 class LiveWorker:
-    """Loads avatars when they are first asked for, the first of the settings at once."""
+    """Loads avatars when they are first asked for, the first of the settings at once. `share` of the machine's processors is
+    its own."""
 
-    def __init__(self, connection: Connection, settings: ServeSettings, index: int, threads: int) -> None:
+    def __init__(self, connection: Connection, settings: ServeSettings, index: int, share: float) -> None:
         import torch
 
         from serve.engine import Engine, LoadedAvatar
         from shared.training import pick_device
 
         torch.set_num_threads(1)  # numba draws; torch's small steps are slower on several
-        self.connection, self.settings, self.send = connection, settings, PipeSend(connection)
+        self.connection, self.settings, self.send, self.share = connection, settings, PipeSend(connection), share
         device = pick_device(settings.device)
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", index % torch.cuda.device_count())
         self.device = device
-        self.engine = Engine(self.send, threads if threads > 2 else 0)
+        self.engine = Engine(self.send, int(share) if share >= 2 else 0)
         self.avatars: dict[str, LoadedAvatar] = {}
         self.loading: dict[str, list[tuple[int, SessionInit]]] = {}
         self.loaded: list[tuple[str, LoadedAvatar | Exception]] = []  # by the threads that load, until the loop sees it
@@ -81,7 +84,8 @@ class LiveWorker:
         """The loop."""
         first = next(iter(self.settings.avatars))
         self.avatars[first] = self._load(first)
-        self.send.put({"tell": "up", "avatars": self._describe()})
+        capacity = max(1, int(BUSY * self.share / FPS / self.avatars[first].cost()))
+        self.send.put({"tell": "up", "avatars": self._describe(), "conversations": capacity})
         told = tick = time.monotonic()
         while True:
             now = time.monotonic()

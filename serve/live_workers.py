@@ -39,7 +39,7 @@ STEADY_SECONDS = 60.0  # after which a worker counts as one that works
 LARGEST_TOLD = 64 << 20  # bytes of one message of a worker
 HOPELESS = 3  # failures of all workers before any was up, after which nobody need wait
 REFUSED = 2  # exit code of a worker that can do nothing with what it was given
-GPU_CONVERSATIONS = 16  # of one worker, unless settings or the worker itself say otherwise
+MOST_ON_GPU, MOST_ON_CPU = 8, 4  # workers of one GPU, and of all processors, unless the settings say otherwise
 log = logging.getLogger("talkhead.serve")
 
 
@@ -73,11 +73,11 @@ class Conversation:
 
 
 class LiveWorkers:
-    """As many as the settings say, or one a GPU, or one; `main` names the function that each runs, as "module:function"."""
+    """As many as the settings say, or `worker_count`; `main` names the function that each runs, as "module:function"."""
 
     def __init__(self, settings: ServeSettings, metrics: Metrics, main: str = MAIN, *, silence: float = SILENCE_SECONDS,
                  pause: float = FIRST_PAUSE) -> None:
-        self.count = settings.live_workers or max(1, gpu_count(settings.device))
+        self.count = settings.live_workers or worker_count(settings.device)
         # what a worker is told; secrets are none of its business
         self.settings = replace(settings, live_workers=self.count, token=None, tls_cert=None, tls_key=None)
         self.metrics, self.main, self.silence, self.pause = metrics, main, silence, pause
@@ -159,7 +159,7 @@ class LiveWorkers:
             self.metrics.take_live(fields)
         elif what == "up":
             worker.up, worker.avatars = True, list(fields["avatars"])
-            worker.capacity = int(fields.get("conversations") or _capacity(self.settings.device))
+            worker.capacity = int(fields["conversations"])
         else:
             listener = worker.listeners.get(fields["conversation"])
             if listener is None:
@@ -298,8 +298,12 @@ def gpu_count(device: str) -> int:
     return len([path for path in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
 
 
-def _capacity(device: str) -> int:
-    return GPU_CONVERSATIONS if gpu_count(device) else max(2, machine.threads())
+def worker_count(device: str) -> int:
+    """Several share a GPU, as what keeps one back is Python on one processor: sound features, marks, encoding."""
+    gpus = gpu_count(device)
+    if not gpus:
+        return min(MOST_ON_CPU, machine.threads())
+    return gpus * max(1, min(MOST_ON_GPU, machine.threads() // (2 * gpus)))
 
 
 def _spawn(main: str, settings_json: str, index: int) -> tuple[Any, Connection]:

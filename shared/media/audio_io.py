@@ -96,27 +96,28 @@ def opened_sound(path: Path, start: float = 0.0) -> Iterator[Iterator[TimedFrame
             yield timed_frames(path, container, stream, start)
 
 
-def to_mono(frames: Iterable[TimedFrame], weights: Callable[[str], np.ndarray | None]) -> Iterator[np.ndarray]:
-    """Yield mono float32 pieces at 16 kHz; where no sound is, before the first or in a gap, silence is put.
+def to_mono(frames: Iterable[TimedFrame], weights: Callable[[str], np.ndarray | None],
+            rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Yield mono float32 pieces at `rate`; where no sound is, before the first or in a gap, silence is put.
 
     `weights` of a layout's name is the share (C,) of each channel in the mix, None for the mean.
     """
-    resampler = _mono()
+    resampler = _mono(rate)
     for frame, silence, early, anew in frames:
         if anew:
             yield from _resample(resampler, None)
-            resampler = _mono()
+            resampler = _mono(rate)
         if silence:
-            yield np.zeros(int(round(silence * SAMPLE_RATE)), np.float32)
+            yield np.zeros(int(round(silence * rate)), np.float32)
         heard = _finite(_behind(frame, round(early * frame.sample_rate)))
         share = weights(frame.layout.name) if frame.layout.nb_channels > 1 else None
         yield from _resample(resampler, heard if share is None else mix(heard, share))
     yield from _resample(resampler, None)
 
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
+def _decode(path: Path, rate: int) -> Iterator[np.ndarray]:
     with opened_sound(path) as frames:
-        yield from to_mono(frames, lambda layout: _weights(path, path.stat().st_mtime_ns).get(layout))
+        yield from to_mono(frames, lambda layout: _weights(path, path.stat().st_mtime_ns).get(layout), rate)
 
 
 def _behind(frame: av.AudioFrame, samples: int) -> av.AudioFrame:
@@ -144,9 +145,9 @@ def _weights(path: Path, changed: int) -> dict[str, np.ndarray]:
     return {name: weights for name, weights in chosen.items() if weights is not None}
 
 
-def _mono() -> av.AudioResampler:
+def _mono(rate: int) -> av.AudioResampler:
     # whole numbers, since FFmpeg mixes several channels to floats without turning them down: speech on both would clip
-    return av.AudioResampler(format="s32p", layout="mono", rate=SAMPLE_RATE)
+    return av.AudioResampler(format="s32p", layout="mono", rate=rate)
 
 
 def _finite(frame: av.AudioFrame) -> av.AudioFrame:
@@ -167,8 +168,8 @@ def _resample(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iter
         yield piece.to_ndarray()[0].astype(np.float32) / np.float32(1 << 31)
 
 
-def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:
-    """Yield 16 kHz mono float32 chunks of `seconds` (the last one shorter) in bounded memory.
+def iter_audio(path: Path | str, seconds: float = 10.0, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Yield mono float32 chunks of `seconds` (the last one shorter) at `rate` Hz in bounded memory.
 
     Two channels are averaged unless they cancel or one is silent, more are mixed as loud as the loudest of them (see
     downmix.py); of several tracks the best is read. Time zero is that of the whole file: sound that starts later is
@@ -176,16 +177,16 @@ def iter_audio(path: Path | str, seconds: float = 10.0) -> Iterator[np.ndarray]:
     clipped. Raises TalkheadError: missing file, no media file, no audio track, 0 samples, damaged time stamps.
     """
     path, heard = Path(path), False
-    for piece in in_pieces(_decode(path), seconds):
+    for piece in in_pieces(_decode(path, rate), seconds, rate):
         heard = True
         yield piece
     if not heard:
         raise TalkheadError(f"{path} holds 0 samples of audio")
 
 
-def in_pieces(sound: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
-    """Cut 16 kHz sound that comes in arrays (n,) of any length into pieces of `seconds`, the last one shorter."""
-    size = max(1, int(seconds * SAMPLE_RATE))
+def in_pieces(sound: Iterable[np.ndarray], seconds: float, rate: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
+    """Cut sound at `rate` that comes in arrays (n,) of any length into pieces of `seconds`, the last one shorter."""
+    size = max(1, int(seconds * rate))
     waiting: list[np.ndarray] = []
     count = 0
     for piece in sound:

@@ -1,7 +1,7 @@
 """Media files as FFmpeg opens them: names, tracks, the clock's zero, frames without the damaged ones."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,11 @@ def media_url(path: Path | str) -> str:
     return f"file:{path}"
 
 
-def open_media(path: Path, kind: str) -> av.container.InputContainer:
-    """Open a file with FFmpeg. Raises TalkheadError, calling it a `kind`, if that cannot be done."""
+def open_media(path: Path, kind: str, formats: Sequence[str] = ()) -> av.container.InputContainer:
+    """Open a file with FFmpeg, only as one of its `formats` if any are named, and then without following what it refers to.
+
+    Raises TalkheadError, calling it a `kind`, if that cannot be done.
+    """
     try:
         path.stat()
         exists = True
@@ -51,7 +54,7 @@ def open_media(path: Path, kind: str) -> av.container.InputContainer:
     if path.stat().st_size == 0:
         raise TalkheadError(f"{path} is empty (0 bytes); copy or record it again")
     try:
-        return _open(path)
+        return _open(path, {"format_whitelist": ",".join(formats), "protocol_whitelist": "file"} if formats else {})
     except PermissionError as error:
         raise TalkheadError(f"{path} may not be read: {error.strerror}") from error
     except (av.error.FFmpegError, OSError, ValueError, AssertionError) as error:
@@ -59,11 +62,11 @@ def open_media(path: Path, kind: str) -> av.container.InputContainer:
                             "get it whole, else convert it") from error
 
 
-def _open(path: Path) -> av.container.InputContainer:
+def _open(path: Path, options: dict[str, str]) -> av.container.InputContainer:
     try:
-        return av.open(media_url(path), metadata_errors="replace")
+        return av.open(media_url(path), container_options=options, metadata_errors="replace")
     except TypeError:  # PyAV from 19 on reads metadata of any encoding by itself
-        return av.open(media_url(path))
+        return av.open(media_url(path), container_options=options)
 
 
 def is_picture(container: av.container.InputContainer) -> bool:

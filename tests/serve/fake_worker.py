@@ -43,7 +43,8 @@ def main(connection: Connection, settings_json: str, index: int) -> None:
     def tell(fields, payload=b""):
         connection.send_bytes(pack(PipeMessage(fields, payload)))
 
-    tell({"tell": "up", "avatars": [{"name": name, "width": 64, "height": 64, "look_ahead_ms": 80} for name in settings.avatars]})
+    tell({"tell": "up", "avatars": [{"name": name, "width": 64, "height": 64, "look_ahead_ms": 80} for name in settings.avatars],
+          "conversations": 2})
     told = time.monotonic()
     rows = pictures = 0
     while True:
