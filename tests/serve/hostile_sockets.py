@@ -6,7 +6,7 @@ import time
 
 from websockets.exceptions import ConnectionClosed
 
-from serve import live_socket
+from serve import connections, live_socket
 from tests.serve.fake_worker import Seed
 from tests.serve.serving import TOKEN, frame, handshake, hostile, read_all, status, wait_for
 
@@ -293,6 +293,7 @@ def never_reads(services, patch):
 
 @hostile("a client that reads slowly more than it can")
 def slow(services, patch):
+    patch.setattr(connections, "FLUSH_SECONDS", 0.5)
     one = raw_talk(services.open, seed=Seed.FLOOD)
     time.sleep(0.5)
     data = read_all(one)

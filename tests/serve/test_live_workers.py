@@ -48,16 +48,19 @@ def test_a_worker_that_dies(two):
     assert fails(two, Seed.DIE) == "error `worker_lost`, close 1012"
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs(two):
     began = time.monotonic()
     assert fails(two, Seed.HANG) == "error `worker_lost`, close 1012"
     assert time.monotonic() - began > 1.5
 
 
+@pytest.mark.slow
 def test_a_worker_that_talks_nonsense(two):
     assert fails(two, Seed.NONSENSE) == "error `worker_lost`, close 1012"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed(two):
     one, ready = two.talk()
     os.kill(two.app.state.workers._workers[ready["worker"]].process.pid, signal.SIGKILL)
@@ -98,6 +101,7 @@ def test_workers_end_with_the_service_and_are_not_asked_by_signals(tmp_path):
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_a_service_that_is_killed(tmp_path):
     import subprocess
     import sys
@@ -121,6 +125,7 @@ def test_a_worker_ends_with_a_service_that_is_killed(tmp_path):
     wait_for(gone)
 
 
+@pytest.mark.slow
 def test_a_service_whose_workers_never_load_gives_up(tmp_path, monkeypatch):
     monkeypatch.setattr(LiveWorkers.__init__, "__kwdefaults__", {"silence": 5.0, "pause": 0.05})
     with serving(tmp_path, "tests.serve.fake_worker:cannot_load") as service:
