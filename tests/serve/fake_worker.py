@@ -3,6 +3,7 @@
 The seed of a conversation asks for what goes wrong with it, see `Seed`.
 """
 
+import os
 import sys
 import time
 from enum import IntEnum
@@ -15,7 +16,7 @@ from serve.protocol import ROW, WINDOW, Flag, Header, Kind, SessionInit, pack_he
 from serve.settings import ServeSettings
 from shared.errors import TalkheadError
 
-PICTURE = bytes(range(256)) * 4
+PICTURE = bytes(int(os.environ.get("FAKE_PICTURE_BYTES", "1024")))
 
 
 class Seed(IntEnum):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -157,3 +158,17 @@ def test_gpus_are_counted_without_loading_cuda(monkeypatch, tmp_path):
     assert gpu_count("auto") == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_count("auto") == 0
+
+
+@pytest.mark.slow
+def test_after_the_interface_stood_still_no_worker_is_blamed(two):
+    """As after the machine slept: nothing was heard for long, but nobody was listening."""
+    one, ready = two.talk()
+    stood = threading.Event()
+    two.app.state.workers._workers[0].loop.call_soon_threadsafe(lambda: (time.sleep(4.0), stood.set()))
+    assert stood.wait(10)
+    time.sleep(1.0)
+    one.send(bytes(1280))
+    assert len(one.recv(timeout=5)) == 16 + 820
+    assert two.app.state.metrics.worker_restarts.values[""] == 0
+    one.close()
