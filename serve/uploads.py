@@ -79,15 +79,16 @@ class Uploads:
         self._waiting += 1
         try:
             async with self._free:
-                reader, self._spare = self._spare or _Reader(), None
-                try:
-                    task = {"path": str(path), "output": str(output), "kind": kind, "rate": rate, "most": self.most_seconds,
-                            "memory": self.memory}
-                    answer = await asyncio.to_thread(reader.read, task, self.seconds)
-                finally:
-                    reader.kill()
+                reader, self._spare = self._spare, None
+                task = {"path": str(path), "output": str(output), "kind": kind, "rate": rate, "most": self.most_seconds,
+                        "memory": self.memory}
+                answer = await asyncio.to_thread(_read_once, reader, task, self.seconds)
+                if self._spare is None:
+                    spare = await asyncio.to_thread(_Reader)
                     if self._spare is None:
-                        self._spare = _Reader()
+                        self._spare = spare
+                    else:
+                        spare.kill()
         except BaseException:
             remove(output)
             raise
@@ -129,6 +130,15 @@ class _Reader:
         self._process.kill()
         self._process.join(5)
         self._pipe.close()
+
+
+def _read_once(reader: _Reader | None, task: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What a reader answers, by default a new one; it ends with it."""
+    reader = reader or _Reader()
+    try:
+        return reader.read(task, seconds)
+    finally:
+        reader.kill()
 
 
 def _refusal(status: int, code: str, message: str) -> dict[str, Any]:

@@ -172,7 +172,8 @@ HOSTILE = {
     "text in place of the file": lambda c: c.post("/v1/videos", files={"input_reference": (None, "speech.wav")}),
     "a file in place of text": lambda c: c.post("/v1/videos", files={"model": ("me", b"me"), "input_reference": ("a", SOUND)}),
     "no file": lambda c: create(c, file=None),
-    "input_reference beside audio": lambda c: c.post("/v1/videos", files={name: ("a", SOUND) for name in ("input_reference", "audio")}),
+    "input_reference beside audio": lambda c: c.post("/v1/videos", files=dict.fromkeys(("input_reference", "audio"),
+                                                                                       ("a.wav", SOUND))),
     "JSON": lambda c: c.post("/v1/videos", json={"model": "me"}),
     "a form that breaks off": lambda c: c.post("/v1/videos", content=b"--x\r\nContent-Disposition: form-data",
                                                headers={"Content-Type": "multipart/form-data; boundary=x"}),
@@ -314,6 +315,29 @@ def test_landmarks_come_as_they_are_made_and_equal_those_of_the_command(server, 
     while list((folder / "work").iterdir()) + list((folder / "uploads").iterdir()) and time.monotonic() < limit:
         time.sleep(0.1)
     assert list((folder / "work").iterdir()) == [] and list((folder / "uploads").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_video_in_progress_is_cancelled_within_seconds(server):
+    import httpx
+    import psutil
+
+    address, folder = server
+    short = httpx.post(f"{address}/videos", files={"audio": ("a.wav", wav(0.2))}, timeout=60).json()["id"]
+    httpx.get(f"{address}/videos/{short}/events", timeout=120)  # by then all is loaded
+    before = sorted(child.pid for process in psutil.Process().children(True) for child in process.children()
+                    if any("libtorch" in part.path for part in child.memory_maps()))
+    id = httpx.post(f"{address}/videos", files={"audio": ("a.wav", wav(120))}, timeout=60).json()["id"]
+    limit = time.monotonic() + 60
+    while httpx.get(f"{address}/videos/{id}").json()["progress"] == 0:
+        assert time.monotonic() < limit
+    began = time.monotonic()
+    found = httpx.post(f"{address}/videos/{id}/cancel", timeout=60).json()
+    assert found["error"]["code"] == "cancelled" and time.monotonic() - began < 5
+    assert not [path for path in folder.rglob("*") if id in path.name]
+    after = sorted(child.pid for process in psutil.Process().children(True) for child in process.children()
+                   if any("libtorch" in part.path for part in child.memory_maps()))
+    assert before and before == after  # the worker ended it by itself, and has what it loaded
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from serve.pipe import PipeMessage, pack, unpack
 
 
 def main(connection, settings_json, index):
-    """make: a file in five steps, slow ones for the seed 1. deaf: does not hear that it is cancelled. die: killed in the midst. dies-late: killed when its
-    result is whole. fail: says why. full: the disk is."""
+    """make: a file in five steps, slow ones for the seed 1. deaf: does not hear that it is cancelled. die: killed in the midst.
+    dies-late: killed when its result is whole. fail: says why."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tasks, cancelled = queue.SimpleQueue(), set()
 
