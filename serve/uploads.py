@@ -122,7 +122,7 @@ class _Reader:
             return unpack(self._pipe.recv_bytes()).fields
         except (EOFError, OSError):
             self._process.join(5)
-            if self._process.exitcode == -signal.SIGXCPU:
+            if self._process.exitcode == -getattr(signal, "SIGXCPU", 0):
                 return _too_slow(task["path"], seconds)
             return _refusal(400, "upload_unreadable", f"{task['path']} made its reader end; it is damaged, so convert it")
 

@@ -1,5 +1,6 @@
 """The HTTP interface of jobs: requests good and hostile, with a worker that loads nothing; and all of it with the real one."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -70,6 +71,7 @@ def test_a_video_is_created_followed_downloaded_and_deleted(client, served):
     assert video["expires_at"] - video["completed_at"] in (86400, 86401)
     content = client.get(f"/v1/videos/{id}/content")
     assert content.content == bytes(400) and content.headers["content-type"] == "video/mp4"
+    assert client.head(f"/v1/videos/{id}/content").headers["content-length"] == "400"
     part = client.get(f"/v1/videos/{id}/content", headers={"Range": "bytes=390-"})
     assert part.status_code == 206 and len(part.content) == 10 and part.headers["content-range"] == "bytes 390-399/400"
     assert client.get(f"/v1/videos/{id}/content", headers={"Range": "bytes=400-"}).status_code == 416
@@ -110,9 +112,9 @@ def test_the_same_key_makes_one_video(client):
 
 def test_a_name_with_a_path_stays_a_name(client, served):
     before = sorted(served[1].parent.iterdir())
-    for name in ("../../../escaped.wav", "/tmp/escaped.wav", "a\x00b.wav", "x" * 300 + ".wav"):
+    for name in ("../../../escaped.wav", "a\x00b" + "x" * 300 + ".wav"):
         assert create(client, name=name).status_code == 200
-    assert sorted(served[1].parent.iterdir()) == before and not Path("/tmp/escaped.wav").exists()
+    assert sorted(served[1].parent.iterdir()) == before
 
 
 def test_landmarks_alone_or_with_sound(client, served):
@@ -135,6 +137,22 @@ def test_cancelling(client):
     assert client.post(f"/v1/videos/{id}/cancel").json()["error"]["code"] == "cancelled"
     content = client.get(f"/v1/videos/{id}/content")
     assert content.status_code == 409 and content.json()["error"]["code"] == "cancelled"
+
+
+def test_a_full_queue_answers_429(client, served):
+    jobs = client.app.state.jobs
+    slow = [create(client, seed="1").json()["id"], create(client, headers={"Idempotency-Key": "q"}).json()["id"]]
+    settings = jobs.settings
+    jobs.settings = dataclasses.replace(settings, queued_jobs=1)
+    try:
+        refused = create(client)
+        assert refused.status_code == 429 and refused.json()["error"]["type"] == "rate_limit_error"
+        assert refused.json()["error"]["code"] == "queue_full" and int(refused.headers["retry-after"]) >= 1
+        assert create(client, headers={"Idempotency-Key": "q"}).json()["id"] == slow[1]  # it is there already
+    finally:
+        jobs.settings = settings
+        for id in slow:
+            client.delete(f"/v1/videos/{id}")
 
 
 def test_avatars_and_models(client):
