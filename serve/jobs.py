@@ -119,7 +119,7 @@ class Worker:
         """End the process at once, if there is one."""
         if self._process is not None:
             self._process.kill()
-            self._process.join(5)
+            self._process.join(1)
             self._process = None
 
 
@@ -201,7 +201,9 @@ class Jobs:
 
         def leave() -> None:
             for job in self._journal.in_state("in_progress"):
-                if not self._adopt(job):
+                if job.id in self._cancelled:
+                    self._journal.end(job.id, time.time(), "cancelled", *CANCELLED)
+                elif not self._adopt(job):
                     self._journal.give_back(job.id, tried=False)
                 remove(self._folder(job))
             self._journal.close()
@@ -447,15 +449,23 @@ class Jobs:
         while True:
             quick = await self._quick.get()
             if not quick.dropped:
-                quick.heard.put_nowait(await self._quick_worker.run(quick.task, quick.heard.put_nowait))
+                try:
+                    last = await self._quick_worker.run(quick.task, quick.heard.put_nowait)
+                except OSError:
+                    LOG.exception("no process for %s", quick.task["do"])
+                    last = {"tell": "died"}
+                quick.heard.put_nowait(last)
             if quick.dropped:  # the worker may have made it again
                 remove(Path(quick.task["folder"]))
 
     async def _sweeper(self) -> None:
         while True:
             await self._insist(self._expire)
-            for worker in self._workers:
-                worker.start()  # one that ended while it had nothing to do
+            try:
+                for worker in self._workers:
+                    worker.start()  # one that ended while it had nothing to do
+            except OSError:
+                LOG.exception("no process for jobs")
             await asyncio.sleep(SWEEP)
 
     def _expire(self) -> None:

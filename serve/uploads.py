@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import wave
 from collections.abc import Iterator
@@ -90,12 +91,12 @@ class Uploads:
                     else:
                         spare.kill()
         except BaseException:
-            remove(output)
+            _forget(output)
             raise
         finally:
             self._waiting -= 1
         if "refused" in answer:
-            remove(output)
+            _forget(output)
             raise ApiError(answer["status"], answer["code"], answer["refused"].replace(str(path), field), field)
         return Read(answer["kind"], answer["length"], answer["rate"])
 
@@ -126,6 +127,9 @@ class _Reader:
                 return _too_slow(task["path"], seconds)
             return _refusal(400, "upload_unreadable", f"{task['path']} made its reader end; it is damaged, so convert it")
 
+    def lives(self) -> bool:
+        return self._process.is_alive()
+
     def kill(self) -> None:
         self._process.kill()
         self._process.join(5)
@@ -134,11 +138,18 @@ class _Reader:
 
 def _read_once(reader: _Reader | None, task: dict[str, Any], seconds: float) -> dict[str, Any]:
     """What a reader answers, by default a new one; it ends with it."""
-    reader = reader or _Reader()
+    if reader is None or not reader.lives():
+        reader = _Reader()
     try:
         return reader.read(task, seconds)
     finally:
         reader.kill()
+
+
+def _forget(output: Path) -> None:
+    """Remove what a reader wrote, also when it was killed at it."""
+    for path in (output, *output.parent.glob(f".{output.stem}.partial-*")):
+        remove(path)
 
 
 def _refusal(status: int, code: str, message: str) -> dict[str, Any]:
@@ -165,8 +176,15 @@ def main(connection: Connection) -> None:
         task = unpack(connection.recv_bytes()).fields
     except EOFError:
         return
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     limit(task["memory"], task["seconds"])
     connection.send_bytes(pack(PipeMessage(_answer(task))))
+
+
+def _end_with(connection: Connection) -> None:
+    """End when the other end does, which says nothing more."""
+    connection.poll(None)
+    os._exit(1)
 
 
 def limit(memory: int, seconds: float) -> None:
