@@ -13,6 +13,7 @@ import threading
 import time
 import wave
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -85,11 +86,10 @@ class Uploads:
                         "memory": self.memory}
                 answer = await asyncio.to_thread(_read_once, reader, task, self.seconds)
                 if self._spare is None:
-                    spare = await asyncio.to_thread(_Reader)
-                    if self._spare is None:
-                        self._spare = spare
-                    else:
-                        spare.kill()
+                    await self._start_spare()
+        except OSError as error:
+            raise ApiError(503, "reader_missing", f"the server cannot start a process to read the upload: {error.strerror}; try "
+                           "again", field, {"Retry-After": "5"}) from error
         except BaseException:
             _forget(output)
             raise
@@ -101,6 +101,15 @@ class Uploads:
         return Read(answer["kind"], answer["length"], answer["rate"])
 
 
+    async def _start_spare(self) -> None:
+        with suppress(OSError):  # the next upload starts one itself
+            spare = await asyncio.to_thread(_Reader)
+            if self._spare is None:
+                self._spare = spare
+            else:
+                spare.kill()
+
+
 class _Reader:
     """A process that reads one upload."""
 
@@ -108,8 +117,10 @@ class _Reader:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=main, args=(other,), daemon=True, name="talkhead-upload")
-        self._process.start()
-        other.close()
+        try:
+            self._process.start()
+        finally:
+            other.close()
 
     def read(self, task: dict[str, Any], seconds: float) -> dict[str, Any]:
         """What the process answers, or why it does not; it has `seconds` from when it has started."""

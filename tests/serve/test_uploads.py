@@ -163,6 +163,16 @@ def test_a_reader_that_is_killed_costs_one_upload(tmp_path, monkeypatch):
         os.kill(reader._spare._process.pid, signal.SIGKILL)  # which had nothing to do yet
         reader._spare._process.join()
         assert (await reader.read(tmp_path / "x.upload", tmp_path / "out", "any", "input_reference")).length == 16000
+
+        def no_process():
+            raise OSError(11, "Resource temporarily unavailable")
+
+        reader.stop()
+        monkeypatch.setattr(uploads, "_Reader", no_process)
+        with pytest.raises(ApiError, match="cannot start a process to read the upload: Resource temp") as error:
+            await reader.read(tmp_path / "x.upload", tmp_path / "out", "any", "input_reference")
+        assert error.value.status == 503
+        monkeypatch.undo()
         monkeypatch.setattr(uploads, "MOST_WAITING", 0)
         with pytest.raises(ApiError, match="0 uploads are waiting") as error:
             await reader.read(tmp_path / "x.upload", tmp_path / "out", "any", "input_reference")
