@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from process_data.config import ProcessConfig
 from process_data.detection.base import Scheme
@@ -171,6 +170,8 @@ def _slow_and_fast(slow: np.ndarray, fast: np.ndarray, spans: list[tuple[int, in
     `slow` is unprojected with the final poses, `fast` with the first ones, which are fitted to the detector's points alone:
     the common jitter of those points is in these poses too, so it cancels.
     """
+    from scipy.ndimage import gaussian_filter1d  # slow to load, and not needed in the workers
+
     out = fast.copy()
     for start, stop in spans:
         out[start:stop] += gaussian_filter1d(slow[start:stop] - fast[start:stop], SLOW_FRAMES, axis=0, mode="nearest")
