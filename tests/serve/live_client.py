@@ -5,15 +5,14 @@ import json
 import struct
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-ROW, VIDEO, JPEG = 1, 2, 3
-KEY, END, IDLE = 1, 2, 4
+ROW, VIDEO, JPEG, KEY, END, IDLE = 1, 2, 3, 1, 2, 4  # kinds, flags
 
 
 @dataclass(frozen=True)
@@ -41,18 +40,17 @@ class LiveClient:
     error: dict[str, Any] | None = None
     closed: tuple[int, str] | None = None
     acknowledge: bool = True
+    keep: bool = True  # payloads
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def say(self, kind: str, **fields: Any) -> None:
         await self.socket.send(json.dumps({"type": kind, **fields}))
 
-    async def sound(self, pcm: bytes, pace: float = 1.0) -> None:
-        """Send it in pieces of 40 ms, `pace` times as fast as it is spoken; all at once if 0."""
-        size = self.ready["sample_rate"] // 25 * (4 if self.ready["format"] == "f32" else 2)
-        begin = time.monotonic()
+    async def sound(self, pcm: bytes, step: float = 0.04) -> None:
+        """Send it in pieces of 40 ms, one in `step` seconds."""
+        size, begin = self.ready["sample_rate"] // 25 * {"s16": 2, "f32": 4}[self.ready["format"]], time.monotonic()
         for k, start in enumerate(range(0, len(pcm), size)):
-            if pace:
-                await asyncio.sleep(max(0.0, begin + k / 25 / pace - time.monotonic()))
+            await asyncio.sleep(max(0.0, begin + k * step - time.monotonic()))
             await self.socket.send(pcm[start : start + size])
 
     async def end(self) -> None:
@@ -64,28 +62,26 @@ class LiveClient:
         await self.say("interrupt", epoch=self.next)
 
     async def until(self, condition: Any, seconds: float = 30.0) -> Any:
-        """The first true value of `condition(self)`; TimeoutError if there is none in time."""
-        async with asyncio.timeout(seconds):
-            while not (found := condition(self)):
-                self.changed.clear()
-                await self.changed.wait()
+        """The first true value of `condition(self)`; TimeoutError if nothing comes for `seconds`."""
+        while not (found := condition(self)):
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), seconds)
         return found
 
     async def listen(self) -> None:
         """Take what comes until the socket is closed."""
-        try:
+        with suppress(ConnectionClosed):
             async for message in self.socket:
                 if isinstance(message, str):
                     self.told.append(told := json.loads(message))
                     self.ready = told if told["type"] == "session.ready" else self.ready
                     self.error = told if told["type"] == "error" else self.error
                 else:
-                    self.shown.append(shown := Shown(*struct.unpack_from("<BBHIQ", message), message[16:], time.monotonic()))
+                    header, payload = struct.unpack_from("<BBHIQ", message), message[16:] if self.keep else b""
+                    self.shown.append(shown := Shown(*header, payload, time.monotonic()))
                     if shown.kind != ROW and self.acknowledge:
                         await self.say("ack", frame=shown.frame)
                 self.changed.set()
-        except ConnectionClosed:
-            pass
         self.closed = self.socket.close_code or 1006, self.socket.close_reason or ""
         self.changed.set()
 
@@ -94,11 +90,11 @@ class LiveClient:
 async def converse(url: str, token: str | None = None, init: dict[str, Any] | None = None) -> AsyncIterator[LiveClient]:
     """A conversation with the server at `url` (ws://…), ready; `init` are fields of session.init."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    async with connect(f"{url}/v1/live", subprotocols=["talkhead.live.1"], additional_headers=headers, compression=None,
-                       max_size=None, max_queue=None) as socket:  # type: ignore[list-item]
-        client = LiveClient(socket)
+    async with connect(f"{url}/v1/live", subprotocols=["talkhead.live.1"], additional_headers=headers, compression=None) as raw:
+        client = LiveClient(raw)
         listening = asyncio.create_task(client.listen())
-        await client.say("session.init", **(init or {}))
+        with suppress(ConnectionClosed):  # a service that is full or not up says so first
+            await client.say("session.init", **(init or {}))
         await client.until(lambda one: one.ready or one.closed)
         yield client
     await listening
