@@ -6,6 +6,7 @@ import talkhead_guard
 
 talkhead_guard.check_or_exit(*talkhead_guard.PACKAGES)
 
+from serve import command as serve_command  # noqa: E402
 from talkhead.commands import (  # noqa: E402
     avatar,
     avatar_file,
@@ -40,12 +41,13 @@ def cli(debug: bool) -> None:
     talkhead stage2 train me              landmarks -> Gaussian head
     talkhead torso train me               shoulders and background
     talkhead synth me.avatar speech.wav -o talk.mp4
+    talkhead serve me.avatar              talk to it, in a browser or over HTTP
     """
 
 
 for command in (check.check, train.train, process.process, importers.importers, importers.process_voca, importers.import_adnerf,
                 stage1.stage1, stage2.stage2, torso.torso, avatar.synth, avatar.evaluate, avatar_file.avatar, files.edit,
-                files.inspect, demo.demo, doctor.doctor, verify.verify):
+                files.inspect, demo.demo, doctor.doctor, verify.verify, serve_command.serve, serve_command.latency):
     cli.add_command(command)
 
 

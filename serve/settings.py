@@ -30,6 +30,7 @@ class ServeSettings:
     upload_seconds: float = 3600.0  # of sound in an upload
     keep_hours: float = 24.0  # finished results
     keep_bytes: int = 20_000_000_000  # all results together
+    drain_seconds: float = 5.0  # that conversations have when the service is asked to end
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -41,10 +41,11 @@ def limit_threads() -> None:
     """Tell the libraries how to use the processors; read when they load, and by the processes that this one starts.
 
     Threads that wait sleep instead of spinning: torch's and numba's pools take turns, and on a busy machine each would wait at
-    the expense of the other. Where the container may use fewer processors than the machine has, they are told how many.
-    What the user has set stays.
+    the expense of the other. numpy's matrices are small here, and its threads spin, so it gets one. Where the container may
+    use fewer processors than the machine has, they are told how many. What the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     quota = cpu_quota()
     if quota is not None:
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -61,8 +62,18 @@ def private_folder(name: str) -> Path | None:
 def cache_folder(name: str) -> Path | None:
     """A folder that only this user can write into, for what can be made again: in $XDG_CACHE_HOME or ~/.cache, else a
     `private_folder`."""
-    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    folder = (named if named.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "talkhead"
+    return _user_folder("XDG_CACHE_HOME", "~/.cache", name)
+
+
+def state_folder(name: str) -> Path | None:
+    """A folder that only this user can write into, for what should outlast the process: in $XDG_STATE_HOME or ~/.local/state,
+    else a `private_folder`."""
+    return _user_folder("XDG_STATE_HOME", "~/.local/state", name)
+
+
+def _user_folder(variable: str, default: str, name: str) -> Path | None:
+    named = Path(os.environ.get(variable, ""))
+    folder = (named if named.is_absolute() else Path(os.path.expanduser(default))) / "talkhead"
     kept = folder.is_absolute() and _private(folder) and _private(folder / name)
     return kept or private_folder(name)
 

@@ -19,6 +19,7 @@ from shared import machine
 from shared.errors import TalkheadError
 
 LEAST_MEMORY = 2e9  # bytes
+SERVE = ("fastapi", "uvicorn", "websockets", "python_multipart")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def diagnose() -> Iterator[Finding]:
     yield _codecs()
     yield from _gpu()
     yield _import("tensorboard", needed=False)
+    yield _serve()
     yield _packages()
     yield _processes()
     yield from _limits()
@@ -113,6 +115,17 @@ def _codecs() -> Finding:
     lacking = [name for name in ("libx264", "aac", "ffv1") if name not in av.codecs_available]
     return Finding(f"PyAV {av.__version__} with H.264, AAC and FFV1", not lacking,
                    fix=f"this PyAV lacks {', '.join(lacking)}: pip install --force-reinstall av")
+
+
+def lacking_for_serve() -> list[str]:
+    """Modules of the extra that `talkhead serve` needs, which are not installed."""
+    return [name for name in SERVE if importlib.util.find_spec(name) is None]
+
+
+def _serve() -> Finding:
+    lacking = lacking_for_serve()
+    return Finding(f"`talkhead serve` lacks {', '.join(lacking)}" if lacking else "what `talkhead serve` needs", not lacking,
+                   needed=False, fix="pip install 'talkhead[serve]'")
 
 
 def _packages() -> Finding:

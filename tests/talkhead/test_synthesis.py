@@ -10,11 +10,12 @@ from shared.files import write_json
 from shared.image import straight
 from shared.landmarks import load_array, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
-from shared.media.video_io import read_rgba, read_transparent_video
+from shared.media.video_io import read_rgba, read_transparent_video, read_video
 from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.head import Head
 from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view
 from talkhead.motion import MotionTrack, ping_pong
+from talkhead.speaking import synthesize
 from talkhead.synthesis import rebatch
 
 CPU = torch.device("cpu")
@@ -142,3 +143,16 @@ def test_what_a_head_may_be_written_to(tmp_path):
     for place in (tmp_path / "frames", tmp_path / "frames" / "diary.txt"):
         with pytest.raises(TalkheadError, match="is no folder of rendered frames, so it will not be replaced"):
             check_head_output(place, None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_synthesis_on_a_gpu_shows_what_it_shows_on_a_cpu(chain, tmp_path):
+    frames = {}
+    for device in ("cpu", "cuda"):
+        made = synthesize(Avatar(chain / "me.avatar"), chain / "unheard.wav", tmp_path / f"{device}.mp4", device=device,
+                          mark=False, quiet=True)
+        assert made.frames == 50
+        frames[device] = np.stack(list(read_video(tmp_path / f"{device}.mp4"))).astype(np.float32)
+    error = np.square(frames["cpu"] - frames["cuda"]).mean((1, 2, 3))
+    assert (10 * np.log10(255**2 / np.maximum(error, 1e-3))).min() > 38
