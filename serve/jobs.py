@@ -62,10 +62,6 @@ class Worker:
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self.job: str | None = None  # at work on
 
-    @property
-    def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
-
     def start(self) -> None:
         """Start the process, unless it runs. Raises OSError where the system refuses."""
         if self._process is not None and self._process.is_alive():

@@ -137,7 +137,7 @@ def test_an_idle_worker_that_was_killed_costs_no_job_a_try(tmp_path):
     async def run():
         async with running(tmp_path) as jobs:
             await ended(jobs, await add(jobs))
-            os.kill(jobs._workers[0].pid, signal.SIGKILL)
+            os.kill(jobs._workers[0]._process.pid, signal.SIGKILL)
             await asyncio.sleep(0.1)
             found = await ended(jobs, await add(jobs))
             assert found.state == "completed" and found.tries == 1
