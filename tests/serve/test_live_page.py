@@ -268,8 +268,7 @@ def test_a_lost_worker_is_told_and_the_page_connects_again(open_page):
     service = Service()
     try:
         page = open_page(service.url)
-        [worker] = service.workers()
-        worker.kill()
+        service.worker().kill()
         trouble(page, "The program that draws this avatar broke off.")
         keep_picture(page, "lost")
         until(page, "ready")
