@@ -3,9 +3,7 @@
 import mimetypes
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from importlib import import_module
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
+from serve import avatars, live_socket, videos
 from serve.errors import ApiError, answer_error, error_body
-from serve.live_socket import Live, router
+from serve.jobs import Jobs
+from serve.live_socket import Live
 from serve.live_workers import MAIN, LiveWorkers
 from serve.metrics import CONTENT_TYPE, Metrics
 from serve.security import Guard
@@ -27,21 +27,20 @@ CODES = {404: "not_found", 405: "method_not_allowed"}
 MESSAGES = {404: "there is nothing at {path}", 405: "{path} does not take {method}"}
 
 
-def create_app(settings: ServeSettings, worker_main: str = MAIN) -> FastAPI:
-    """The ASGI application; its lifespan starts and ends the live workers, which run `worker_main` ("module:function").
+def create_app(settings: ServeSettings, worker_main: str = MAIN, with_jobs: bool = True) -> FastAPI:
+    """The ASGI application; its lifespan starts and ends the live workers, which run `worker_main` ("module:function"), and the
+    jobs. Without `with_jobs` there are conversations only.
 
-    `app.state` has settings, metrics, live (conversations), workers, and jobs.
+    `app.state` has settings, metrics, live (conversations), workers, and jobs or None.
     """
     metrics = Metrics()
     workers = LiveWorkers(settings, metrics, worker_main)
     app = FastAPI(title="talkhead", version=version("talkhead"), docs_url=None, redoc_url=None, lifespan=_lifespan,
                   description="Conversations with an avatar (WebSocket /v1/live) and videos made of sound.")
     app.state.settings, app.state.metrics, app.state.workers = settings, metrics, workers
-    app.state.live = Live(settings, workers, metrics)
-    app.include_router(router)
-    for name in ("serve.videos", "serve.avatars"):
-        if find_spec(name):
-            app.include_router(import_module(name).router)
+    app.state.live, app.state.jobs = Live(settings, workers, metrics), Jobs(settings) if with_jobs else None
+    for part in (live_socket, avatars, *([videos] if with_jobs else [])):
+        app.include_router(part.router)
     _add_health(app)
     _add_page(app)
     app.add_exception_handler(ApiError, answer_error)
@@ -55,8 +54,7 @@ def create_app(settings: ServeSettings, worker_main: str = MAIN) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
-        if find_spec("serve.jobs"):
-            app.state.jobs = import_module("serve.jobs").Jobs(app.state.settings)
+        if app.state.jobs is not None:
             await app.state.jobs.start()
             stack.push_async_callback(app.state.jobs.stop)
         await app.state.workers.start()
@@ -79,7 +77,7 @@ def _add_health(app: FastAPI) -> None:
 
     @app.get("/metrics", tags=["operation"], summary="Counters for Prometheus", response_class=PlainTextResponse)
     async def metrics() -> Response:
-        known, jobs = app.state.metrics, getattr(app.state, "jobs", None)
+        known, jobs = app.state.metrics, app.state.jobs
         known.live_limit.set(app.state.workers.limit)
         if jobs is not None:
             for state, count in (await jobs.counts()).items():

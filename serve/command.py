@@ -83,6 +83,8 @@ def run(settings: ServeSettings, access_log: bool = False) -> None:
     check_settings(settings)
     check_tls(settings)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO if access_log else logging.ERROR)
+    # what clients do wrong fills no log: neither a broken request nor text that is not UTF-8
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Invalid "))
     with lock_folder(settings.root), listen(settings.host, settings.port) as listener:
         check_avatars(settings)
         url = address(settings, listener)

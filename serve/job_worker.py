@@ -167,21 +167,30 @@ class Studio:
         speaker.fps, speaker.label = frame_rate(options["fps"]), options["label"]
         speaker.seed, speaker.liveliness, speaker.head_motion = options["seed"], options["liveliness"], options["head_motion"]
         speaker.poses = options["poses"]
-        landmarks = self._edited(speaker, task, output.with_name("edited.npy")) if _edits(options) else task["landmarks"]
+        landmarks = task["landmarks"]
+        if _edits(options):
+            landmarks = output.with_name("edited.npy")
+            self._edit(speaker, task, landmarks, tell)
         bar = _Bar(round(task["seconds"] * FPS), tell)
         made = speaker.speak(task["sound"], output, landmarks=landmarks, end=task["end"], bar=cast("tqdm", bar))
         with open(output, "rb") as file:
             os.fsync(file.fileno())
         return {"frames": made.frames, "seconds": made.frames / FPS, "warnings": made.warnings}
 
-    def _edited(self, speaker: "Speaker", task: dict[str, Any], path: Path) -> Path:
-        """The landmarks of a task after its edits."""
+    def _edit(self, speaker: "Speaker", task: dict[str, Any], path: Path, tell: Tell) -> None:
+        """Write the landmarks of a task after its edits."""
         from talkhead.editing import edit
 
-        rows = (load_landmarks(task["landmarks"]) if task["landmarks"] else np.concatenate(list(self._predicted(speaker, task))))
+        if task["landmarks"]:
+            rows = load_landmarks(task["landmarks"])
+        else:
+            pieces = []
+            for piece in self._predicted(speaker, task):
+                pieces.append(piece)
+                tell("progress", percent=0)
+            rows = np.concatenate(pieces)
         neutral = speaker.avatar.load_neutral()
         save_landmarks(path, edit(rows, neutral=neutral, seed=task["options"]["seed"], **_edits(task["options"])))
-        return path
 
     def _predicted(self, speaker: "Speaker", task: dict[str, Any]) -> Iterator[np.ndarray]:
         from shared.media.audio_io import iter_audio

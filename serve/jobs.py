@@ -62,22 +62,21 @@ class Worker:
         self._inbox: asyncio.Queue[Message | None] = asyncio.Queue()
         self.job: str | None = None  # at work on
 
-    @property
-    def pid(self) -> int | None:
-        return None if self._process is None else self._process.pid
-
     def start(self) -> None:
-        """Start the process, unless it runs."""
+        """Start the process, unless it runs. Raises OSError where the system refuses."""
         if self._process is not None and self._process.is_alive():
             return
         self.kill()
         context = get_context("spawn")
         self._connection, other = context.Pipe()
         self._inbox = asyncio.Queue()
-        self._process = context.Process(target=self._main, args=(other, self._settings.to_json(), self._index), daemon=True,
-                                        name=f"talkhead-jobs-{self._index}")
-        self._process.start()
-        other.close()
+        process = context.Process(target=self._main, args=(other, self._settings.to_json(), self._index), daemon=True,
+                                  name=f"talkhead-jobs-{self._index}")
+        try:
+            process.start()
+        finally:
+            other.close()
+        self._process = process
         threading.Thread(target=_receive, args=(self._connection, asyncio.get_running_loop(), self._inbox), daemon=True).start()
 
     async def run(self, task: Message, told: Callable[[Message], None]) -> Message:
@@ -119,7 +118,7 @@ class Worker:
         """End the process at once, if there is one."""
         if self._process is not None:
             self._process.kill()
-            self._process.join(5)
+            self._process.join(1)
             self._process = None
 
 
@@ -201,7 +200,9 @@ class Jobs:
 
         def leave() -> None:
             for job in self._journal.in_state("in_progress"):
-                if not self._adopt(job):
+                if job.id in self._cancelled:
+                    self._journal.end(job.id, time.time(), "cancelled", *CANCELLED)
+                elif not self._adopt(job):
                     self._journal.give_back(job.id, tried=False)
                 remove(self._folder(job))
             self._journal.close()
@@ -405,7 +406,12 @@ class Jobs:
                     "folder": str(folder), "output": str(folder / f"video{job.ending}")}
             for name in ("sound", "landmarks"):
                 task[name] = str(self.upload(job.id, task[name])) if task[name] else None
-            last = await worker.run(task, lambda message: self._note(job.id, message["percent"]))
+            try:
+                last = await worker.run(task, lambda message: self._note(job.id, message["percent"]))
+            except OSError:
+                LOG.exception("no process for jobs, so they wait")
+                last = {"tell": "put off"}
+                await asyncio.sleep(RETRY)
         await self._insist(lambda: self._finish(job, last))
         self._clear(job.id)
         remove(folder)
@@ -417,6 +423,8 @@ class Jobs:
             self._journal.end(job.id, now, "cancelled", *CANCELLED)
         elif last["tell"] == "failed":
             self._journal.end(job.id, now, "failed", last["code"], last["message"])
+        elif last["tell"] == "put off":
+            self._journal.give_back(job.id, tried=False)
         elif not self._adopt(job):
             self._again(job, now)
         else:
@@ -447,15 +455,23 @@ class Jobs:
         while True:
             quick = await self._quick.get()
             if not quick.dropped:
-                quick.heard.put_nowait(await self._quick_worker.run(quick.task, quick.heard.put_nowait))
+                try:
+                    last = await self._quick_worker.run(quick.task, quick.heard.put_nowait)
+                except OSError:
+                    LOG.exception("no process for %s", quick.task["do"])
+                    last = {"tell": "died"}
+                quick.heard.put_nowait(last)
             if quick.dropped:  # the worker may have made it again
                 remove(Path(quick.task["folder"]))
 
     async def _sweeper(self) -> None:
         while True:
             await self._insist(self._expire)
-            for worker in self._workers:
-                worker.start()  # one that ended while it had nothing to do
+            try:
+                for worker in self._workers:
+                    worker.start()  # one that ended while it had nothing to do
+            except OSError:
+                LOG.exception("no process for jobs")
             await asyncio.sleep(SWEEP)
 
     def _expire(self) -> None:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +26,7 @@ from serve.pipe import PipeMessage, pack, unpack
 from serve.protocol import SessionInit
 from serve.settings import ServeSettings
 from shared import machine
+from shared.errors import TalkheadError
 
 DEVICES = Path("/dev")
 MAIN = "serve.live_worker:main"
@@ -35,6 +37,8 @@ STOP_SECONDS = 5.0  # for a worker to end by itself
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # before a worker that ended is started again, doubled each time
 STEADY_SECONDS = 60.0  # after which a worker counts as one that works
 LARGEST_TOLD = 64 << 20  # bytes of one message of a worker
+HOPELESS = 3  # failures of all workers before any was up, after which nobody need wait
+REFUSED = 2  # exit code of a worker that can do nothing with what it was given
 MOST_ON_GPU, MOST_ON_CPU = 8, 4  # workers of one GPU, and of all processors, unless the settings say otherwise
 log = logging.getLogger("talkhead.serve")
 
@@ -125,6 +129,11 @@ class LiveWorkers:
         worker.post({"do": "open", "conversation": self._numbers, "init": asdict(init)})
         return Conversation(worker, self._numbers)
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether no worker is up or will be, as far as one can tell."""
+        return not self.up and min(self.failures) >= HOPELESS
+
     async def _launch(self, index: int) -> None:
         loop = asyncio.get_running_loop()
         process, connection = await asyncio.to_thread(_spawn, self.main, self.settings.to_json(), index)
@@ -140,6 +149,7 @@ class LiveWorkers:
             self._take(worker, message)
         except (KeyError, TypeError, ValueError) as error:
             log.error("live worker %d says what cannot be understood (%r)", worker.index, error)
+            worker.process.kill()
             self._lost(worker)
 
     def _take(self, worker: "_Worker", message: PipeMessage) -> None:
@@ -169,7 +179,6 @@ class LiveWorkers:
         if self._workers.get(worker.index) is not worker:
             return
         del self._workers[worker.index]
-        worker.process.kill()
         listeners, worker.listeners = worker.listeners, {}
         worker.forget()
         for listener in listeners.values():
@@ -181,8 +190,10 @@ class LiveWorkers:
             self._run(self._replace(worker))
 
     async def _replace(self, worker: "_Worker") -> None:
-        delay = min(LONGEST_PAUSE, self.pause * 2 ** (self.failures[worker.index] - 1))
         code = await asyncio.to_thread(worker.end, STOP_SECONDS)
+        if code == REFUSED and not worker.up:
+            self.failures[worker.index] += HOPELESS  # and will be so the next time
+        delay = min(LONGEST_PAUSE, self.pause * 2 ** (self.failures[worker.index] - 1))
         log.error("live worker %d has ended (exit code %s); it is started again in %.0f s", worker.index, code, delay)
         while not self._stopping:
             await asyncio.sleep(delay)
@@ -204,6 +215,7 @@ class LiveWorkers:
                     worker.heard = looked
                 elif looked - worker.heard > (self.silence if worker.up else LOADING_SECONDS):
                     log.error("live worker %d has said nothing for %.0f s", worker.index, looked - worker.heard)
+                    worker.process.kill()
                     self._lost(worker)
 
     def _run(self, work: Any) -> None:
@@ -312,7 +324,11 @@ def _run_worker(main: str, connection: Connection, settings_json: str, index: in
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     module, _, function = main.partition(":")
-    getattr(importlib.import_module(module), function)(connection, settings_json, index)
+    try:
+        getattr(importlib.import_module(module), function)(connection, settings_json, index)
+    except TalkheadError as error:
+        print(f"live worker {index}: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 def _end_with(sentinel: int) -> None:

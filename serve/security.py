@@ -76,7 +76,7 @@ class Guard:
             except Exception:
                 if body.replied:
                     raise
-                log.exception("%s %s failed", scope["method"], scope["path"])
+                log.exception("%s %r failed", scope["method"], scope["path"])
                 await error_response(ApiError(500, "failed", FAILED))(scope, receive, body.send)
 
     def limit(self, path: str) -> int:

@@ -19,7 +19,6 @@ from serve.protocol import LARGEST_MESSAGE
 from serve.settings import ServeSettings
 from shared.errors import TalkheadError
 
-HOPELESS = 3  # failures of every live worker before any was up, after which the service gives up
 PING_SECONDS = 20.0  # between pings, and for the answer to come
 
 
@@ -67,7 +66,7 @@ class Server(uvicorn.Server):
         if workers.up and not self._told_ready:
             self._told_ready = True
             self.ready()
-        if not self._told_ready and min(workers.failures) >= HOPELESS:
+        if not self._told_ready and workers.hopeless:
             self.hopeless = self.should_exit = True
         if self.asked is not None and self._draining is None:
             self._draining = asyncio.create_task(self.app.state.live.drain(

@@ -9,9 +9,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import wave
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -79,24 +81,33 @@ class Uploads:
         self._waiting += 1
         try:
             async with self._free:
-                reader, self._spare = self._spare or _Reader(), None
-                try:
-                    task = {"path": str(path), "output": str(output), "kind": kind, "rate": rate, "most": self.most_seconds,
-                            "memory": self.memory}
-                    answer = await asyncio.to_thread(reader.read, task, self.seconds)
-                finally:
-                    reader.kill()
-                    if self._spare is None:
-                        self._spare = _Reader()
+                reader, self._spare = self._spare, None
+                task = {"path": str(path), "output": str(output), "kind": kind, "rate": rate, "most": self.most_seconds,
+                        "memory": self.memory}
+                answer = await asyncio.to_thread(_read_once, reader, task, self.seconds)
+                if self._spare is None:
+                    await self._start_spare()
+        except OSError as error:
+            raise ApiError(503, "reader_missing", f"the server cannot start a process to read the upload: {error.strerror}; try "
+                           "again", field, {"Retry-After": "5"}) from error
         except BaseException:
-            remove(output)
+            _forget(output)
             raise
         finally:
             self._waiting -= 1
         if "refused" in answer:
-            remove(output)
+            _forget(output)
             raise ApiError(answer["status"], answer["code"], answer["refused"].replace(str(path), field), field)
         return Read(answer["kind"], answer["length"], answer["rate"])
+
+
+    async def _start_spare(self) -> None:
+        with suppress(OSError):  # the next upload starts one itself
+            spare = await asyncio.to_thread(_Reader)
+            if self._spare is None:
+                self._spare = spare
+            else:
+                spare.kill()
 
 
 class _Reader:
@@ -106,8 +117,10 @@ class _Reader:
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
         self._process = context.Process(target=main, args=(other,), daemon=True, name="talkhead-upload")
-        self._process.start()
-        other.close()
+        try:
+            self._process.start()
+        finally:
+            other.close()
 
     def read(self, task: dict[str, Any], seconds: float) -> dict[str, Any]:
         """What the process answers, or why it does not; it has `seconds` from when it has started."""
@@ -121,14 +134,33 @@ class _Reader:
             return unpack(self._pipe.recv_bytes()).fields
         except (EOFError, OSError):
             self._process.join(5)
-            if self._process.exitcode == -signal.SIGXCPU:
+            if self._process.exitcode == -getattr(signal, "SIGXCPU", 0):
                 return _too_slow(task["path"], seconds)
             return _refusal(400, "upload_unreadable", f"{task['path']} made its reader end; it is damaged, so convert it")
+
+    def lives(self) -> bool:
+        return self._process.is_alive()
 
     def kill(self) -> None:
         self._process.kill()
         self._process.join(5)
         self._pipe.close()
+
+
+def _read_once(reader: _Reader | None, task: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """What a reader answers, by default a new one; it ends with it."""
+    if reader is None or not reader.lives():
+        reader = _Reader()
+    try:
+        return reader.read(task, seconds)
+    finally:
+        reader.kill()
+
+
+def _forget(output: Path) -> None:
+    """Remove what a reader wrote, also when it was killed at it."""
+    for path in (output, *output.parent.glob(f".{output.stem}.partial-*")):
+        remove(path)
 
 
 def _refusal(status: int, code: str, message: str) -> dict[str, Any]:
@@ -155,8 +187,15 @@ def main(connection: Connection) -> None:
         task = unpack(connection.recv_bytes()).fields
     except EOFError:
         return
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     limit(task["memory"], task["seconds"])
     connection.send_bytes(pack(PipeMessage(_answer(task))))
+
+
+def _end_with(connection: Connection) -> None:
+    """End when the other end does, which says nothing more."""
+    connection.poll(None)
+    os._exit(1)
 
 
 def limit(memory: int, seconds: float) -> None:

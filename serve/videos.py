@@ -209,12 +209,11 @@ async def create_video(request: Request) -> JSONResponse:
     key = request.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= LONGEST_KEY:
         raise ApiError(400, "bad_idempotency_key", f"Idempotency-Key should have 1 to {LONGEST_KEY} characters, found {len(key)}")
-    with ExitStack() as stack:
-        if key is None:
+    lock = asyncio.Lock() if key is None else _creating.setdefault(key, asyncio.Lock())
+    async with lock:
+        if key is None or await jobs.of_key(key) is None:
             await jobs.refuse_if_full()
-            return _answer(jobs, await _create(request, None, stack))
-        lock = _creating.setdefault(key, asyncio.Lock())
-        async with lock:
+        with ExitStack() as stack:
             return _answer(jobs, await _create(request, key, stack))
 
 
@@ -229,7 +228,6 @@ async def _create(request: Request, key: str | None, stack: ExitStack) -> Job:
         if before.digest != digest:
             raise ApiError(422, "idempotency_key_reused", "another request was made under this Idempotency-Key; take a new one")
         return before
-    await jobs.refuse_if_full()
     avatar = await known_avatar(settings, fields["model"])
     ending = _ending(fields)
     if not files:
@@ -351,6 +349,7 @@ async def cancel_video(request: Request, video_id: str) -> JSONResponse:
 
 
 @router.get("/v1/videos/{video_id}/content")
+@router.head("/v1/videos/{video_id}/content", include_in_schema=False)
 async def video_content(request: Request, video_id: str, variant: str = "video") -> FileResponse:
     """The finished video; ranges are served."""
     jobs: Jobs = request.app.state.jobs

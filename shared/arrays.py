@@ -34,6 +34,22 @@ def runs(frames: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(numbers, breaks) if len(run)]
 
 
+def savgol(values: np.ndarray, window: int) -> np.ndarray:
+    """Savitzky–Golay filter of degree 2 over the first axis: values (T, ...) with T ≥ `window`, which is odd -> the same shape.
+
+    The first and last window // 2 values are those of the outermost windows' parabolas, as in scipy's `savgol_filter`, whose
+    import takes a second.
+    """
+    half = window // 2
+    powers = np.vander(np.arange(-half, half + 1.0), 3)
+    fit = powers @ np.linalg.pinv(powers)  # (window, window): values -> those of their parabola
+    out = np.empty(values.shape)
+    out[half : len(values) - half] = np.lib.stride_tricks.sliding_window_view(values, window, axis=0) @ fit[half]
+    out[:half] = np.tensordot(fit[:half], values[:window], 1)
+    out[len(values) - half :] = np.tensordot(fit[half + 1 :], values[-window:], 1)
+    return out.astype(values.dtype)
+
+
 class NpyHeader(NamedTuple):
     """The header of an `.npy` file, where its numbers begin and how many bytes of them there are."""
 

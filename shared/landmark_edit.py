@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shared.arrays import savgol
 from shared.errors import TalkheadError
 from shared.landmarks import FPS, JAW, LIPS
 
@@ -53,9 +54,7 @@ def smooth(landmarks: np.ndarray, frames: int) -> np.ndarray:
             return landmarks.copy()
         padded = np.concatenate([landmarks[:1], landmarks, landmarks[-1:]])
         return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
-    from scipy.signal import savgol_filter  # takes two seconds
-
-    return savgol_filter(landmarks, window, 2, axis=0)
+    return savgol(landmarks, window)
 
 
 def retime(landmarks: np.ndarray, speed: float) -> np.ndarray:

@@ -41,10 +41,11 @@ def limit_threads() -> None:
     """Tell the libraries how to use the processors; read when they load, and by the processes that this one starts.
 
     Threads that wait sleep instead of spinning: torch's and numba's pools take turns, and on a busy machine each would wait at
-    the expense of the other. Where the container may use fewer processors than the machine has, they are told how many.
-    What the user has set stays.
+    the expense of the other. numpy's matrices are small here, and its threads spin, so it gets one. Where the container may
+    use fewer processors than the machine has, they are told how many. What the user has set stays.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     quota = cpu_quota()
     if quota is not None:
         for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):

@@ -261,13 +261,14 @@ def test_as_many_workers_as_processors_and_memory_allow(monkeypatch):
     assert machine.workers() == machine.threads() == 3
     monkeypatch.setattr(machine, "memory_limit", lambda: 1e8)
     assert machine.workers() == 1 and machine.workers(7) == 7
-    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.setenv(name, "")  # so that it is put back as it was, also if it was not there
         monkeypatch.delenv(name)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     machine.limit_threads()
-    assert os.environ["OMP_NUM_THREADS"] == "1" and os.environ["NUMBA_NUM_THREADS"] == "3"
+    assert [os.environ[f"{name}_NUM_THREADS"] for name in ("OMP", "NUMBA", "OPENBLAS")] == ["1", "3", "1"]
     monkeypatch.delenv("NUMBA_NUM_THREADS")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system binds no processes to processors")

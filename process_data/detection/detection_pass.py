@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ from process_data.workers import Workers, chunk_spans, report_done
 from shared.files import write_arrays
 from shared.media.video_io import GrayVideoWriter, read_gray_video, read_video
 
-WARM_UP = 6  # frames before a chunk that are shown to the detector first, since it follows faces
+WARM_UP = 2  # frames before a chunk that are shown to the detector first, since it follows faces
 SMALL = 48  # side of the pictures whose change tells cuts, pixels
 FACES_EVERY = 10  # frames between two searches for face boxes
 HANDS_EVERY = 5  # frames between two searches for hands
@@ -51,7 +52,9 @@ class Detections:
 
 @lru_cache(maxsize=1)
 def _detector(choice: DetectorChoice) -> Detector:
-    return open_detector(choice.name, landmarker=choice.landmarker, models=choice.models)
+    detector = open_detector(choice.name, landmarker=choice.landmarker, models=choice.models)
+    Finalize(None, detector.close, exitpriority=0)  # at the end of the worker, while threads can still be started
+    return detector
 
 
 def kept_points(scheme: Scheme) -> tuple[np.ndarray, Scheme]:

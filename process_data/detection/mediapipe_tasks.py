@@ -1,8 +1,13 @@
 """The detector of MediaPipe's tasks, with the model files in process_data/data: 478 mesh points, matte, faces, hands."""
 
+import importlib
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +29,9 @@ PROCESSORS = Path("/sys/devices/system/cpu/possible")  # mediapipe ends the proc
 FACES_SIZE = 960  # longer side to which pictures are shrunk first; the face model itself works at 192 pixels
 # mediapipe sends usage statistics when a task closes; with a proxy that does not exist nothing is sent
 NO_REPORTS = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.1"}
+# mediapipe imports them for drawing and recording, which takes four fifths of its own import
+UNUSED = ("matplotlib", "matplotlib.pyplot", "sounddevice")
+EMPTY = np.zeros((64, 64, 3), np.uint8)  # a picture without a face
 MESH_SCHEME = Scheme(478, MESH68, RIGID, RIGID_WEIGHT, ([468, 469, 470, 471, 472], [473, 474, 475, 476, 477]))
 
 
@@ -73,11 +81,10 @@ class MediaPipeDetector:
         return [hand_pixels(hand, frame) for hand in self._run("hands", frame).hand_landmarks]
 
     def restart(self) -> None:
-        """Forget the faces followed so far; only the mesh model keeps a state."""
-        if "mesh" in self._models:
+        """Forget the faces followed so far; only the mesh model keeps them, until it sees a picture without a face."""
+        if "mesh" in self._models and len(self.everyone(EMPTY)):
             with quiet_native_logs():
                 self._models.pop("mesh").close()
-        self._time = 0
 
     def close(self) -> None:
         """Close every loaded model; a later call loads it again."""
@@ -174,10 +181,34 @@ def _import_mediapipe() -> None:
     if sys.platform == "linux" and not PROCESSORS.exists():
         raise TalkheadError(f"mediapipe needs {PROCESSORS}, which is not there; mount /sys")
     try:
-        with quiet_native_logs():
-            _image(np.zeros((1, 1, 3), np.uint8))  # loads the native library, too
+        with quiet_native_logs(), _imported_later(UNUSED):
+            _image(EMPTY)  # loads the native library, too
     except (ImportError, OSError) as error:
         raise TalkheadError(f"mediapipe cannot be imported ({error}); `talkhead doctor` tells what is missing") from error
+
+
+class _Later(ModuleType):
+    """Stands for a module that is imported once something of it is used."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextmanager
+def _imported_later(names: tuple[str, ...]) -> Iterator[None]:
+    """What imports one of these modules here gets a `_Later` for it, unless it has been imported before; packages come
+    before their modules."""
+    absent = [name for name in names if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = _Later(name)
+        package, _, own = name.rpartition(".")
+        if package in absent:
+            setattr(sys.modules[package], own, sys.modules[name])
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
 
 
 def _image(frame: np.ndarray):

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
 from shared.landmarks import LIPS_OUTER
 
@@ -72,6 +71,8 @@ def histogram(pixels: np.ndarray) -> np.ndarray:
 
 
 def _likelihood(counts: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter  # slow to load, and not needed in the workers
+
     smooth = gaussian_filter(counts, BLUR)
     return smooth / max(smooth.sum(), 1e-12) + FLOOR
 

@@ -94,14 +94,16 @@ def _light_changes(sums, reach, limit):
     change = np.zeros((cells, cells, 3), np.float32)
     for row in range(cells):
         for column in range(cells):
-            near = sums[max(0, row - reach) : row + reach + 1, max(0, column - reach) : column + reach + 1]
-            count = near[:, :, 3].sum()
-            if count == 0:
+            total = np.zeros(4, np.float32)
+            for j in range(max(0, row - reach), min(cells, row + reach + 1)):
+                for i in range(max(0, column - reach), min(cells, column + reach + 1)):
+                    for k in range(4):
+                        total[k] += sums[j, i, k]
+            if total[3] == 0:
                 continue
+            largest = max(abs(total[0]), abs(total[1]), abs(total[2])) / total[3]
             for k in range(3):
-                change[row, column, k] = near[:, :, k].sum() / count
-            if np.abs(change[row, column]).max() > limit:
-                change[row, column] = 0
+                change[row, column, k] = total[k] / total[3] if largest <= limit else np.float32(0)
     return change
 
 

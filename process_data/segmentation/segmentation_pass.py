@@ -114,6 +114,7 @@ def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray,
     parts = chunk_spans(count)
     jobs = [(clip, shots, face.part(a, b), colors, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
     if jobs:
+        tracker.motion(numbers[0], *references[0], face.pixels[numbers[0]])  # compiles it here once, instead of in every worker
         left = sum(job[-1] - job[-2] for job in jobs)
         workers.run(segment_chunk, jobs, count, count - left, "labels and torso", quiet=quiet)
     join_gray_videos([_chunk_file(work, "labels", a) for a, _ in parts], clip.labels)

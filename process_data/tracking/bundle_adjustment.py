@@ -274,8 +274,10 @@ def _sums(points, index, observed, sigma, poses, fx, fy, cx, cy, jacobians):
                     for j in range(6):
                         hess[t, i, j] += row[k, i] * row[k, j]
             if jacobians:
-                rows[t, m] = row
-                residuals[t, m] = residual
+                for k in range(2):  # the assignment of a whole row takes numba six seconds to compile
+                    residuals[t, m, k] = residual[k]
+                    for i in range(9):
+                        rows[t, m, k, i] = row[k, i]
     return hess, grad, rows, residuals
 
 

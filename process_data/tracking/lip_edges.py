@@ -8,7 +8,6 @@ clip, plus a small part on which neighbouring frames agree.
 
 import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 POINTS = np.array([61, 62, 63, 67, 66, 65])  # upper lip, then the points that face them
 FACING = POINTS[[3, 4, 5, 0, 1, 2]]
@@ -144,17 +143,21 @@ def _correction(opening: np.ndarray, offset: np.ndarray, trust: np.ndarray) -> n
     """Correction (T,) of one point into the mouth, from the offsets and trust (T,) of single frames."""
     curve = _curve(opening, offset, trust)
     own = trust * np.clip(offset - curve, -MOST_OWN, MOST_OWN)
-    weight = gaussian_filter1d(trust, NEIGHBOURS, mode="constant")
-    own = gaussian_filter1d(own, NEIGHBOURS, mode="constant") / (weight + OWN_SHRINKAGE)
+    own = _blurred(own, NEIGHBOURS) / (_blurred(trust, NEIGHBOURS) + OWN_SHRINKAGE)
     return np.clip(curve + own, -REACH, REACH)
+
+
+def _blurred(values: np.ndarray, deviation: float) -> np.ndarray:
+    from scipy.ndimage import gaussian_filter1d  # slow to load, and not needed in the workers
+
+    return gaussian_filter1d(values, deviation, mode="constant")
 
 
 def _belief(opening: np.ndarray, trust: np.ndarray) -> np.ndarray:
     """Factor 0 … 1 (T,) for a lip with trust (T,3): low where few frames of about the same opening show an edge."""
     knot = np.round(np.clip(opening, 0, None) / KNOT).astype(int)
     wide = opening >= NARROWEST
-    frames, shown = (gaussian_filter1d(np.bincount(knot, wide * each, knot.max() + 1), 1.5, mode="constant")
-                     for each in (1.0, (trust > 0).mean(1)))
+    frames, shown = (_blurred(np.bincount(knot, wide * each, knot.max() + 1), 1.5) for each in (1.0, (trust > 0).mean(1)))
     share = (shown / (frames + 1e-9))[knot]
     return np.clip((share - SEEN[0]) / (SEEN[1] - SEEN[0]), 0, 1)
 

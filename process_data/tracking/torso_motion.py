@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from shared.arrays import savgol
 from shared.camera import rotvec_from_rotation, umeyama
 from shared.clip import BACKGROUND, TORSO
 from shared.compiled import cached_njit
@@ -358,10 +359,8 @@ def fill_and_smooth(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.
 
 
 def _fill_and_smooth(motion: np.ndarray) -> np.ndarray:
-    from scipy.signal import savgol_filter  # slow to load, and not needed in the workers
-
     known = np.flatnonzero(~np.isnan(motion[:, 0]))
     if len(known) == 0:
         return np.tile(IDENTITY, (len(motion), 1))
     filled = np.stack([np.interp(np.arange(len(motion)), known, column[known]) for column in motion.T], -1)
-    return savgol_filter(filled, WINDOW, 2, axis=0) if len(filled) > WINDOW else filled
+    return savgol(filled, WINDOW) if len(filled) > WINDOW else filled

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from process_data.config import ProcessConfig
 from process_data.detection.base import Scheme
 from process_data.tracking import bundle_adjustment, corner_tracks, lip_edges
 from process_data.workers import Workers, chunk_spans, report_done
-from shared.arrays import evenly
+from shared.arrays import evenly, savgol
 from shared.camera import pose_matrix, project
 from shared.files import write_arrays
 from shared.landmarks import EYE_CORNER_DISTANCE, JAW, LIPS, eye_opening, lip_opening
@@ -171,6 +170,8 @@ def _slow_and_fast(slow: np.ndarray, fast: np.ndarray, spans: list[tuple[int, in
     `slow` is unprojected with the final poses, `fast` with the first ones, which are fitted to the detector's points alone:
     the common jitter of those points is in these poses too, so it cancels.
     """
+    from scipy.ndimage import gaussian_filter1d  # slow to load, and not needed in the workers
+
     out = fast.copy()
     for start, stop in spans:
         out[start:stop] += gaussian_filter1d(slow[start:stop] - fast[start:stop], SLOW_FRAMES, axis=0, mode="nearest")
@@ -179,14 +180,12 @@ def _slow_and_fast(slow: np.ndarray, fast: np.ndarray, spans: list[tuple[int, in
 
 def _smooth_rest(landmarks: np.ndarray, spans: list[tuple[int, int]], window: int) -> np.ndarray:
     """Savitzky–Golay over the points that speech and blinking do not move, and lightly over the jaw; within shots."""
-    from scipy.signal import savgol_filter  # slow to load, and not needed in the workers
-
     out = landmarks.copy()
     rest = [k for k in range(68) if k not in MOVING]
     for start, stop in spans:
         for group, length in ((rest, window), (JAW, JAW_WINDOW)):
             if stop - start > length:
-                out[start:stop, group] = savgol_filter(out[start:stop, group], length, 2, axis=0)
+                out[start:stop, group] = savgol(out[start:stop, group], length)
     return out
 
 

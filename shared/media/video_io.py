@@ -15,7 +15,7 @@ from typing import Any
 import av
 import numpy as np
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import ColorRange, Colorspace
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from PIL import Image, ImageOps
 
 from shared.errors import TalkheadError
@@ -180,17 +180,18 @@ class _Upright:
 
     def __init__(self, path: Path, aspect: float) -> None:
         self._path, self._aspect = path, aspect
+        self._converter = VideoReformatter()  # of all frames, as starting one takes longer than converting a frame
         self._mapper: tone_map.ToneMapper | None = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         width, height = _square(frame, self._aspect)
         found = tone_map.kind(frame)
         if found is None:
-            rgb = frame.to_ndarray(format="rgb24", width=width, height=height)
+            rgb = self._converter.reformat(frame, format="rgb24", width=width, height=height).to_ndarray()
         else:
             if self._mapper is None or self._mapper.found != found:
                 self._mapper = tone_map.ToneMapper(found, *_exposure(self._path, self._path.stat().st_mtime_ns, found))
-            wide = frame.reformat(format="rgb48le", width=width, height=height)
+            wide = self._converter.reformat(frame, format="rgb48le", width=width, height=height)
             rgb = self._mapper.convert(wide).to_ndarray(format="rgb24")
         mirrored, turns = orientation(frame)
         if mirrored:
@@ -338,6 +339,7 @@ class VideoWriter:
             raise TalkheadError(f"{self.path}: width and height should be even, found {width}x{height}")
         self.width, self.height, self.fps, self.audio, self.crf, self.preset = width, height, Fraction(fps), audio, crf, preset
         self.matrix, self.metadata, self.finish = matrix, dict(metadata or {}), finish
+        self._converter = VideoReformatter()
         self.count = 0  # of frames given to write
         self.shown = 0  # of frames in the file
 
@@ -385,7 +387,8 @@ class VideoWriter:
             raise TalkheadError(f"{self.path}: expected a uint8 frame {(self.height, self.width, self.channels)}, "
                                 f"found {pixels.dtype} {pixels.shape}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24" if self.channels == 3 else "rgba")
-        frame = frame.reformat(format=self._stream.pix_fmt, dst_colorspace=self.matrix, dst_color_range=ColorRange.MPEG)
+        frame = self._converter.reformat(frame, format=self._stream.pix_fmt, dst_colorspace=self.matrix,
+                                         dst_color_range=ColorRange.MPEG)
         frame.color_primaries = frame.color_trc = BT709
         frame.time_base = 1 / self.fps
         self._frame = frame

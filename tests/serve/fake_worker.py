@@ -3,6 +3,7 @@
 The seed of a conversation asks for what goes wrong with it, see `Seed`.
 """
 
+import os
 import sys
 import time
 from enum import IntEnum
@@ -13,8 +14,9 @@ import numpy as np
 from serve.pipe import PipeMessage, pack, unpack
 from serve.protocol import ROW, WINDOW, Flag, Header, Kind, SessionInit, pack_header
 from serve.settings import ServeSettings
+from shared.errors import TalkheadError
 
-PICTURE = bytes(range(256)) * 4
+PICTURE = bytes(int(os.environ.get("FAKE_PICTURE_BYTES", "1024")))
 
 
 class Seed(IntEnum):
@@ -109,6 +111,11 @@ def never_up(connection: Connection, settings_json: str, index: int) -> None:
     """Loads for ever."""
     while unpack(connection.recv_bytes()).fields["do"] != "stop":
         pass
+
+
+def refuses(connection: Connection, settings_json: str, index: int) -> None:
+    """Finds something wrong with its avatar."""
+    raise TalkheadError("me.avatar is damaged")
 
 
 def cannot_load(connection: Connection, settings_json: str, index: int) -> None:

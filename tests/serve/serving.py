@@ -75,8 +75,11 @@ class Service(NamedTuple):
         one.send(json.dumps({"type": "session.init", **init}))
         return one, json.loads(one.recv(timeout=10))
 
-    def wait_ready(self, seconds: float = 30.0) -> None:
-        wait_for(lambda: self.ask("GET", "/readyz").status == 200, seconds)
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.ask("GET", "/readyz").status == 200, 30.0)
+
+    def wait_up(self) -> None:
+        wait_for(lambda: self.app.state.workers.up, 30.0)
 
 
 def read_all(one: socket.socket) -> bytes:
@@ -109,8 +112,8 @@ def of_type(one: ClientConnection, kind: str, seconds: float = 10.0) -> dict[str
 def serving(folder: Path, main: str = FAKE, **changes: Any) -> Iterator[Service]:
     """A service whose avatars are `me` and `you`; it is up when its port answers, and ready a little later."""
     settings = ServeSettings(**{"avatars": {"me": "/nowhere/me.avatar", "you": "/nowhere/you.avatar"}, "folder": str(folder),
-                                "port": 0, "device": "cpu", "conversations": 4, **changes})
-    app = create_app(settings, main)
+                                "port": 0, "device": "cpu", "conversations": 4, "live_workers": 1, **changes})
+    app = create_app(settings, main, with_jobs=False)
     server = Server(app)
     with listen("127.0.0.1", 0) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

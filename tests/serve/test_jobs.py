@@ -112,11 +112,32 @@ def test_a_result_that_is_whole_is_taken_over_from_a_worker_that_then_died(tmp_p
     assert len(tries(tmp_path)) == 1
 
 
+def test_where_no_process_can_be_started_jobs_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs_module, "RETRY", 0.02)
+
+    async def run():
+        async with running(tmp_path) as jobs:
+            worker, refused = jobs._workers[0], []
+            worker.kill()
+            real = jobs_module.get_context
+
+            def no_process(method):
+                refused.append(method)
+                if len(refused) < 4:
+                    raise OSError(11, "Resource temporarily unavailable")
+                return real(method)
+
+            monkeypatch.setattr(jobs_module, "get_context", no_process)
+            found = await ended(jobs, await add(jobs))
+            assert found.state == "completed" and found.tries == 1 and len(refused) == 4
+    asyncio.run(run())
+
+
 def test_an_idle_worker_that_was_killed_costs_no_job_a_try(tmp_path):
     async def run():
         async with running(tmp_path) as jobs:
             await ended(jobs, await add(jobs))
-            os.kill(jobs._workers[0].pid, signal.SIGKILL)
+            os.kill(jobs._workers[0]._process.pid, signal.SIGKILL)
             await asyncio.sleep(0.1)
             found = await ended(jobs, await add(jobs))
             assert found.state == "completed" and found.tries == 1

@@ -165,6 +165,7 @@ def test_a_service_that_is_asked_to_end_tells_its_clients(tmp_path):
         assert not service.thread.is_alive()
 
 
+@pytest.mark.slow
 def test_a_service_whose_clients_have_gone_waits_no_longer(tmp_path):
     with serving(tmp_path, drain_seconds=60.0) as service:
         service.wait_ready()
@@ -176,6 +177,7 @@ def test_a_service_whose_clients_have_gone_waits_no_longer(tmp_path):
         assert not service.thread.is_alive()
 
 
+@pytest.mark.slow
 def test_many_conversations_at_once(tmp_path):
     with serving(tmp_path, conversations=24, live_workers=2) as service:
         service.wait_ready()

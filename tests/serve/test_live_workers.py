@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -48,16 +49,19 @@ def test_a_worker_that_dies(two):
     assert fails(two, Seed.DIE) == "error `worker_lost`, close 1012"
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs(two):
     began = time.monotonic()
     assert fails(two, Seed.HANG) == "error `worker_lost`, close 1012"
     assert time.monotonic() - began > 1.5
 
 
+@pytest.mark.slow
 def test_a_worker_that_talks_nonsense(two):
     assert fails(two, Seed.NONSENSE) == "error `worker_lost`, close 1012"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed(two):
     one, ready = two.talk()
     os.kill(two.app.state.workers._workers[ready["worker"]].process.pid, signal.SIGKILL)
@@ -98,6 +102,7 @@ def test_workers_end_with_the_service_and_are_not_asked_by_signals(tmp_path):
         os.kill(pid, 0)
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_a_service_that_is_killed(tmp_path):
     import subprocess
     import sys
@@ -121,6 +126,7 @@ def test_a_worker_ends_with_a_service_that_is_killed(tmp_path):
     wait_for(gone)
 
 
+@pytest.mark.slow
 def test_a_service_whose_workers_never_load_gives_up(tmp_path, monkeypatch):
     monkeypatch.setattr(LiveWorkers.__init__, "__kwdefaults__", {"silence": 5.0, "pause": 0.05})
     with serving(tmp_path, "tests.serve.fake_worker:cannot_load") as service:
@@ -128,7 +134,14 @@ def test_a_service_whose_workers_never_load_gives_up(tmp_path, monkeypatch):
         assert service.server.hopeless and not service.thread.is_alive()
 
 
-def test_pauses_grow_and_workers_get_no_secrets(monkeypatch):
+def test_a_service_whose_avatars_are_refused_gives_up_at_once(tmp_path, capfd):
+    with serving(tmp_path, "tests.serve.fake_worker:refuses") as service:
+        service.thread.join(30)
+        assert service.server.hopeless and service.app.state.metrics.worker_restarts.values[""] == 1
+    assert "live worker 0: me.avatar is damaged\n" in capfd.readouterr().err
+
+
+def test_workers_get_no_secrets():
     workers = LiveWorkers(ServeSettings({}, "", token="t" * 16, tls_key="key", tls_cert="cert", live_workers=3), Metrics())
     assert workers.count == workers.settings.live_workers == 3
     assert workers.settings.token is workers.settings.tls_key is workers.settings.tls_cert is None
@@ -145,3 +158,17 @@ def test_gpus_are_counted_without_loading_cuda(monkeypatch, tmp_path):
     assert gpu_count("auto") == 1
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpu_count("auto") == 0
+
+
+@pytest.mark.slow
+def test_after_the_interface_stood_still_no_worker_is_blamed(two):
+    """As after the machine slept: nothing was heard for long, but nobody was listening."""
+    one, ready = two.talk()
+    stood = threading.Event()
+    two.app.state.workers._workers[0].loop.call_soon_threadsafe(lambda: (time.sleep(4.0), stood.set()))
+    assert stood.wait(10)
+    time.sleep(1.0)
+    one.send(bytes(1280))
+    assert len(one.recv(timeout=5)) == 16 + 820
+    assert two.app.state.metrics.worker_restarts.values[""] == 0
+    one.close()

@@ -1,6 +1,7 @@
 """/metrics: the text format, and what comes of what workers tell."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,3 +82,16 @@ def test_over_http(tmp_path):
         assert found["talkhead_live_sessions"] == 1 and found["talkhead_live_sessions_limit"] == 3
         one.close()
         wait_for(lambda: parse(service.ask("GET", "/metrics").body.decode())["talkhead_live_sessions"] == 0)
+
+
+def test_jobs_are_asked_when_somebody_looks(tmp_path):
+    async def counts():
+        return {"queued": 3, "in_progress": 1}
+
+    with serving(tmp_path) as service:
+        service.app.state.jobs = SimpleNamespace(counts=counts, queue_seconds=[5.0, 2], job_seconds=[60.0, 1])
+        for _ in range(2):
+            found = parse(service.ask("GET", "/metrics").body.decode())
+        assert found['talkhead_jobs{state="queued"}'] == 3 and found['talkhead_jobs{state="in_progress"}'] == 1
+        assert (found["talkhead_job_queue_seconds_sum"], found["talkhead_job_queue_seconds_count"]) == (5, 2)
+        assert found["talkhead_job_seconds_sum"] == 60

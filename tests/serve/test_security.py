@@ -6,13 +6,14 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+from websockets.sync.client import connect
 
 from serve import server
 from serve.security import Guard, check_settings, host_name, is_loopback, normal_origin, own_names
 from serve.settings import ServeSettings
 from shared.errors import TalkheadError
 from tests.serve import hostile_http, hostile_sockets  # noqa: F401  which fill HOSTILE
-from tests.serve.serving import HOSTILE, TOKEN, documented, serving
+from tests.serve.serving import HOSTILE, TOKEN, documented, of_type, serving
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,10 @@ def test_tls(tmp_path):
         assert service.ask("GET", "/healthz", tls=trusting, Origin=own).status == 200
         assert service.ask("GET", "/healthz", tls=trusting, Origin=own.replace("https", "http")).status == 403
         assert service.raw(b"GET /healthz HTTP/1.1\r\n\r\n", 5) == b""
+        service.wait_up()
+        with connect(f"wss://127.0.0.1:{service.port}/v1/live", ssl=trusting, compression=None, proxy=None) as one:
+            one.send('{"type": "session.init"}')
+            assert of_type(one, "session.ready")["avatar"] == "me"
 
 
 def make_certificate(cert, key):

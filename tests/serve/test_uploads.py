@@ -1,7 +1,6 @@
 """Uploads: what a reader makes of good and of hostile files, and its limits."""
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -146,7 +145,14 @@ def test_a_reader_takes_no_more_memory_than_it_may(tmp_path):
 def test_a_reader_takes_no_more_time_than_it_may(tmp_path):
     with pytest.raises(ApiError, match="reading input_reference took over 0.01 s, so it was stopped") as error:
         read(tmp_path, wav(9), seconds=0.01)
-    assert error.value.code == "upload_too_slow" and not (tmp_path / "out").exists()
+    assert error.value.code == "upload_too_slow" and [path.name for path in tmp_path.iterdir()] == ["x.upload"]
+
+
+def test_what_a_killed_reader_had_written_goes(tmp_path):
+    (tmp_path / ".out.partial-123").write_bytes(b"half")
+    with pytest.raises(ApiError):
+        read(tmp_path, b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.upload"]
 
 
 def test_a_reader_that_is_killed_costs_one_upload(tmp_path, monkeypatch):
@@ -154,17 +160,32 @@ def test_a_reader_that_is_killed_costs_one_upload(tmp_path, monkeypatch):
         reader = Uploads(SECONDS)
         (tmp_path / "x.upload").write_bytes(wav(1))
         reader.start()
-        os.kill(reader._spare._process.pid, signal.SIGKILL)
-        with pytest.raises(ApiError, match="input_reference made its reader end") as error:
-            await reader.read(tmp_path / "x.upload", tmp_path / "out", "any", "input_reference")
-        assert error.value.status == 400
+        os.kill(reader._spare._process.pid, signal.SIGKILL)  # which had nothing to do yet
+        reader._spare._process.join()
         assert (await reader.read(tmp_path / "x.upload", tmp_path / "out", "any", "input_reference")).length == 16000
+
+        def no_process():
+            raise OSError(11, "Resource temporarily unavailable")
+
+        reader.stop()
+        monkeypatch.setattr(uploads, "_Reader", no_process)
+        with pytest.raises(ApiError, match="cannot start a process to read the upload: Resource temp") as error:
+            await reader.read(tmp_path / "x.upload", tmp_path / "out", "any", "input_reference")
+        assert error.value.status == 503
+        monkeypatch.undo()
         monkeypatch.setattr(uploads, "MOST_WAITING", 0)
         with pytest.raises(ApiError, match="0 uploads are waiting") as error:
             await reader.read(tmp_path / "x.upload", tmp_path / "out", "any", "input_reference")
         assert error.value.status == 429 and error.value.headers == {"Retry-After": "5"}
         reader.stop()
     asyncio.run(run())
+    at_work = uploads._Reader()
+    assert at_work._pipe.poll(60)
+    os.kill(at_work._process.pid, signal.SIGKILL)
+    found = at_work.read({"path": "PATH"}, 5)
+    assert found == {"status": 400, "code": "upload_unreadable", "refused": "PATH made its reader end; it is damaged, so convert "
+                                                                            "it"}
+    at_work.kill()
 
 
 def test_a_reader_whose_server_is_gone_ends(tmp_path):
@@ -175,7 +196,5 @@ def test_a_reader_whose_server_is_gone_ends(tmp_path):
     began = time.monotonic()
     process.join(10)
     assert process.exitcode == 0 and time.monotonic() - began < 10
-    with contextlib.suppress(ValueError):
-        process.kill()
 
 

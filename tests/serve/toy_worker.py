@@ -13,8 +13,8 @@ from serve.pipe import PipeMessage, pack, unpack
 
 
 def main(connection, settings_json, index):
-    """make: a file in five steps, slow ones for the seed 1. deaf: does not hear that it is cancelled. die: killed in the midst. dies-late: killed when its
-    result is whole. fail: says why. full: the disk is."""
+    """make: a file in five steps, with the seed 1 never. deaf: does not hear that it is cancelled. die: killed in the midst.
+    dies-late: killed when its result is whole. fail: says why."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tasks, cancelled = queue.SimpleQueue(), set()
 
@@ -39,7 +39,9 @@ def main(connection, settings_json, index):
         with open(output.parent.parent.parent / "tries.txt", "a") as file:
             file.write(f"{job} {os.getpid()}\n")
         for k in range(5):
-            time.sleep(60 if how == "deaf" else 0.5 if task["options"].get("seed") == 1 else 0.02)
+            time.sleep(60 if how == "deaf" else 0.02)
+            while task["options"].get("seed") == 1 and job not in cancelled:
+                time.sleep(0.02)
             if job in cancelled:
                 break
             output.write_bytes(bytes(100 * k))
