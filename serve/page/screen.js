@@ -7,13 +7,12 @@ const MOST_WAITING = 12; // decoded pictures; a decoder has no more
 const IDLE_GAP = 30; // ms at least between two resting pictures
 const IDLE_WAITING = 3; // resting pictures that may wait before some are left out
 
-/** The first of VP8, H.264 and JPEG that this browser can decode. */
+/** The first of VP8, H.264 and JPEG that this browser can decode; `wanted` names the only one besides JPEG that will do. */
 export async function pickCodec(wanted) {
-  if (wanted) return wanted;
   const names = { vp8: "vp8", h264: "avc1.42E01F" };
   if ("VideoDecoder" in window) {
     for (const [codec, name] of Object.entries(names)) {
-      if ((await VideoDecoder.isConfigSupported({ codec: name })).supported) return codec;
+      if ((wanted ?? codec) === codec && (await VideoDecoder.isConfigSupported({ codec: name })).supported) return codec;
     }
   }
   return "jpeg";

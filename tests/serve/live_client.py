@@ -44,7 +44,8 @@ class LiveClient:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def say(self, kind: str, **fields: Any) -> None:
-        await self.socket.send(json.dumps({"type": kind, **fields}))
+        with suppress(ConnectionClosed):  # why, `listen` reads
+            await self.socket.send(json.dumps({"type": kind, **fields}))
 
     async def sound(self, pcm: bytes, step: float = 0.04) -> None:
         """Send it in pieces of 40 ms, one in `step` seconds."""
@@ -93,8 +94,7 @@ async def converse(url: str, token: str | None = None, init: dict[str, Any] | No
     async with connect(f"{url}/v1/live", subprotocols=["talkhead.live.1"], additional_headers=headers, compression=None) as raw:
         client = LiveClient(raw)
         listening = asyncio.create_task(client.listen())
-        with suppress(ConnectionClosed):  # a service that is full or not up says so first
-            await client.say("session.init", **(init or {}))
+        await client.say("session.init", **(init or {}))
         await client.until(lambda one: one.ready or one.closed)
         yield client
     await listening

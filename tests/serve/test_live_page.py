@@ -280,6 +280,14 @@ def test_nothing_is_asked_of_other_hosts(service, open_page, browser):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("codec", ["vp8", "h264", "jpeg"])
+def test_a_codec_can_be_asked_for(service, open_page, codec):
+    page = open_page(f"{service.url}/?codec={codec}")
+    assert f"256 × 256, {codec.upper()}" in page.inner_text("#format")
+    wait(page, "shown.length > 20")
+
+
+@pytest.mark.slow
 def test_another_avatar_can_be_picked(service, open_page):
     page = open_page(service.url)
     page.select_option("#avatar", "other")
