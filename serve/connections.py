@@ -11,7 +11,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from serve.errors import error_body
 
-MOST_CONNECTIONS = 500  # at once; more are closed unheard
+MOST_CONNECTIONS = 500  # of HTTP at once; more are closed unheard. WebSockets are bounded by the conversations
 HEAD_SECONDS = 15.0  # for the head of a request to arrive in full
 FLUSH_SECONDS = 3.0  # for a client to take what was sent before its connection closed
 SEND_BUFFER = 1 << 18  # bytes that the system keeps for a client that reads slowly
@@ -24,7 +24,7 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
+        if sum(isinstance(other, HttpProtocol) for other in self.connections) > MOST_CONNECTIONS:
             transport.abort()
         self._watch()
 

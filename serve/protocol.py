@@ -121,14 +121,14 @@ def parse_init(message: dict[str, Any]) -> SessionInit:
                        _choice(message, "codec", CODECS, "vp8"),
                        _rate(message.get("sample_rate", 16_000)),
                        _choice(message, "format", tuple(FORMATS), "s16"),
-                       whole(message, "seed", 0, (1 << 32) - 1, default=0))
+                       whole(message, "seed", 0, (1 << 32) - 1, default=0, code="bad_init"))
 
 
-def whole(message: dict[str, Any], name: str, low: int, high: int, default: int | None = None) -> int:
+def whole(message: dict[str, Any], name: str, low: int, high: int, default: int | None = None, code: str = "bad_message") -> int:
     """The whole number `name` of a message. Raises ProtocolError for anything else or out of range."""
     value = message.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ProtocolError("bad_message", f"{name} should be a whole number from {low} to {high}, found {_shown(value)}")
+        raise ProtocolError(code, f"{name} should be a whole number from {low} to {high}, found {_shown(value)}")
     return value
 
 

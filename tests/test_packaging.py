@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = tuple(path.name for path in ROOT.glob("*.py"))
-PACKAGES = ("process_data", "shared", "stage1_audio2lmk", "stage2_gaussian", "talkhead", "torso_styleunet")
+PACKAGES = ("process_data", "serve", "shared", "stage1_audio2lmk", "stage2_gaussian", "talkhead", "torso_styleunet")
 pytestmark = pytest.mark.slow
 
 

@@ -191,24 +191,31 @@ class _Later(ModuleType):
     """Stands for a module that is imported once something of it is used."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.leave()
         return getattr(importlib.import_module(self.__name__), name)
+
+    def leave(self) -> None:
+        """Make room for the module itself."""
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
 
 
 @contextmanager
 def _imported_later(names: tuple[str, ...]) -> Iterator[None]:
-    """What imports one of these modules here gets a `_Later` for it, unless it has been imported before; packages come
-    before their modules."""
-    absent = [name for name in names if name not in sys.modules]
-    for name in absent:
-        sys.modules[name] = _Later(name)
+    """What imports one of these modules here gets a `_Later` for it, unless it has been imported before."""
+    absent = {name: _Later(name) for name in names if name not in sys.modules}
+    sys.modules.update(absent)
+    for name, module in absent.items():
         package, _, own = name.rpartition(".")
         if package in absent:
-            setattr(sys.modules[package], own, sys.modules[name])
+            setattr(absent[package], own, module)
     try:
         yield
     finally:
-        for name in absent:
-            del sys.modules[name]
+        for module in absent.values():
+            module.leave()
 
 
 def _image(frame: np.ndarray):

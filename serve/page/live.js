@@ -6,7 +6,8 @@ import { FileVoice, MicrophoneVoice } from "./voice.js";
 
 const LEAST_BUFFER = 0.04, MOST_BUFFER = 0.24; // seconds from the first picture of a segment to its sound
 const STALL = 0.3; // seconds that the sound may be ahead of all pictures before it waits for them
-const MOST_ATTEMPTS = 6;
+const MOST_ATTEMPTS = 6, STEADY = 10_000; // connections in a row; ms after which one counts as good
+const BEHIND = 1500; // ms from sound to picture at which the page advises to start afresh
 
 const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 const query = new URLSearchParams(location.search);
@@ -14,7 +15,7 @@ const query = new URLSearchParams(location.search);
 let context, output, meter; // the sound card, made once
 let conversation, codec, token = sessionStorage.getItem("token") ?? "";
 let voice = null; // what is being said, with `epoch`, `first` (when its first sound went out), `newest` (sample of its newest picture)
-let attempts = 0, retry;
+let attempts = 0, retry, since = Infinity; // connections that failed in a row; when the conversation began
 let gaps = [], arrived = 0; // ms between the last pictures
 let pictures = [], offsets = []; // of the last second: when drawn; ms by which the picture came after its sound
 let latencies = []; // ms from sound to picture: of each picture at the microphone, of the first of a file
@@ -92,7 +93,8 @@ async function connect() {
   }
   const mine = conversation = new Conversation({ avatar: ui.avatar.value, codec, rate: context.sampleRate, token, on: {
     ready(message) {
-      attempts = missing = screen.late = 0;
+      missing = screen.late = 0;
+      since = performance.now();
       gaps = [];
       screen.configure(message);
       ui.format.textContent = `${message.width} × ${message.height}, ${message.codec.toUpperCase()}.`;
@@ -105,7 +107,10 @@ async function connect() {
       arrived = now;
       screen.push(header, data);
     },
-    text() {},
+    text(message) {
+      if (message.type === "segment.finished" && voice?.epoch === message.epoch) goOn(true); // its last picture may have been left out
+      if (message.type === "session.closing") say(document.body.dataset.state, "The server is shutting down.");
+    },
     closed: (why) => mine === conversation && lost(why),
   } });
 }
@@ -127,7 +132,8 @@ function lost(why) {
     say("error", "Not connected.");
     return veil(token ? "The server does not know this token." : "This server asks for its access token.", { token: true });
   }
-  attempts += 1;
+  attempts = performance.now() - since > STEADY ? 1 : attempts + 1;
+  since = Infinity;
   if (attempts > MOST_ATTEMPTS || status >= 400 && status < 500 && status !== 429) {
     say("error", "Not connected.");
     return veil(sentence(message), { again: true });
@@ -196,7 +202,15 @@ async function play(bytes, name) {
   } catch {
     return say("ready", `${name} holds no sound that this browser can read; choose a WAV, MP3, M4A or Ogg file.`);
   }
-  begin(new FileVoice(context, output, sound), `Speaking ${name}.`);
+  begin(Object.assign(new FileVoice(context, output, sound), { name }), `Sending ${name} …`);
+}
+
+/** Start the sound, at first or after it waited, if its pictures are there; `ended`: no more will come. */
+function goOn(ended) {
+  voice.ended ||= ended;
+  if (voice.playing || voice.newest < voice.position && !voice.ended) return;
+  voice.start(context.currentTime + buffer());
+  say("speaking", voice instanceof MicrophoneVoice ? "Listening and speaking." : `Speaking ${voice.name}.`);
 }
 
 /** How long the sound waits for pictures after the first, so that those that come late are still there in time. */
@@ -212,11 +226,7 @@ const screen = new Screen(ui.face, (epoch) => (voice?.epoch === epoch ? voice.he
     if (voice?.epoch !== epoch) return;
     if (voice.newest >= 0) missing += Math.max(0, Math.round((sample - voice.newest) / voice.rate * FPS) - 1);
     voice.newest = sample;
-    voice.ended = Boolean(flags & END);
-    if (!voice.playing && sample >= voice.position) {
-      voice.start(context.currentTime + buffer());
-      say("speaking", voice instanceof MicrophoneVoice ? "Listening and speaking." : ui.status.textContent.replace(/^Waiting.*/, "Speaking."));
-    }
+    goOn(Boolean(flags & END));
   },
 
   shown({ epoch, sample, idle }, heard) {
@@ -258,6 +268,7 @@ function measure() {
   ui.rate.textContent = pictures.length || "–";
   ui.dropped.textContent = missing + screen.late;
   if (latencies.length) ui.latency.textContent = `${Math.round(median(latencies))} ms`;
+  if (voice?.said && median(latencies) > BEHIND) say("speaking", "The pictures are far behind. Interrupt, and speak again.");
   if (offset !== null) ui.offset.textContent = `${Math.round(offset)} ms`;
   if (voice?.playing && voice.heard() >= 0) conversation.stats(voice.epoch, Math.round(voice.heard()), Math.round(offset ?? 0));
 }

@@ -36,7 +36,8 @@ TABLE = {what: (happens, sentence) for what, happens, sentence in LINES if what 
 ELSEWHERE = {"a killed process": ("tests/process_data/test_pipeline.py", "test_an_interrupted_run_continues_and_ends_the_same")}
 for title, test in {
         "What people edit": ("tests/shared/test_edited_files.py", "test_an_edited_file_is_refused_or_read_as_the_page_says"),
-        "Avatar files": ("tests/shared/test_avatar_file.py", "test_hostile_files_are_refused_with_a_sentence")}.items():
+        "Avatar files": ("tests/shared/test_avatar_file.py", "test_hostile_files_are_refused_with_a_sentence"),
+        "Serve": ("tests/serve/test_command.py", "test_what_keeps_it_from_starting_is_said_as_on_the_page")}.items():
     section = (ROOT / "docs/bad_inputs.md").read_text("utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
     ELSEWHERE |= {what: test for what in re.findall(r"^\| (.+?) \|", section, re.M) if what in TABLE}
 KEEPS, CONTENT, LOCKS, TRAINING = ("tests/process_data/test_process_keeps.py", "tests/shared/test_content.py",

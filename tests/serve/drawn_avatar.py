@@ -1,14 +1,12 @@
 """A service whose avatars need no training: a drawn face whose mouth opens with the loudness of each 40 ms. All else is the real
-thing. `python -m tests.serve.drawn_avatar` serves two of them; `Service` starts that for a test."""
+thing. `python -m tests.serve.drawn_avatar FOLDER` serves two of them; `Service` does that for a test."""
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from argparse import ArgumentParser
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -65,6 +63,10 @@ class DrawnAvatar:
         self.calm = 0, 99
         self.marks = SimpleNamespace(apply=lambda pictures, first: pictures)
 
+    def cost(self) -> float:
+        """Seconds of a picture."""
+        return 0.002
+
     def new_stream(self) -> LoudnessStream:
         return LoudnessStream(self.neutral)
 
@@ -97,8 +99,10 @@ def worker_main(connection: Connection, settings_json: str, index: int) -> None:
         def _describe(self) -> list[dict[str, Any]]:
             return [{"name": name, "width": SIZE, "height": SIZE, "look_ahead_ms": 80} for name in self.settings.avatars]
 
+    settings = ServeSettings.from_json(settings_json)
+    Path(settings.folder, "live_worker").write_text(str(os.getpid()))
     try:
-        DrawnWorker(connection, ServeSettings.from_json(settings_json), index, 1).run()
+        DrawnWorker(connection, settings, index, 1).run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass
 
@@ -107,26 +111,27 @@ class Service:
     """The service in a process of its own; `url` is http://127.0.0.1:PORT."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "tests.serve.drawn_avatar", "--port", "0", *arguments]
+        self.folder = tempfile.TemporaryDirectory()
+        command = [sys.executable, "-m", "tests.serve.drawn_avatar", self.folder.name, "--port", "0", *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
                                         cwd=Path(__file__).parents[2])
-        lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=lambda: [lines.put(line) for line in self.process.stdout or ()], daemon=True).start()
-        self.url = lines.get(timeout=120).strip()
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().strip()  # nothing if it ends before it is up
+        assert self.url, f"the service ended with exit code {self.process.wait()}"
 
     @property
     def live(self) -> str:
         """The address for WebSockets."""
         return self.url.replace("http", "ws", 1)
 
-    def workers(self) -> list[psutil.Process]:
-        """The live workers."""
-        children = psutil.Process(self.process.pid).children()
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    def worker(self) -> psutil.Process:
+        """The live worker."""
+        return psutil.Process(int(Path(self.folder.name, "live_worker").read_text()))
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGINT)
         self.process.wait(30)
+        self.folder.cleanup()
 
 
 def main() -> None:
@@ -135,20 +140,21 @@ def main() -> None:
     from serve.server import Server, listen
 
     parser = ArgumentParser()
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--token")
     parser.add_argument("--origin", action="append", default=[])
     parser.add_argument("--conversations", type=int, default=16)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, listen("127.0.0.1", options.port) as listener:
-        avatars = {}
-        for name in ("drawn", "other"):
-            path = Path(folder, f"{name}.avatar")
-            path.mkdir()
-            (path / "avatar.json").write_text(json.dumps({"name": name, "width": SIZE, "height": SIZE}))
-            avatars[name] = str(path)
-        settings = ServeSettings(avatars, folder, port=options.port, token=options.token, origins=tuple(options.origin),
-                                 conversations=options.conversations, live_workers=1)
+    avatars = {}
+    for name in ("drawn", "other"):
+        path = options.folder / f"{name}.avatar"
+        path.mkdir(exist_ok=True)
+        (path / "avatar.json").write_text(json.dumps({"name": name, "width": SIZE, "height": SIZE}))
+        avatars[name] = str(path)
+    with listen("127.0.0.1", options.port) as listener:
+        settings = ServeSettings(avatars, str(options.folder), port=options.port, token=options.token, live_workers=1,
+                                 origins=tuple(options.origin), conversations=options.conversations)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         Server(create_app(settings, MAIN), ready=lambda: print(url, flush=True)).run(sockets=[listener])
 

@@ -30,21 +30,6 @@ def ended(one):
     return f"error `{error['code']}`, close {code}" if error else f"close {code}"
 
 
-def said(services, *messages, **init):
-    """What becomes of a conversation in which a client says this."""
-    one, ready = services.open.talk(**init)
-    assert ready["type"] == "session.ready"
-    for message in messages:
-        one.send(json.dumps(message) if isinstance(message, dict) else message)
-    return ended(one)
-
-
-def first(services, message):
-    one = services.open.socket()
-    one.send(message)
-    return ended(one)
-
-
 def raw_talk(service, **init):
     """A conversation on a bare socket."""
     one = socket.create_connection(("127.0.0.1", service.port), timeout=10)
@@ -149,92 +134,6 @@ def too_many(services, patch):
     return found
 
 
-@hostile("nothing after the handshake")
-def silent(services, patch):
-    patch.setattr(live_socket, "INIT_SECONDS", 0.2)
-    return ended(services.open.socket())
-
-
-@hostile("sound before session.init")
-def sound_first(services, patch):
-    return first(services, bytes(640))
-
-
-@hostile("text that is no JSON, or JSON a thousand deep, or with NaN")
-def bad_json(services, patch):
-    found = {first(services, text) for text in ("{", "[" * 100_000, '{"type": "session.init", "seed": NaN}', "9" * 10_000)}
-    assert len(found) == 1
-    return found.pop()
-
-
-@hostile("JSON that is no message")
-def no_message(services, patch):
-    found = {first(services, text) for text in ("[]", "null", '"session.init"', '{"type": 5}', "{}")}
-    assert len(found) == 1
-    return found.pop()
-
-
-@hostile("session.init with unknown or wrong fields")
-def bad_init(services, patch):
-    found = {first(services, json.dumps({"type": "session.init", **fields})) for fields in (
-        {"path": "/etc/passwd"}, {"avatar": 5}, {"want": []}, {"want": "video"}, {"codec": "av1"}, {"sample_rate": 1e99},
-        {"sample_rate": 16001}, {"format": "mp3"})}
-    assert len(found) == 1
-    return found.pop()
-
-
-@hostile("the name of an avatar that is not served, or a path")
-def no_avatar(services, patch):
-    found = {first(services, json.dumps({"type": "session.init", "avatar": name}))
-             for name in ("they", "../me", "/nowhere/me.avatar", "", "\ud800", "me\0")}
-    assert len(found) == 1
-    return found.pop()
-
-
-@hostile("a second session.init, or an unknown type")
-def bad_type(services, patch):
-    found = {said(services, message) for message in ({"type": "session.init"}, {"type": "explode"})}
-    assert len(found) == 1
-    return found.pop()
-
-
-@hostile("numbers that are negative, broken, too large or missing")
-def bad_numbers(services, patch):
-    found = {said(services, message) for message in (
-        {"type": "ack", "frame": -1}, {"type": "ack", "frame": 1.5}, {"type": "ack"}, {"type": "ack", "frame": 1 << 40},
-        {"type": "stats", "epoch": 0, "played": "1"}, {"type": "stats", "epoch": 0, "played": 1, "av_offset_ms": 1e12},
-        {"type": "interrupt", "epoch": 65536})}
-    assert len(found) == 1
-    return found.pop()
-
-
-@hostile("an interrupt with an epoch that is not newer")
-def old_epoch(services, patch):
-    return said(services, {"type": "interrupt", "epoch": 3}, {"type": "interrupt", "epoch": 3})
-
-
-@hostile("half a sample")
-def half_sample(services, patch):
-    return said(services, bytes(641))
-
-
-@hostile("sound of nan and inf")
-def not_finite(services, patch):
-    found = {said(services, bytes(4) + pattern, format="f32") for pattern in (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\x7f")}
-    assert len(found) == 1
-    return found.pop()
-
-
-@hostile("more sound than may wait")
-def too_fast(services, patch):
-    return said(services, bytes(1280), seed=Seed.CLOSE)
-
-
-@hostile("a message of more than 1 MiB")
-def large_message(services, patch):
-    return said(services, bytes((1 << 20) + 2))
-
-
 @hostile("fragments without end")
 def fragments(services, patch):
     one = raw_talk(services.open)
@@ -243,15 +142,6 @@ def fragments(services, patch):
             one.sendall(frame(bytes(65536), 0 if k else 2, final=False))
     except OSError:
         pass
-    data = read_all(one)
-    one.close()
-    return f"close {close_code(data)}"
-
-
-@hostile("text that is not UTF-8")
-def not_utf8(services, patch):
-    one = raw_talk(services.open)
-    one.sendall(frame(b"\xff\xfe", 1))
     data = read_all(one)
     one.close()
     return f"close {close_code(data)}"
@@ -300,15 +190,6 @@ def slow(services, patch):
     one.close()
     error = json.loads(data[data.rindex(b'{"type": "error"'):data.rindex(b"}") + 1])
     return f"error `{error['code']}`, close {close_code(data)}"
-
-
-@hostile("a client that vanishes without a word")
-def vanishes(services, patch):
-    one = raw_talk(services.open)
-    wait_for(lambda: services.open.app.state.live.sockets)
-    one.close()
-    empty(services.open)
-    return "its conversation ends at once"
 
 
 @hostile("a client that answers no ping")

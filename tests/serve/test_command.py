@@ -1,5 +1,7 @@
 """`talkhead serve`: what it says, and what keeps it from starting, in one sentence."""
 
+import dataclasses
+import json
 import os
 import re
 import signal
@@ -7,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager, nullcontext
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from cli import cli
 from serve.command import default_folder, find_avatars, start_message
 from serve.server import address, listen
 from serve.settings import ServeSettings
+from shared.avatar import AvatarInfo
 from shared.errors import TalkheadError
 from talkhead import doctor
 from tests.serve.serving import TOKEN, of_type, wait_for
@@ -25,16 +29,12 @@ from tests.serve.serving import TOKEN, of_type, wait_for
 def make_avatars(folder, *names):
     for name in names:
         (folder / name).mkdir(parents=True)
-        (folder / name / "avatar.json").write_text("{}")
+        info = AvatarInfo("me", 64, 64, (100.0, 100.0, 32.0, 32.0), 25)
+        (folder / name / "avatar.json").write_text(json.dumps(dataclasses.asdict(info)))
 
 
 def run(*arguments, **environment):
     return CliRunner().invoke(cli, ["serve", *map(str, arguments)], env=environment)
-
-
-def refused(result, sentence):
-    assert result.exit_code == 2, result.output
-    assert re.fullmatch(re.escape(f"Error: {sentence}").replace(r"\.\.\.", ".*") + "\n", result.output), result.output
 
 
 def test_avatars_are_named_after_their_files(tmp_path):
@@ -47,68 +47,63 @@ def test_avatars_are_named_after_their_files(tmp_path):
     assert find_avatars([tmp_path / "me.avatar"]) == {"me": found["me"]}
 
 
-def test_avatars_that_cannot_be_served(tmp_path):
+@contextmanager
+def port_in_use(root):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield [root / "me.avatar", "--port", other.getsockname()[1]]
+
+
+@contextmanager
+def folder_in_use(root):
+    code = "import sys; from pathlib import Path; from shared.lock import lock_folder\n" \
+           "with lock_folder(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, root / "jobs"], stdout=subprocess.PIPE, stdin=subprocess.PIPE) as other:
+        other.stdout.readline()
+        yield [root / "me.avatar"]
+        other.stdin.close()
+
+
+@contextmanager
+def nothing_installed(root):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(doctor, "SERVE", ("fastapi", "no_such_module"))
+        yield [root / "me.avatar"]
+
+
+BAD = {
+    "serve of what does not exist": lambda root: [root / "none"],
+    "serve of a folder without avatars": lambda root: [root / "empty"],
+    "two avatars of one name": lambda root: [root / "me.avatar", root / "other"],
+    "an avatar whose name has a line end": lambda root: [root / "odd"],
+    "an avatar that cannot speak yet": lambda root: [root / "me.avatar"],
+    "another --host without a token": lambda root: [root / "me.avatar", "--host", "0.0.0.0"],
+    "a short token": lambda root: [root / "me.avatar", "--token", "short"],
+    "--tls-cert without --tls-key": lambda root: [root / "me.avatar", "--tls-cert", "c.pem"],
+    "a certificate that does not exist": lambda root: [root / "me.avatar", "--tls-cert", "c.pem", "--tls-key", "k.pem"],
+    "an --origin that is none": lambda root: [root / "me.avatar", "--origin", "evil"],
+    "a --host that is not known": lambda root: [root / "me.avatar", "--host", "host.invalid", "--token", TOKEN],
+    "the --host of another machine": lambda root: [root / "me.avatar", "--host", "192.0.2.1", "--token", TOKEN],
+    "a port in use": port_in_use,
+    "a --folder in which another service works": folder_in_use,
+    "serve without the extra": nothing_installed,
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_what_keeps_it_from_starting_is_said_as_on_the_page(what, tmp_path):
     make_avatars(tmp_path, "me.avatar", "other/me.avatar", "odd/a\nb.avatar")
     (tmp_path / "empty").mkdir()
-    refused(run(tmp_path / "none"), f"{tmp_path}/none does not exist; name an avatar, or a folder of avatars")
-    refused(run(tmp_path / "empty"),
-            f"{tmp_path}/empty: there is no avatar in this folder; name an avatar, or a folder of avatars")
-    refused(run(tmp_path, tmp_path / "other"),
-            f"{tmp_path}/me.avatar and {tmp_path}/other/me.avatar have one name, 'me', by which clients ask for them; rename one")
-    refused(run(tmp_path / "odd"),
-            f"{tmp_path}/odd/a\\nb.avatar: an avatar that is served should have a name of 1 to 80 printable characters; "
-            "rename it")
-    refused(run(tmp_path / "me.avatar", "--folder", tmp_path / "jobs", "--port", 0), f"{tmp_path}/me.avatar/avatar.json...")
-
-
-def test_settings_that_are_refused_before_anything_starts(tmp_path):
-    make_avatars(tmp_path, "me.avatar")
-    me, folder = tmp_path / "me.avatar", ("--folder", tmp_path / "jobs")
-    refused(run(me, *folder, "--host", "0.0.0.0"),
-            "--host 0.0.0.0 can be reached from other machines; give a token with --token or TALKHEAD_TOKEN (`openssl rand -hex "
-            "16` makes one), or leave --host away")
-    refused(run(me, *folder, "--host", "0.0.0.0", TALKHEAD_TOKEN="short"),
-            "the token should be 16 to 256 letters, digits and signs without spaces, found 5 characters; `openssl rand -hex 16` "
-            "makes one")
-    refused(run(me, *folder, "--tls-cert", "cert.pem"), "--tls-cert and --tls-key go together; name both or neither")
-    refused(run(me, *folder, "--tls-cert", "c.pem", "--tls-key", "k.pem"), "--tls-cert c.pem and --tls-key k.pem should be a "
-            "certificate and its key in PEM files, the key without a password: there is no such file")
-    refused(run(me, *folder, "--origin", "evil"),
-            "--origin should be as https://avatars.example.org or http://name:8000, found 'evil'")
-    refused(run(me, *folder, "--host", "host.invalid", "--token", TOKEN), "--host host.invalid is no address of this machine...")
-    refused(run(me, *folder, "--host", "192.0.2.1", "--token", TOKEN),
-            "--host 192.0.2.1 cannot be listened on: Cannot assign requested address; name an address of this machine")
+    given = BAD[what](tmp_path)
+    with nullcontext(given) if isinstance(given, list) else given as arguments:
+        result = run("--folder", tmp_path / "jobs", *([] if "--port" in arguments else ["--port", 0]), *arguments)
+    page = (Path(__file__).resolve().parents[2] / "docs" / "bad_inputs.md").read_text("utf-8")
+    table = dict(re.findall(r"^\| (.+?) \| refused \| (.*?) \|$", page.split("\n## Serve\n")[1].split("\n## ")[0], re.M))
+    assert set(table) == set(BAD)
+    expected = re.escape(table[what])
+    for word, pattern in {"AVATAR": "[^ ]+", "FOLDER": "[^ ]+", "N": "[0-9]+", "…": ".+"}.items():
+        expected = re.sub(rf"(?<!\w){word}(?!\w)", pattern, expected)
+    assert result.exit_code == 2 and re.fullmatch(f"Error: {expected}\n", result.output), result.output
     assert not (tmp_path / "jobs" / "journal.sqlite3").exists()
-
-
-def test_a_port_in_use(tmp_path):
-    make_avatars(tmp_path, "me.avatar")
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        refused(run(tmp_path / "me.avatar", "--folder", tmp_path / "jobs", "--port", port),
-                f"port {port} of 127.0.0.1 is in use; name another with --port, or end what uses it")
-
-
-def test_a_folder_in_use(tmp_path):
-    from shared.lock import folder_lock
-
-    make_avatars(tmp_path, "me.avatar")
-    (tmp_path / "jobs").mkdir()
-    code = "import sys, time; from pathlib import Path; from shared.lock import lock_folder\n" \
-           "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(30)"
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path / "jobs"], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        result = run(tmp_path / "me.avatar", "--folder", tmp_path / "jobs", "--port", 0)
-        other.kill()
-    assert result.exit_code == 2 and result.output.startswith("Error: ") and str(other.pid) in result.output
-    assert folder_lock(tmp_path / "jobs").exists()
-
-
-def test_a_missing_extra(tmp_path, monkeypatch):
-    make_avatars(tmp_path, "me.avatar")
-    monkeypatch.setattr(doctor, "SERVE", ("fastapi", "no_such_module", "nor_this"))
-    refused(run(tmp_path / "me.avatar", "--folder", tmp_path / "jobs"), "`talkhead serve` needs no_such_module and nor_this; "
-            "install what it needs with `pip install 'talkhead[serve]'`")
 
 
 def test_the_help_loads_no_interface():
@@ -156,7 +151,7 @@ def test_the_process_from_start_to_end(tmp_path, number, seconds):
     script = tmp_path / "start.py"
     script.write_text("import cli\nfrom serve import app, command\nfrom talkhead.commands import runner\n"
                       "if __name__ == '__main__':\n    command.check_avatars = lambda settings: None\n"
-                      "    app.create_app.__defaults__ = ('tests.serve.fake_worker:main',)\n    runner.run(cli.cli)\n")
+                      "    app.create_app.__defaults__ = ('tests.serve.fake_worker:main', False)\n    runner.run(cli.cli)\n")
     with subprocess.Popen([sys.executable, script, "serve", tmp_path / "me.avatar", "--folder", tmp_path / "jobs", "--port", "0",
                            "--drain-seconds", "20"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd(),
                           env={**os.environ, "PYTHONPATH": os.getcwd()}) as process:

@@ -360,7 +360,7 @@ async def other_protocol(service: Service) -> Answer:
 
 @case("a worker that stands still for 2 s", slow=True)
 async def worker_stops(service: Service) -> Answer:
-    [worker] = service.workers()
+    worker = service.worker()
     async with converse(service.live, init={"want": ["landmarks"]}) as client:
         sending = asyncio.create_task(client.sound(SECOND * 4))
         await asyncio.sleep(0.5)
@@ -377,7 +377,7 @@ async def worker_stops(service: Service) -> Answer:
 
 @case("a worker that is killed")
 async def worker_killed(service: Service) -> Answer:
-    [worker] = service.workers()
+    worker = service.worker()
     async with converse(service.live) as client:
         worker.kill()
         answer = await ended(client)

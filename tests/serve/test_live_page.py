@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.live import service as serving
+from process_data.actor.actor import actor_landmarks
+from shared.avatar import Avatar
 from shared.media.audio_io import load_audio, save_wav
 from tests.serve.drawn_avatar import Service
 
@@ -56,14 +59,23 @@ def microphone(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def browser(microphone) -> Iterator[Any]:
-    with playwright.sync_playwright() as chromium:
-        browser = chromium.chromium.launch(executable_path=CHROMIUM, args=[
-            "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-            f"--use-file-for-fake-audio-capture={microphone}",
-            "--autoplay-policy=no-user-gesture-required", "--host-resolver-rules=MAP avatar.test 127.0.0.1"])
-        yield browser
-        browser.close()
+def chromium() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        yield started.chromium
+
+
+def launch(chromium: Any, microphone: Path) -> Any:
+    """A browser whose microphone hears a file, over and over."""
+    return chromium.launch(executable_path=CHROMIUM, args=[
+        "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}",
+        "--autoplay-policy=no-user-gesture-required", "--host-resolver-rules=MAP avatar.test 127.0.0.1"])
+
+
+@pytest.fixture(scope="module")
+def browser(chromium, microphone) -> Iterator[Any]:
+    browser = launch(chromium, microphone)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +87,10 @@ def service() -> Iterator[Service]:
 
 @pytest.fixture
 def open_page(browser) -> Iterator[Open]:
+    yield from opening(browser)
+
+
+def opening(browser: Any) -> Iterator[Open]:
     """`open_page(url, state="ready", script="", mouth=…, **options)` -> a page in that state; no script of it may have failed."""
     contexts, failures = [], []
 
@@ -112,7 +128,7 @@ def wait(page: Any, expression: str, seconds: float = 30.0) -> None:
     """Until the expression is true in the page; Playwright's own function needs an eval that the page's policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
-        assert time.monotonic() < end, f"not within {seconds:g} s: {expression}"
+        assert time.monotonic() < end, f"not within {seconds:g} s: {expression}; the page says {status(page)!r}"
         time.sleep(0.05)
 
 
@@ -121,16 +137,19 @@ def trouble(page: Any, text: str) -> None:
     wait(page, f"document.querySelector('#trouble').textContent.startsWith({text!r})")
 
 
-def lips_against_sound(page: Any) -> tuple[float, np.ndarray]:
+def lips_against_sound(page: Any, spread: int = 0) -> tuple[float, np.ndarray]:
     """Over the pictures of the first epoch's speech: correlation between how dark the mouth is and the level of the sound that
-    was sent for that picture; and by how many ms each came after its sound."""
-    levels, shown = page.evaluate("levels"), page.evaluate("shown")
+    was sent for that picture, both averaged over `spread` pictures before and behind; and by how many ms each came after its
+    sound."""
+    levels, shown = np.array(page.evaluate("levels")), page.evaluate("shown")
     step = page.evaluate("sent[0].sample_rate") // 25
     speech = [picture for picture in shown if not picture["idle"] and picture["epoch"] == 0]
     assert len(speech) > 50, f"only {len(speech)} pictures of speech were shown"
-    loud, dark = zip(*((levels[picture["sample"] // step], picture["dark"]) for picture in speech))
-    correlation = np.corrcoef(loud, dark)[0, 1]
-    return float(correlation), np.array([picture["offset"] for picture in speech if picture["offset"] is not None])
+    numbers, dark = (np.array(values) for values in zip(*((picture["sample"] // step, picture["dark"]) for picture in speech)))
+    near = np.abs(numbers[:, None] - numbers) <= spread
+    loud, dark = (near @ values / near.sum(axis=1) for values in (levels[numbers], dark))
+    offsets = [picture["offset"] for picture in speech if picture["offset"] is not None]
+    return float(np.corrcoef(loud, dark)[0, 1]), np.array(offsets)
 
 
 def test_lips_follow_the_microphone_and_an_interruption_is_obeyed_at_once(service, open_page):
@@ -268,8 +287,7 @@ def test_a_lost_worker_is_told_and_the_page_connects_again(open_page):
     service = Service()
     try:
         page = open_page(service.url)
-        [worker] = service.workers()
-        worker.kill()
+        service.worker().kill()
         trouble(page, "The program that draws this avatar broke off.")
         keep_picture(page, "lost")
         until(page, "ready")
@@ -298,3 +316,34 @@ def test_a_token_is_asked_for(open_page):
         keep_picture(full, "full")
     finally:
         service.stop()
+
+
+@pytest.mark.slow
+def test_a_trained_avatar_opens_its_mouth_as_the_microphone_is_loud(chain, chromium, tmp_path):
+    save_wav(tmp_path / "microphone.wav", np.repeat(actor_landmarks("test", seed=0)[0], 3), 48000)
+    with serving(chain / "me.avatar", 1, "cpu") as (url, _):
+        browser = launch(chromium, tmp_path / "microphone.wav")
+        pages = opening(browser)
+        page = next(pages)(url, mouth=mouth_of(chain / "me.avatar"))
+        page.click("#speak")
+        until(page, "speaking")
+        wait(page, "shown.filter(picture => !picture.idle).length > 150", 90)
+        keep_picture(page, "trained")
+        correlation, _ = lips_against_sound(page, spread=3)
+        began = page.evaluate("document.querySelector('#interrupt').click() || performance.now()")
+        time.sleep(1)
+        assert not [picture for picture in page.evaluate("shown") if picture["epoch"] == 0 and picture["now"] > began + 80]
+        next(pages, None)
+        browser.close()
+    assert correlation > 0.5
+
+
+def mouth_of(folder: Path) -> tuple[int, int, int, int]:
+    """x, y, width, height of where an avatar's resting mouth is in the pictures of its motion track."""
+    avatar = Avatar(folder)
+    poses, _ = avatar.load_motion()
+    fx, fy, cx, cy = avatar.info.intrinsics
+    lips = avatar.load_neutral().reshape(68, 3)[48:] @ poses[:, :3, :3].transpose(0, 2, 1) + poses[:, None, :3, 3]
+    points = lips[..., :2] / lips[..., 2:] * (fx, fy) + (cx, cy)
+    low, high = points.min(axis=(0, 1)).astype(int), points.max(axis=(0, 1)).astype(int) + 1
+    return *low.tolist(), *(high - low).tolist()

@@ -54,6 +54,19 @@ def test_opening_imports_no_library_before_it_is_needed():
     assert done.stdout.strip() == "[]"
 
 
+def test_what_mediapipe_draws_and_records_with_is_imported_when_it_is_used():
+    code = ("import sys; from process_data.detection.detector import open_detector; open_detector()\n"
+            "assert not {'matplotlib', 'matplotlib.pyplot', 'sounddevice'} & sys.modules.keys()\n"
+            "from mediapipe.tasks.python.vision import drawing_utils\n"
+            "import matplotlib.pyplot; assert drawing_utils.plt.figure is matplotlib.pyplot.figure\n"
+            "from process_data.detection.mediapipe_tasks import _imported_later\n"
+            "with _imported_later(('wave', 'cmd')):\n"
+            "    import cmd, wave\n"
+            "    assert callable(wave.open)  # used at once\n"
+            "assert 'wave' in sys.modules and 'cmd' not in sys.modules and callable(cmd.Cmd)")
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
 def test_an_unknown_detector_lists_those_there_are():
     with pytest.raises(TalkheadError) as error:
         open_detector("dlib")
@@ -80,9 +93,10 @@ def test_mediapipe_finds_the_actor(frames):
     assert matte[int(nose[1]), int(nose[0])] > 200 and matte[2, 2] < 60
     assert detector.hands(frames[0]) == []
     assert np.array_equal(detector.person(frames[0]), matte)  # whatever came between
+    mesh = detector._models["mesh"]
     detector.restart()
     again = [detector.points(frame) for frame in frames]
-    assert np.array_equal(points, again)
+    assert np.array_equal(points, again) and detector._models["mesh"] is mesh  # which has not been opened anew
     detector.close()
 
 
