@@ -1,13 +1,12 @@
 // The page: who speaks, what is shown, what is said about it.
 
-import { Conversation, END, FPS, request } from "./conversation.js";
+import { Conversation, FPS, request } from "./conversation.js";
 import { pickCodec, Screen } from "./screen.js";
 import { FileVoice, MicrophoneVoice } from "./voice.js";
 
 const LEAST_BUFFER = 0.04, MOST_BUFFER = 0.24; // seconds from the first picture of a segment to its sound
-const STALL = 0.3; // seconds that the sound may be ahead of all pictures before it waits for them
+const STEADY_LEAD = 1.5; // pictures by which the server's lead over the sound may change before it is told so often
 const MOST_ATTEMPTS = 6, STEADY = 10_000; // connections in a row; ms after which one counts as good
-const BEHIND = 1500; // ms from sound to picture at which the page advises to start afresh
 
 const ui = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 const query = new URLSearchParams(location.search);
@@ -108,7 +107,6 @@ async function connect() {
       screen.push(header, data);
     },
     text(message) {
-      if (message.type === "segment.finished" && voice?.epoch === message.epoch) goOn(true); // its last picture may have been left out
       if (message.type === "session.closing") say(document.body.dataset.state, "The server is shutting down.");
     },
     closed: (why) => mine === conversation && lost(why),
@@ -151,8 +149,9 @@ const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?
 
 /** Something new is said; what was being said is broken off. */
 function begin(next, text) {
+  if (!conversation.ready || conversation.over) return next.stop(); // it was lost meanwhile
   interrupt();
-  voice = Object.assign(next, { epoch: conversation.next, first: null, newest: -1, ended: false });
+  voice = Object.assign(next, { epoch: conversation.next, first: null, newest: -1 });
   latencies = [];
   say("listening", text);
   const { epoch } = voice, mine = conversation;
@@ -183,6 +182,7 @@ async function speak() {
     voice.finish();
     return buttons(true);
   }
+  ui.speak.disabled = true; // until the browser has asked
   await context.resume();
   try {
     const microphone = await MicrophoneVoice.open(context, output);
@@ -191,6 +191,7 @@ async function speak() {
   } catch (error) {
     say("ready", error.name === "NotAllowedError" ? "The browser was not allowed to use the microphone; allow it beside the address."
       : error.name === "NotFoundError" ? "No microphone was found; connect one, or choose a sound file." : sentence(error.message));
+    buttons(conversation.ready);
   }
 }
 
@@ -205,14 +206,6 @@ async function play(bytes, name) {
   begin(Object.assign(new FileVoice(context, output, sound), { name }), `Sending ${name} …`);
 }
 
-/** Start the sound, at first or after it waited, if its pictures are there; `ended`: no more will come. */
-function goOn(ended) {
-  voice.ended ||= ended;
-  if (voice.playing || voice.newest < voice.position && !voice.ended) return;
-  voice.start(context.currentTime + buffer());
-  say("speaking", voice instanceof MicrophoneVoice ? "Listening and speaking." : `Speaking ${voice.name}.`);
-}
-
 /** How long the sound waits for pictures after the first, so that those that come late are still there in time. */
 function buffer() {
   const largest = Math.max(0, ...gaps.slice(-FPS)) / 1000 - 1 / FPS;
@@ -222,11 +215,16 @@ function buffer() {
 const screen = new Screen(ui.face, (epoch) => (voice?.epoch === epoch ? voice.heard() : null), {
   taken: ({ frame }) => conversation.ack(frame),
 
-  speech({ epoch, sample, flags }) {
+  speech({ epoch, sample }) {
     if (voice?.epoch !== epoch) return;
     if (voice.newest >= 0) missing += Math.max(0, Math.round((sample - voice.newest) / voice.rate * FPS) - 1);
     voice.newest = sample;
-    goOn(Boolean(flags & END));
+    if (!voice.playing) {
+      voice.start(context.currentTime + buffer());
+      say("speaking", voice.said ? "Listening and speaking." : `Speaking ${voice.name}.`);
+    }
+    voice.leads = [...(voice.leads ?? []).slice(-FPS), (sample - voice.heard()) / voice.rate * FPS];
+    voice.lead ??= voice.leads[0];
   },
 
   shown({ epoch, sample, idle }, heard) {
@@ -249,15 +247,15 @@ const screen = new Screen(ui.face, (epoch) => (voice?.epoch === epoch ? voice.he
 // ---- several times a second ---------------------------------------------------------------------------------------------
 
 function watch() {
-  if (!voice) return;
-  const heard = voice.heard();
-  if (voice.complete && voice.playing && heard >= voice.length) {
+  if (!voice?.playing) return;
+  if (voice.complete && voice.heard() >= voice.length) {
     drop();
     rest();
-  } else if (voice.playing && !voice.ended && heard - voice.newest > STALL * voice.rate) {
-    voice.hold();
-    say("waiting", "Waiting for pictures…");
-  }
+  } else if (Math.abs(Math.max(...voice.leads) - voice.lead) > STEADY_LEAD) tell(); // each time brings the server a picture nearer
+}
+
+function tell(offset = 0) {
+  if (voice?.playing && voice.heard() >= 0) conversation.stats(voice.epoch, Math.round(voice.heard()), Math.round(offset));
 }
 
 function measure() {
@@ -268,9 +266,8 @@ function measure() {
   ui.rate.textContent = pictures.length || "–";
   ui.dropped.textContent = missing + screen.late;
   if (latencies.length) ui.latency.textContent = `${Math.round(median(latencies))} ms`;
-  if (voice?.said && median(latencies) > BEHIND) say("speaking", "The pictures are far behind. Interrupt, and speak again.");
   if (offset !== null) ui.offset.textContent = `${Math.round(offset)} ms`;
-  if (voice?.playing && voice.heard() >= 0) conversation.stats(voice.epoch, Math.round(voice.heard()), Math.round(offset ?? 0));
+  tell(offset ?? 0);
 }
 
 function median(values) {
@@ -289,7 +286,7 @@ function glow() {
   document.body.style.setProperty("--level", level.toFixed(2));
 }
 
-setInterval(watch, 50);
+setInterval(watch, 100);
 setInterval(glow, 50);
 setInterval(measure, 1000);
 

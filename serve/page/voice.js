@@ -1,7 +1,8 @@
-// The user's own sound. It is sent at once and heard when its pictures are there; the AudioContext's clock is the master.
+// The user's own sound. It is sent at once and heard when its first picture is there; from then on it goes on, whatever becomes of
+// the pictures, and the AudioContext's clock is the master.
 //
-// Both kinds of voice have: rate, length (samples so far), complete, start(when) which lets sample `position` be heard at the
-// context's time `when`, hold() which stops there, stop(), heard() -> the sample that is heard now.
+// Both kinds of voice have: rate, length (samples so far), complete, playing, start(when) which lets sample 0 be heard at the
+// context's time `when`, stop(), heard() -> the sample that is heard now.
 
 const PIECE_SECONDS = 0.2; // in which a file is sent
 const LEAD_SECONDS = 4; // by which a file is sent before it is heard
@@ -12,29 +13,21 @@ class Voice {
     this.context = context;
     this.output = output;
     this.rate = context.sampleRate;
-    this.position = 0; // sample from which `start` goes on
     this.playing = false;
     this.complete = false; // no sound is to come
   }
 
-  /** Sample that reaches the ear now; below 0 just before the beginning. */
+  /** Sample that reaches the ear now; below 0 until the first does. */
   heard() {
-    if (!this.playing) return this.position;
+    if (!this.playing) return -Infinity;
     const latency = this.context.outputLatency || this.context.baseLatency || 0;
     return Math.min((this.context.currentTime - latency - this.zero) * this.rate, this.complete ? this.length : Infinity);
   }
 
   start(when) {
-    this.zero = when - this.position / this.rate; // time at which sample 0 would be heard
+    this.zero = when; // time at which sample 0 is heard
     this.playing = true;
     this.play(when);
-  }
-
-  hold() {
-    if (!this.playing) return;
-    this.position = Math.max(0, Math.round(this.heard()));
-    this.playing = false;
-    this.mute();
   }
 }
 
@@ -73,17 +66,13 @@ export class FileVoice extends Voice {
     this.source = this.context.createBufferSource();
     this.source.buffer = this.buffer;
     this.source.connect(this.output);
-    this.source.start(when, this.position / this.rate);
-  }
-
-  mute() {
-    this.source?.stop();
-    this.source = null;
+    this.source.start(when);
   }
 
   stop() {
     clearInterval(this.timer);
-    this.hold();
+    this.source?.stop();
+    this.playing = false;
   }
 }
 
@@ -105,6 +94,7 @@ export class MicrophoneVoice extends Voice {
     this.delay = context.createDelay(LONGEST_DELAY);
     this.gate = new GainNode(context, { gain: 0 });
     this.delay.connect(this.gate).connect(output);
+    this.end = () => {};
   }
 
   /** Sends what is said from now on, until `finish`; `end` then. */
@@ -131,11 +121,6 @@ export class MicrophoneVoice extends Voice {
     this.gate.gain.setValueAtTime(1, when);
   }
 
-  mute() {
-    this.gate.gain.cancelScheduledValues(0);
-    this.gate.gain.value = 0;
-  }
-
   /** The user has said all; what was said is still heard. */
   finish() {
     if (this.complete) return;
@@ -148,7 +133,7 @@ export class MicrophoneVoice extends Voice {
   stop() {
     this.end = () => {};
     this.finish();
-    this.hold();
+    this.playing = false;
     this.delay.disconnect();
     this.gate.disconnect();
   }
