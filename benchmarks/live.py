@@ -30,7 +30,7 @@ PIECE = RATE // FPS
 UTTERANCES, UTTERANCE_SECONDS, REST_SECONDS = 5, 2.0, 1.0
 BUFFER_SECONDS = 0.06  # from the first picture to its sound
 EDGE_SECONDS = 10.0  # at the start and at the end of the long utterance, over which offsets are taken
-SETTLE_SECONDS = 5.0  # before memory is looked at
+SETTLE_SECONDS = 60.0  # before memory is looked at: pictures of the motion track are kept as it is gone through; at most a third
 
 
 @dataclass
@@ -176,7 +176,7 @@ async def measure(url: str, process: psutil.Process, conversations: int, pcm: by
 
     async def watch() -> None:
         await begun.wait()
-        await asyncio.sleep(SETTLE_SECONDS)
+        await asyncio.sleep(min(SETTLE_SECONDS, len(pcm) / 2 / RATE / 3))
         while True:
             memories.append(memory(process))
             await asyncio.sleep(max(1.0, len(pcm) / 2 / RATE / 100))
