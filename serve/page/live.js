@@ -14,6 +14,7 @@ const query = new URLSearchParams(location.search);
 let context, output, meter; // the sound card, made once
 let conversation, codec, token = sessionStorage.getItem("token") ?? "";
 let voice = null; // what is being said, with `epoch`, `first` (when its first sound went out), `newest` (sample of its newest picture)
+let asking = false; // the browser is asking for the microphone
 let attempts = 0, retry, since = Infinity; // connections that failed in a row; when the conversation began
 let gaps = [], arrived = 0; // ms between the last pictures
 let pictures = [], offsets = []; // of the last second: when drawn; ms by which the picture came after its sound
@@ -180,9 +181,12 @@ function drop() {
 async function speak() {
   if (voice instanceof MicrophoneVoice && !voice.complete) {
     voice.finish();
-    return buttons(true);
+    if (voice.length) return buttons(true);
+    drop(); // nothing was said
+    return rest();
   }
-  ui.speak.disabled = true; // until the browser has asked
+  if (asking) return;
+  asking = true;
   await context.resume();
   try {
     const microphone = await MicrophoneVoice.open(context, output);
@@ -191,7 +195,8 @@ async function speak() {
   } catch (error) {
     say("ready", error.name === "NotAllowedError" ? "The browser was not allowed to use the microphone; allow it beside the address."
       : error.name === "NotFoundError" ? "No microphone was found; connect one, or choose a sound file." : sentence(error.message));
-    buttons(conversation.ready);
+  } finally {
+    asking = false;
   }
 }
 
@@ -300,7 +305,10 @@ ui.file.onchange = () => {
   if (file) play(file.arrayBuffer(), file.name);
   ui.file.value = "";
 };
-ui.interrupt.onclick = interrupt;
+ui.interrupt.onclick = () => {
+  interrupt();
+  (canSpeak() ? ui.speak : ui.choose).focus(); // its own button can no longer have it
+};
 document.addEventListener("keydown", (event) => event.key === "Escape" && interrupt());
 ui.avatar.onchange = () => connect();
 ui.again.onclick = () => {
