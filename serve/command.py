@@ -83,8 +83,9 @@ def run(settings: ServeSettings, access_log: bool = False) -> None:
     check_settings(settings)
     check_tls(settings)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO if access_log else logging.ERROR)
-    # what clients do wrong fills no log: neither a broken request nor text that is not UTF-8
-    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith("Invalid "))
+    # what clients do wrong fills no log: a broken request, text that is not UTF-8, a handshake that was refused
+    wrong = ("Invalid ", "ASGI callable returned without completing handshake")
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not record.getMessage().startswith(wrong))
     with lock_folder(settings.root), listen(settings.host, settings.port) as listener:
         check_avatars(settings)
         url = address(settings, listener)

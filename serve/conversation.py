@@ -104,8 +104,9 @@ class Conversation:
             self.epoch = (self.epoch + 1) % EPOCHS
 
     def interrupt(self, epoch: int) -> None:
-        """Forget all speech of before `epoch`, at once. Raises ProtocolError for one that is not newer."""
-        if not is_newer(epoch, self.epoch):
+        """Forget all speech of before `epoch`, at once. Raises ProtocolError for one of which there is sound already."""
+        heard = bool(self.segments) and self.segments[-1].epoch == self.epoch
+        if not is_newer(epoch, self.epoch) and (heard or epoch != self.epoch):
             raise ProtocolError("bad_epoch", f"interrupt should name an epoch after {self.epoch}, found {epoch}")
         if self.rows:
             self.cursor.place = self.rows[0].place  # nearly where it was shown last: one frame of the track further

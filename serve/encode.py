@@ -10,6 +10,7 @@ from av.video.frame import PictureType, VideoFrame
 from shared.landmarks import FPS
 
 BITS_PER_PIXEL = 0.2  # of VP8 and H.264: .33 Mb/s at 256², 1.3 Mb/s at 512²
+LEAST_BITS = 300_000  # a second, for small pictures
 KEY_EVERY = 250  # pictures; a client that joins or skips asks for one anyway
 JPEG_QUALITY = 85
 
@@ -33,7 +34,7 @@ class Encoder:
         context = av.VideoCodecContext.create("libvpx" if self.codec == "vp8" else "libx264", "w")
         context.width, context.height, context.pix_fmt = self.width, self.height, "yuv420p"
         context.time_base, context.framerate = Fraction(1, FPS), Fraction(FPS)
-        context.bit_rate = round(BITS_PER_PIXEL * FPS * self.width * self.height)
+        context.bit_rate = max(LEAST_BITS, round(BITS_PER_PIXEL * FPS * self.width * self.height))
         context.gop_size, context.thread_count = KEY_EVERY, 1
         if self.codec == "vp8":
             context.options = {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "error-resilient": "1"}

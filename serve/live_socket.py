@@ -291,7 +291,7 @@ class _Socket:
             await conversation.send("end")
         elif kind == "interrupt":
             epoch = whole(message, "epoch", 0, EPOCHS - 1)
-            if not is_newer(epoch, self.epoch):
+            if not is_newer(epoch, self.epoch) and (self.heard or epoch != self.epoch):
                 raise ProtocolError("bad_epoch", f"interrupt should name an epoch after {self.epoch}, found {epoch}")
             self.epoch, self.heard = epoch, False
             await conversation.send("interrupt", epoch=epoch)

@@ -113,8 +113,19 @@ def test_an_interrupt_takes_effect_at_the_next_tick_and_the_mouth_closes_without
 
 @pytest.mark.parametrize("epoch", [0, 40000])
 def test_an_interrupt_of_the_past_is_refused(epoch):
+    talk = Talk()
+    talk.speech.sound(FRAME, talk.now)
     with pytest.raises(ProtocolError, match=f"interrupt should name an epoch after 0, found {epoch}"):
-        Talk().speech.interrupt(epoch)
+        talk.speech.interrupt(epoch)
+
+
+def test_an_interrupt_after_the_end_of_speech_may_name_the_epoch_that_comes_next():
+    talk = Talk()
+    talk.speech.sound(FRAME * 50, talk.now)
+    talk.speech.end()
+    talk.tick(10)
+    talk.speech.interrupt(1)
+    assert all(row.flags & Flag.IDLE for rows in talk.tick(5) for row in rows) and talk.speech.epoch == 1
 
 
 def test_segments_follow_each_other_without_a_pause():
