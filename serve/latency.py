@@ -23,6 +23,7 @@ from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 START_SECONDS = 300.0  # for loading; the first time a GPU's code is compiled
 LATE_MS = 400.0  # a conversation is not kept up with if a picture comes later than this after its look-ahead
+FALLS_BEHIND_MS = 40.0  # nor if pictures come later and later by this much in one run
 DROPPED = 0.002  # share of pictures that may be missing; a machine that does other work misses one now and then
 SETTLE_SECONDS = 1.0  # at the start of each run, not counted
 
@@ -51,7 +52,7 @@ class Run:
 
     @property
     def kept_up(self) -> bool:
-        return self.missing <= DROPPED and self.worst_ms <= LATE_MS
+        return self.missing <= DROPPED and self.worst_ms <= LATE_MS and self.offset_ms <= FALLS_BEHIND_MS
 
 
 class Bench:

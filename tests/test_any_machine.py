@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 255, (3, 128, 128, 4)).astype(np.uint8)
 OURS = ("cli.py", "talkhead_guard.py", "talkhead_main.py", "talkhead", "process_data", "shared", "stage1_audio2lmk",
-        "stage2_gaussian", "torso_styleunet")
+        "stage2_gaussian", "torso_styleunet", "serve")
 COMMAND = "import talkhead_main; talkhead_main.main()"
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
