@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import httpx
+import httpx2 as httpx
 import numpy as np
 import psutil
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import click
 
-import process_data
 from serve.protocol import CODECS
 from serve.settings import ServeSettings
 from shared.errors import TalkheadError
@@ -13,7 +12,6 @@ from shared.options import FiniteFloat
 from talkhead.commands.options import PATH, device_option, mark_option
 from talkhead.commands.runner import when_stopped
 
-ACTOR_SPEECH = Path(process_data.__file__).with_name("data") / "actor_test.flac"
 ENDED = "Stopped. Jobs that were not finished are continued when it is started again."
 
 
@@ -203,6 +201,7 @@ def latency(avatar: Path, device: str, live_workers: int | None, codec: str, sec
     talkhead latency me.avatar --device cuda --seconds 60 --json latency.json
     """
     from dataclasses import asdict
+    from importlib.resources import files
 
     from serve.latency import report
     from serve.live_workers import worker_count
@@ -211,7 +210,7 @@ def latency(avatar: Path, device: str, live_workers: int | None, codec: str, sec
 
     if json_file is not None:
         refuse_existing(json_file, overwrite=False)
-    sound = load_audio(audio or ACTOR_SPEECH)
+    sound = load_audio(audio or Path(str(files("process_data") / "data" / "actor_test.flac")))
     settings = ServeSettings(avatars=find_avatars([avatar]), folder="", device=device, mark=mark,
                              live_workers=live_workers or worker_count(device))
     click.echo(f"{settings.live_workers} live workers; milliseconds after the last sound that a row or picture depends on\n")

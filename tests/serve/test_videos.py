@@ -308,7 +308,7 @@ def test_the_openai_package_creates_polls_and_downloads(server, tmp_path):
 
 @pytest.mark.slow
 def test_landmarks_come_as_they_are_made_and_equal_those_of_the_command(server, made_once, tmp_path):
-    import httpx
+    import httpx2 as httpx
 
     from shared.avatar import Avatar
     from talkhead.editing import edit
@@ -351,7 +351,7 @@ def test_landmarks_come_as_they_are_made_and_equal_those_of_the_command(server, 
 
 @pytest.mark.slow
 def test_a_video_in_progress_is_cancelled_within_seconds(server):
-    import httpx
+    import httpx2 as httpx
 
     address, folder = server
     short = httpx.post(f"{address}/videos", files={"audio": ("a.wav", wav(0.2))}, timeout=60).json()["id"]
@@ -370,7 +370,7 @@ def test_a_video_in_progress_is_cancelled_within_seconds(server):
 
 @pytest.mark.slow
 def test_a_full_disk_fails_one_video_with_its_sentence(made_once, tmp_path):
-    import httpx
+    import httpx2 as httpx
 
     from tests.serve.small_avatar import make_avatar
 
