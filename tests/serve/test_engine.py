@@ -109,8 +109,8 @@ def test_conversations_of_one_avatar_are_drawn_together_and_do_not_mix(loaded, s
         clock = Clock(engine)
         for number in numbers:
             engine.open(number, SessionInit(codec="jpeg", format="f32", seed=number), loaded)
-            engine.sound(number, pcm(speech[: 640 * 20] * (0.5 if number == 2 else 1)), clock.now)
-        clock.tick(12)
+            engine.sound(number, pcm(speech[: 640 * 15] * (0.5 if number == 2 else 1)), clock.now)
+        clock.tick(8)
         return {number: [data for n, header, data in sent.messages if n == number] for number in numbers}
 
     together = pictures([1, 2, 3])
