@@ -39,8 +39,8 @@ from talkhead.doctor import diagnose
 ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 255, (3, 128, 128, 4)).astype(np.uint8)
-OURS = ("cli.py", "talkhead_guard.py", "talkhead_main.py", "talkhead", "process_data", "shared", "stage1_audio2lmk",
-        "stage2_gaussian", "torso_styleunet", "serve")
+OURS = ("cli.py", "talkhead_guard.py", "talkhead_main.py", "talkhead", "serve", "process_data", "shared", "stage1_audio2lmk",
+        "stage2_gaussian", "torso_styleunet")
 COMMAND = "import talkhead_main; talkhead_main.main()"
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
@@ -129,11 +129,11 @@ def test_importing_from_python_says_it_too(tmp_path):
 
 
 def test_files_that_another_package_wrote_over_ours(tmp_path):
-    for name in OURS[:5]:
+    for name in OURS[:6]:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "shared", tmp_path / "shared", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in OURS[6:]:
+    for name in OURS[7:]:
         (tmp_path / name).mkdir()
         shutil.copy(ROOT / name / "__init__.py", tmp_path / name)
     init = tmp_path / "shared" / "__init__.py"
