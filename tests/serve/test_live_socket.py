@@ -55,7 +55,9 @@ def test_epochs_are_counted_as_the_worker_does(service):
     one.send(bytes(1280))
     one.send(end)
     assert of_type(one, "segment.finished")["epoch"] == 2
-    one.send(json.dumps({"type": "interrupt", "epoch": 3}))  # that of the next sound already
+    one.send(json.dumps({"type": "interrupt", "epoch": 3}))  # that of the next sound, of which none has come
+    one.send(bytes(1280))
+    one.send(json.dumps({"type": "interrupt", "epoch": 3}))
     assert ended(one) == "error `bad_epoch`, close 1008"
 
 
