@@ -6,8 +6,9 @@ what each conversation shows. What clients get goes through `Send`; time is pass
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -191,7 +192,7 @@ class Engine:
         for client in list(self.clients.values()):
             if not client.speech.busy:
                 continue
-            with self._guarded(client):
+            with self.guarded(client.number):
                 began = time.perf_counter()
                 rows = client.speech.hear(now)
                 if rows:
@@ -204,7 +205,7 @@ class Engine:
         """Draw, encode and send what every conversation shows now."""
         due: dict[LoadedAvatar, list[tuple[Client, Row]]] = defaultdict(list)
         for client in list(self.clients.values()):
-            with self._guarded(client):
+            with self.guarded(client.number):
                 shown = client.speech.take(now)
                 idle = [row for row in shown if row.flags & Flag.IDLE]
                 if idle and "landmarks" in client.speech.init.want:
@@ -270,8 +271,15 @@ class Engine:
             client.rows += 1
         self.metrics.rows += len(rows)
 
-    def _guarded(self, client: Client) -> "_Guard":
-        return _Guard(self, client.number)
+    @contextmanager
+    def guarded(self, number: int) -> Iterator[None]:
+        """What goes wrong with one conversation's data ends that conversation alone, and its client is told."""
+        try:
+            yield
+        except ProtocolError as error:
+            self.fail(number, error.code, str(error))
+        except TalkheadError as error:
+            self.fail(number, "failed", str(error))
 
     def fail(self, number: int, code: str, message: str) -> None:
         """End a conversation with an error that its client is told."""
@@ -279,28 +287,9 @@ class Engine:
         self.send.closed(number, code, message)
 
 
-class _Guard:
-    """What goes wrong with one conversation's data ends that conversation alone."""
-
-    def __init__(self, engine: Engine, number: int) -> None:
-        self.engine, self.number = engine, number
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> bool:
-        if isinstance(error, ProtocolError):
-            self.engine.fail(self.number, error.code, str(error))
-        elif isinstance(error, TalkheadError):
-            self.engine.fail(self.number, "failed", str(error))
-        else:
-            return False
-        return True
-
-
 def guarded(engine: Engine, number: int, do: Callable[[], None]) -> None:
     """Do something for a conversation that a client's message asks for; a mistake of the client ends its conversation, and what
     comes for one that has ended is nothing."""
     if number in engine.clients:
-        with _Guard(engine, number):
+        with engine.guarded(number):
             do()
