@@ -69,7 +69,7 @@ def launch(chromium: Any, microphone: Path) -> Any:
     """A browser whose microphone hears a file, over and over."""
     return chromium.launch(executable_path=CHROMIUM, args=[
         "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={microphone}",
-        "--autoplay-policy=no-user-gesture-required", "--host-resolver-rules=MAP avatar.test 127.0.0.1"])
+        "--autoplay-policy=no-user-gesture-required", "--host-resolver-rules=MAP avatar.test 127.0.0.1", "--no-proxy-server"])
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,10 @@ def opening(browser: Any) -> Iterator[Open]:
 
 
 def until(page: Any, state: str) -> None:
-    page.wait_for_selector(f"body[data-state={state}]", timeout=30_000)
+    try:
+        page.wait_for_selector(f"body[data-state={state}]", timeout=30_000)
+    except playwright.TimeoutError as late:
+        raise AssertionError(f"not {state} within 30 s: {page.url} says {page.inner_text('body')[:500]!r}") from late
 
 
 def status(page: Any) -> str:
