@@ -20,7 +20,7 @@ from tqdm import tqdm
 from process_data.actor.accessories import add_accessories
 from process_data.actor.hair import add_hair
 from process_data.actor.head_mesh import LABEL_OF_MATERIAL, HeadMesh, build_head
-from process_data.actor.identity import make_identity
+from process_data.actor.identity import Identity, make_identity
 from process_data.actor.look import PLAIN, person
 from process_data.actor.look import Look as Look  # part of this module's interface, as the next ones
 from process_data.actor.mesh_raster import vertex_normals, visible_triangles
@@ -104,9 +104,13 @@ def _skin(seed: int) -> Skin:
 
 
 @lru_cache(maxsize=4)
+def _head(seed: int, ears: bool) -> HeadMesh:
+    return build_head(make_identity(seed), _skin(seed), ears)
+
+
 def make_head(seed: int, look: Look = PLAIN) -> HeadMesh:
     """The head mesh of this seed's person; made once."""
-    return build_head(make_identity(seed), _skin(seed), ears=not look.covers_ears)
+    return _head(seed, not look.covers_ears)
 
 
 @lru_cache(maxsize=4)
@@ -119,19 +123,23 @@ def make_tubes(seed: int, look: Look) -> Tubes:
 
 
 @lru_cache(maxsize=4)
-def _atlas(seed: int, look: Look) -> np.ndarray:
-    return paint_atlas(person(seed, look), _skin(seed))
+def _atlas(identity: Identity) -> np.ndarray:
+    return paint_atlas(identity, _skin(identity.seed))
 
 
 @lru_cache(maxsize=4)
-def _torso_plate(seed: int, size: int, look: Look) -> np.ndarray:
-    return (paint_bare_shoulders if look.bare_shoulders else paint_torso)(person(seed, look), size)
+def _torso_plate(identity: Identity, size: int, bare: bool) -> np.ndarray:
+    return (paint_bare_shoulders if bare else paint_torso)(identity, size)
 
 
 @lru_cache(maxsize=4)
+def _background(identity: Identity, size: int, night: bool) -> np.ndarray:
+    return paint_background(identity, size, night)
+
+
 def make_background(seed: int, size: int, look: Look = PLAIN) -> np.ndarray:
     """The room behind this seed's person: (size, size, 3) uint8 sRGB; made once."""
-    return paint_background(person(seed, look), size, night=look.dark_room)
+    return _background(person(seed, look), size, look.dark_room)
 
 
 def _in_head_space(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray) -> np.ndarray:
@@ -202,8 +210,8 @@ def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: 
                             f"{len(poses)} and {len(torso_motion)} frames")
     if size < 32 or size % 2:
         raise TalkheadError(f"the actor's size should be an even number of pixels, 32 or more; found {size}")
-    head, tubes, atlas = make_head(seed, look), make_tubes(seed, look), _atlas(seed, look)
-    plate, room = _torso_plate(seed, size, look), make_background(seed, size, look)
+    identity, head, tubes = person(seed, look), make_head(seed, look), make_tubes(seed, look)
+    atlas, plate, room = _atlas(identity), _torso_plate(identity, size, look.bare_shoulders), make_background(seed, size, look)
     intrinsics = default_intrinsics(size) if intrinsics is None else intrinsics
     samples = HAIR_SAMPLES if len(tubes.points) else SAMPLES
     room_light = srgb_to_linear(room / 255)
