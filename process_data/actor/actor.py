@@ -218,7 +218,7 @@ def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: 
     room_light = srgb_to_linear(room / 255)
     numbers = np.arange(len(landmarks)) if numbers is None else numbers
     gains, hand = exposure_gain(numbers, seed, look), hand_shift(numbers, seed)
-    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand):
+    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand, strict=True):
         vertices = camera_vertices(head, shape, pose, torso, intrinsics, size)
         screen, depth = _on_screen(vertices, intrinsics, samples)
         ids, inverse = visible_triangles(screen, depth, head.triangles, size * samples, size * samples)
