@@ -275,6 +275,9 @@ def _json(path: Path) -> Iterator[str]:
     elif path.name == "phones.json":
         yield f"{len(load_phones(path))} phones and pauses, valid"
         return
+    elif path.name == "quality.json":
+        yield from map(str, read_scores(path))
+        return
     keys = ", ".join(map(str, list(values)[:12]))
     yield f"JSON{f' of the {kind} {path.parent}' if kind else ''}: {len(values)} keys ({keys[:100]}): valid"
     if kind:
