@@ -37,6 +37,7 @@ from talkhead.synthesis import (
 )
 
 RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso\.npy")  # what a folder of rendered frames holds
+LITTLE = 3.0  # degrees of a swing that one hardly sees
 MOST_NAMED = 4  # stretches of frames beyond the clip's views that a warning names
 CLUTTER = (WORK, ".lock", ".DS_Store")  # and what may lie there besides
 
@@ -91,7 +92,10 @@ class HeadView:
         if orbit is not None:
             period = len(self.landmarks) if orbit.period is None else orbit.period * FPS
             centre, covered = camera_path.head_centre(avatar.load_neutral()[0]), avatar.pose_range()
-            degrees = covered_swing(covered, self.poses) if orbit.degrees is None else orbit.degrees
+            degrees = orbit.degrees
+            if degrees is None and (degrees := covered_swing(covered, self.poses)) < LITTLE:
+                self.warnings.append(f"the clip shows the head only up to {degrees:.1f}° to either side, so the camera hardly "
+                                     "swings; name degrees with --orbit to go further")
             self.poses = camera_path.orbit(self.poses, degrees, period, centre)
             self.warnings += beyond_warnings(covered, self.poses)
 

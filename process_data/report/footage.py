@@ -17,7 +17,7 @@ from shared.camera import project, umeyama
 from shared.clip import BACKGROUND, HEAD, NECK, TORSO, Clip, good_frames
 from shared.media.video_io import read_png, read_video
 
-SAMPLES = 56  # frames that are looked at
+FEWEST, EVERY, MOST = 16, 25, 56  # frames that are looked at: one of `EVERY`, but at least and at most so many
 SIDE = 256  # pixels: larger pictures are measured at this size
 PICTURE = 512  # pixels: larger pictures are kept at this size, to be shown
 SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
@@ -50,7 +50,7 @@ def sample_frames(clip: Clip) -> np.ndarray:
     """Numbers (n,) of the frames to look at, ascending, spread over the good ones (over all, if none is good)."""
     good = good_frames(clip.info.excluded, clip.info.frames)
     numbers = np.flatnonzero(good) if good.any() else np.arange(clip.info.frames)
-    return numbers[evenly(len(numbers), SAMPLES)]
+    return numbers[evenly(len(numbers), min(max(len(numbers) // EVERY, FEWEST), MOST))]
 
 
 def _pictures(clip: Clip, frames: np.ndarray) -> Iterator[np.ndarray]:

@@ -25,7 +25,13 @@ class Swing(FiniteFloat):
     """Degrees of --orbit, or COVERED."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return value if value == COVERED else super().convert(value, param, ctx)
+        if value == COVERED:
+            return value
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number of degrees nor {COVERED}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group()

@@ -44,6 +44,7 @@ def test_rebatch_keeps_order_whatever_the_chunks():
 @pytest.fixture
 def avatar(tmp_path):
     avatar = Avatar(tmp_path)
+    write_json(avatar.json, {"name": "me", "width": 64, "height": 64, "intrinsics": [160, 160, 32, 32], "fps": 25, "format": 1})
     save_array(avatar.poses, pose_matrix(np.tile(UPRIGHT, (5, 1, 1)), np.arange(1, 6)[:, None] * [0, 0, 1.0]))
     save_array(avatar.motion, np.arange(20).reshape(5, 4))
     return avatar
