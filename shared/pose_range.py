@@ -66,8 +66,8 @@ class PoseRange:
         """
         away, depth = self.away(poses), np.maximum(poses[:, 2, 3].astype(float), CLOSEST)
         kept = softly(away, np.array(self.low), np.array(self.high), MARGIN)
-        room = np.log([self.nearest / DEPTH_ROOM, self.farthest * DEPTH_ROOM])
-        factor = np.exp(softly(np.log(depth), *room, np.log(DEPTH_MARGIN))) / depth
+        near, far = np.log(self.nearest / DEPTH_ROOM), np.log(self.farthest * DEPTH_ROOM)
+        factor = np.exp(softly(np.log(depth), near, far, np.log(DEPTH_MARGIN))) / depth
         out = poses.copy()
         turned, moved = (kept != away).any(1), np.abs(factor - 1) > 1e-9
         out[turned, :3, :3] = rotation_from_euler(self.rest + kept[turned])
@@ -101,7 +101,7 @@ class PoseRange:
                 f"left and {-tilted_right:.0f}° right, {self.nearest:.2f} to {self.farthest:.2f} m away")
 
 
-def softly(values: np.ndarray, low: np.ndarray, high: np.ndarray, margin: float) -> np.ndarray:
+def softly(values: np.ndarray, low: np.ndarray | float, high: np.ndarray | float, margin: float) -> np.ndarray:
     """Values between `low` and `high` as they are, others at most `margin` beyond: limit ± margin · tanh(excess / margin).
 
     Monotone, and smooth to the first derivative, which is 1 at the limit.

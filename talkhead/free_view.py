@@ -92,8 +92,8 @@ class HeadView:
         if orbit is not None:
             period = len(self.landmarks) if orbit.period is None else orbit.period * FPS
             centre, covered = camera_path.head_centre(avatar.load_neutral()[0]), avatar.pose_range()
-            degrees = orbit.degrees
-            if degrees is None and (degrees := covered_swing(covered, self.poses)) < LITTLE:
+            degrees = covered_swing(covered, self.poses) if orbit.degrees is None else orbit.degrees
+            if orbit.degrees is None and degrees < LITTLE:
                 self.warnings.append(f"the clip shows the head only up to {degrees:.1f}° to either side, so the camera hardly "
                                      "swings; name degrees with --orbit to go further")
             self.poses = camera_path.orbit(self.poses, degrees, period, centre)

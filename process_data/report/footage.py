@@ -22,7 +22,7 @@ SIDE = 256  # pixels: larger pictures are measured at this size
 PICTURE = 512  # pixels: larger pictures are kept at this size, to be shown
 SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
 BAND = 0.02  # of the picture's width: reach of the outline's band to either side
-RING = 0.08  # of the picture's width around the head: about what turns of 20° and nods of 10° uncover
+RING = 0.08  # of the picture's width to either side of the head's outline: what turns and nods cover and uncover
 COLOR_REACH = 0.04  # of the picture's width over which the colour inside the outline is averaged
 SURE = 250  # alpha of pixels that are the person for sure
 LEAST_PIXELS = 60  # of a band, ring or torso that is judged
@@ -127,11 +127,13 @@ class Plate:
 
 @dataclass(frozen=True)
 class Edges:
-    """The head's outline in a frame: band (h,w) along the background, where alpha is doubtful in it, the share of the band that
-    is, and how many pixels of SIDE the outline and the border to neck and clothes jump to the next frame; NaN: unknown."""
+    """The head's outline in a frame: `band` (h,w) along the background, where alpha is doubtful in it, where alpha or label jumps
+    to the next frame; the doubtful share of the band, and by how many pixels of SIDE the outline (`edge`) and the border to neck
+    and clothes jump; NaN: unknown."""
 
     band: np.ndarray
     doubtful: np.ndarray
+    jumps: np.ndarray
     share: float
     edge: float
     border: float
@@ -152,12 +154,15 @@ def edges(sample: Sample, plate: Plate) -> Edges:
     doubtful = band & known_color & (contrast < plate.noise)
     share = _mean(doubtful, band)
     edge = border = np.nan
+    jumps = np.zeros_like(band)
     if sample.after is not None:
         alpha, moved_head = sample.after
         edge = _jump(sample.alpha, alpha, band, reach)
         others = (sample.labels == TORSO) | (sample.labels == NECK)
-        border = _jump(sample.head, moved_head, _widened(head, reach) & _widened(others, reach), reach)
-    return Edges(band, doubtful, share, edge, border)
+        along = _widened(head, reach) & _widened(others, reach)
+        border = _jump(sample.head, moved_head, along, reach)
+        jumps = (band & (cv2.absdiff(sample.alpha, alpha) > 127)) | (along & (cv2.absdiff(sample.head, moved_head) > 127))
+    return Edges(band, doubtful, jumps, share, edge, border)
 
 
 def _mean(values: np.ndarray, mask: np.ndarray) -> float:
@@ -173,8 +178,9 @@ def _jump(before: np.ndarray, after: np.ndarray, band: np.ndarray, reach: float)
 
 
 def ring(sample: Sample) -> np.ndarray:
-    """(h,w) bool: background within RING of the head."""
-    return _widened(sample.head > 127, RING * sample.small.shape[1]) & (sample.labels == BACKGROUND) & (sample.alpha < 255 - SURE)
+    """(h,w) bool: within RING of the head's outline against the background, on either side."""
+    reach, head, room = RING * sample.small.shape[1], sample.head > 127, sample.labels == BACKGROUND
+    return (_widened(head, reach) & room) | (_widened(room, reach) & head)
 
 
 @dataclass(frozen=True)

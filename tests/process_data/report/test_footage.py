@@ -68,12 +68,16 @@ def test_flicker_is_the_mean_way_of_the_edge(shift):
     assert edges(below, plate(220)).border == pytest.approx(2 * shift / np.pi, rel=0.15, abs=1e-6)
 
 
-def test_the_ring_is_background_near_the_head():
-    around = ring(portrait((30, 30, 30), np.full((SIDE, SIDE, 3), 220)))
-    outer = RADIUS + RING * SIDE
-    assert around.sum() == pytest.approx(np.pi * (outer**2 - RADIUS**2), rel=0.08)
+def test_the_ring_lies_on_both_sides_of_the_outline_against_the_background():
+    head = portrait((30, 30, 30), np.full((SIDE, SIDE, 3), 220))
+    inner, outer = RADIUS - RING * SIDE, RADIUS + RING * SIDE
+    around = ring(head)
+    assert around.sum() == pytest.approx(np.pi * (outer**2 - inner**2), rel=0.05)
     away = np.hypot(COLUMNS - MIDDLE[0], ROWS - MIDDLE[1])
-    assert away[around].min() > RADIUS - 1 and away[around].max() < outer + 2
+    assert away[around].min() > inner - 2 and away[around].max() < outer + 2
+    labels = head.labels.copy()
+    labels[ROWS > MIDDLE[1]] = np.where(labels[ROWS > MIDDLE[1]] == HEAD, HEAD, TORSO)
+    assert not ring(sample(head.small, labels, head.alpha))[ROWS > MIDDLE[1] + RING * SIDE + 1].any()
 
 
 def clothes(seed=0):
