@@ -39,13 +39,13 @@ LABEL_COLORS = {TORSO: (66, 135, 245), NECK: (245, 191, 66), HEAD: (66, 200, 120
 BACKDROP = (255, 60, 190)  # pink behind the cut-out: shows its holes
 HATCH = (255, 60, 190)  # pink stripes on unseen background
 IN_SYNC_MS = 40  # one frame: a smaller lag counts as in sync
-# numbers of quality.json that are shown by shot: their column and form
-COLUMNS = {"doubtful_share": ("outline in doubt", "{:.0%}"), "edge_flicker_px": ("outline flickers", "{:.2f} px"),
-           "border_flicker_px": ("border flickers", "{:.2f} px"), "seen_share": ("background seen", "{:.0%}"),
-           "ring_unseen_share": ("ring not seen", "{:.0%}"), "corner_median_px": ("half within", "{:.2f} px"),
-           "corner_p95_px": ("95 % within", "{:.2f} px"), "lost_share": ("points lost", "{:.0%}"),
-           "speed_p95": ("turns a second", "{:.0f}°"), "torso_rms": ("off by", "{:.1f} grey levels"),
-           "torso_outlier_share": ("quite different", "{:.1%}")}
+# numbers of quality.json that are shown by shot: their column, factor and form
+COLUMNS = {"doubtful_share": ("outline in doubt", 100, "{:.0f} %"), "edge_flicker_px": ("outline flickers", 1, "{:.2f} px"),
+           "border_flicker_px": ("border flickers", 1, "{:.2f} px"), "seen_share": ("background seen", 100, "{:.0f} %"),
+           "ring_unseen_share": ("ring not seen", 100, "{:.0f} %"), "corner_median_px": ("half within", 1, "{:.2f} px"),
+           "corner_p95_px": ("95 % within", 1, "{:.2f} px"), "lost_share": ("points lost", 100, "{:.0f} %"),
+           "speed_p95": ("turns a second", 1, "{:.0f}°"), "torso_rms": ("off by", 1, "{:.1f} grey levels"),
+           "torso_outlier_share": ("quite different", 100, "{:.1f} %")}
 UNITS = {"Lips": "mm apart", "Lids": "0 open, 1 closed", "Gaze": "eye widths", "Head": "degrees", "Torso": "pixels"}
 
 
@@ -191,10 +191,11 @@ def _shot_table(info: ClipInfo, shots: Sequence[dict[str, float]]) -> str:
     names = [name for name in dict.fromkeys(key for row in shown for key in row) if name in COLUMNS]
     heads = "".join(f'<th class="n">{COLUMNS[name][0]}</th>' for name in names)
 
-    def cells(row: dict[str, float]) -> str:
-        return "".join(f'<td class="n">{COLUMNS[name][1].format(row[name]) if name in row else "–"}</td>' for name in names)
+    def cell(name: str, row: dict[str, float]) -> str:
+        _, factor, form = COLUMNS[name]
+        return f'<td class="n">{form.format(factor * row[name]) if name in row else "–"}</td>'
 
-    rows = "".join(f'<tr><td class="n">{row["shot"]:.0f}</td>{cells(row)}</tr>' for row in shown)
+    rows = "".join(f'<tr><td class="n">{row["shot"]:.0f}</td>{"".join(cell(name, row) for name in names)}</tr>' for row in shown)
     rest = len(shots) - len(shown)
     more = f'<p class="soft small">And {rest} more in quality.json.</p>' if rest else ""
     return f'<div class="scroll"><table><tr><th class="n">Shot</th>{heads}</tr>{rows}</table></div>{more}'

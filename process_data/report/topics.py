@@ -43,9 +43,9 @@ class Limit:
 LIMITS = {
     "doubtful_share": Limit(0.25, 0.5, "choose a plain background that is clearly lighter or darker than the hair, and stand a "
                                        "metre before it"),
-    "edge_flicker_px": Limit(0.8, 1.6, "use more light, so that hair is not blurred, and put loose hair back"),
-    "border_flicker_px": Limit(0.9, 1.8, "wear a collar that differs in colour from neck and hair, and keep loose hair "
-                                         "behind the shoulders"),
+    "edge_flicker_px": Limit(0.8, 1.6, "use more light, so that hair is not blurred, put loose hair back, and move calmly"),
+    "border_flicker_px": Limit(0.9, 1.8, "wear a collar that differs in colour from neck and hair, keep loose hair behind the "
+                                         "shoulders, and move calmly"),
     "ring_unseen_share": Limit(0.5, 0.75, "sit a metre before a plain wall, and move head and shoulders a little to every "
                                          "side while you speak: what is never seen behind you is made up"),
     "corner_p95_px": Limit(1.0, 2.0, "turn the head more slowly, with more light, so that no frame is blurred"),
