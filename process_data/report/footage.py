@@ -222,7 +222,7 @@ def torso_fit(sample: Sample, reference: Sample, matrix: np.ndarray) -> TorsoFit
 
 def torso_fits(clip: Clip, looked: Sequence[Sample]) -> list[TorsoFit]:
     """Each frame against that of its shot whose torso motion is nearest to the median of the frames looked at."""
-    motion = clip.load_torso_motion().astype(float)
+    motion = clip.load_torso_motion()[:, :4].astype(float)  # the similarity
     motion[:, :2] *= min(SIDE, clip.info.width) / clip.info.width
     references = {}
     for shot in {sample.shot for sample in looked}:
