@@ -44,6 +44,7 @@ def make_samples(folder: Path) -> None:
     """Valid files of every kind under `folder`: a clip, an avatar, single files."""
     import torch
 
+    from process_data.report.scores import Score, write_scores
     from shared.avatar import Avatar
     from shared.camera import pose_matrix
     from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
@@ -91,6 +92,7 @@ def make_samples(folder: Path) -> None:
                             split={"train": [(0, 25)], "test": [(25, FRAMES)]}, lag_ms=1.5,
                             versions={"talkhead": "0"}, warnings=["short"]))
     save_phones(clip.phones, [(0.0, "SIL"), (0.2, "M"), (0.4, "AA"), (1.0, "SIL")], "made")
+    write_scores(clip.quality, [Score("torso", "fair", "it moves", "sit still", {"torso_rms": 3.25}, [{"shot": 1.0}], [7])])
     write_json(avatar.json, {"name": "me", "width": SIZE, "height": SIZE, "intrinsics": camera, "fps": 25, "format": 1})
     np.savez(folder / "rows.npz", rows=rows)
     lines = [",".join(f"{axis}{k}" for k in range(68) for axis in "xyz")]
@@ -114,6 +116,7 @@ def make_samples(folder: Path) -> None:
 
 def readers() -> dict[str, list[Callable[[Path], Any]]]:
     """Path in the samples -> functions of the folder that read it."""
+    from process_data.report.scores import read_scores
     from shared.avatar import Avatar
     from shared.clip import Clip
     from shared.config import load_config
@@ -161,6 +164,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
         "clip/poses.npy": [clip, inspect("clip/poses.npy")],
         "clip/torso.npy": [clip, inspect("clip/torso.npy")],
         "clip/phones.json": of("clip/phones.json", load_phones),
+        "clip/quality.json": of("clip/quality.json", read_scores),
         "clip/audio.wav": of("clip/audio.wav", load_audio),
         "clip/background.png": [clip, *of("clip/background.png", read_png)],
         "avatar/avatar.json": [avatar, inspect("avatar"), inspect("avatar/avatar.json")],

@@ -36,7 +36,7 @@ from shared.version import installed_versions
 
 Split = dict[str, list[tuple[int, int]]]
 OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso)\.npy|poses_fitted\.json|"
-                 r"(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|training|\.cache|\.partial|\.lock")
+                 r"(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|quality\.json|training|\.cache|\.partial|\.lock")
 DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # written into a clip after `process`
 CLUTTER = (".lock", ".DS_Store", "Thumbs.db", "desktop.ini")  # files that do not count when a folder should be empty
 BUILT = "clip"  # folder in the work folder in which the new clip is built
@@ -202,7 +202,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
         versions=installed_versions("talkhead", "mediapipe", "av"), warnings=warnings,
         lag_ms=0.0 if config.fix_sync and lag is not None else lag)
     save_with_content(clip, made)
-    page.write_report(clip, irises)
+    page.write_report(clip, irises, tracked.residuals)
 
 
 def save_with_content(clip: Clip, info: ClipInfo) -> None:

@@ -20,6 +20,7 @@ from shared.files import make_folder, read_json, refuse_unreachable, sha256, wri
 from shared.landmarks import load_array, load_landmarks, save_array
 from shared.lock import lock_folder
 from shared.media.video_io import read_png
+from shared.pose_range import PoseRange
 from shared.poses import load_poses
 from shared.publish import PATIENCE, finish_move, publish, work_folder
 
@@ -37,7 +38,7 @@ class AvatarInfo:
     parts says of each trained part the "sha256" of its file, the identity and the name of its "clip", and of an edited head
     "trained", the hash that training gave it. files holds the SHA-256 of the other files by name. Both lack in older avatars.
     layers is of the stored torso: its "sha256", and in "of" what it was drawn from, see `layers_source`. figures are what was
-    measured, by part, and consent says who allowed the avatar.
+    measured, by part, and consent says who allowed the avatar. pose_range is what the training frames show of the head's turns.
     """
 
     name: str
@@ -50,6 +51,7 @@ class AvatarInfo:
     layers: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     consent: Consent | None = None
+    pose_range: PoseRange | None = None
     format: int = AVATAR_FORMAT
 
 
@@ -244,6 +246,10 @@ class Avatar:
             raise TalkheadError(f"{self.root}: {len(poses)} poses but {len(torso)} torso motions in the motion track")
         return poses, torso
 
+    def pose_range(self) -> PoseRange:
+        """The head poses that the avatar's clip shows; of an older avatar those of its motion track."""
+        return self.info.pose_range or PoseRange.of(self.load_motion()[0])
+
     def check_background(self) -> None:
         """Raise TalkheadError unless the background is of the avatar's size."""
         height, width = self.load_background().shape[:2]
@@ -412,7 +418,8 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: 
         if part is not None:
             parts[part] = _entry(avatar.work(part), clip.identity(), info.name)
         head = work if work.stage2.is_file() else avatar
-        save_array(work.poses, refined_poses(head, clip)[track])
+        poses = refined_poses(head, clip)
+        save_array(work.poses, poses[track])
         save_array(work.motion, clip.load_torso_motion()[track])
         save_array(work.neutral, clip.load_neutral())
         shutil.copyfile(clip.plate_path(shot), work.background)
@@ -422,5 +429,6 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: 
                 (work.root / path.name).unlink()
                 files[path.name] = old.files[path.name]
         made = AvatarInfo(info.name, info.width, info.height, info.intrinsics, info.fps, parts, files,
-                          old.layers if old else {}, old.figures if old else {}, old.consent if old else None)
+                          old.layers if old else {}, old.figures if old else {}, old.consent if old else None,
+                          PoseRange.of(poses[clip.split(split)]))
         _publish(avatar, part or "files", made, {})

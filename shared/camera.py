@@ -42,6 +42,15 @@ def euler_degrees(rotation: np.ndarray) -> np.ndarray:
     return angles.reshape(*upright.shape[:-2], 3)
 
 
+def rotation_from_euler(degrees: np.ndarray) -> np.ndarray:
+    """Yaw, pitch, roll (..., 3) in degrees -> head → camera rotations (..., 3, 3), the inverse of `euler_degrees`."""
+    from scipy.spatial.transform import Rotation  # takes half a second
+
+    degrees = np.asarray(degrees)
+    upright = Rotation.from_euler("YXZ", degrees.reshape(-1, 3), degrees=True).as_matrix()
+    return (upright @ np.diag([1.0, -1.0, -1.0])).reshape(*degrees.shape[:-1], 3, 3)
+
+
 def pose_matrix(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     """Rotation (..., 3, 3) and translation (..., 3) metres -> pose (..., 4, 4) float32."""
     pose = np.zeros((*np.asarray(translation).shape[:-1], 4, 4), np.float32)

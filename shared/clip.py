@@ -148,6 +148,7 @@ class Clip:
         self.background = self.root / "background.png"
         self.phones = self.root / "phones.json"
         self.report = self.root / "report.html"
+        self.quality = self.root / "quality.json"
         self.training = self.root / "training"
         self.cache = self.root / ".cache"
         self._info: ClipInfo | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from process_data.report.scores import read_scores
 from shared.arrays import missing, npy_header, read_start
 from shared.avatar import PARTS, Avatar, AvatarInfo
 from shared.avatar_file import is_avatar_file
@@ -85,6 +86,8 @@ def _clip(clip: Clip) -> Iterator[str]:
         yield f"  skipped {span.start}-{span.stop - 1}: {span.reason}"
     for warning in info.warnings:
         yield f"  warning: {warning}"
+    for score in read_scores(clip.quality):
+        yield f"  {score}"
 
     def plate(name: str) -> str:
         return _of_size(read_png(clip.root / name), info.width, info.height, clip.root / name)
@@ -119,6 +122,7 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
         yield f"  warning: {pictures} holds pictures of the person; delete it before you pass the avatar on"
     parts: dict[str, Callable[[], str]] = {
         "motion track": lambda: f"{len(avatar.load_motion()[0])} frames of motion",
+        "pose range": lambda: str(avatar.pose_range()),
         "neutral.npy": lambda: _shape(avatar.load_neutral()),
         "background.png": lambda: _of_size(avatar.load_background(), made.width, made.height, avatar.background),
     }
@@ -270,6 +274,9 @@ def _json(path: Path) -> Iterator[str]:
         Avatar(path.parent).check()
     elif path.name == "phones.json":
         yield f"{len(load_phones(path))} phones and pauses, valid"
+        return
+    elif path.name == "quality.json":
+        yield from map(str, read_scores(path))
         return
     keys = ", ".join(map(str, list(values)[:12]))
     yield f"JSON{f' of the {kind} {path.parent}' if kind else ''}: {len(values)} keys ({keys[:100]}): valid"

@@ -43,10 +43,11 @@ class MotionTrack:
     frame, a poses file in the avatar's own camera, or another person's clip (see `borrowed`).
 
     `gain` times their deviations from the middle frame are shown, 0 … 1; the stored torso goes with 0 and 1 of the own track,
-    in between the network draws it. Raises TalkheadError.
+    in between the network draws it. Poses from elsewhere are held to what the avatar's clip shows, `Avatar.pose_range`, unless
+    `limit` is False. Raises TalkheadError.
     """
 
-    def __init__(self, avatar: Avatar, mode: str | Path = "loop", gain: float = 1.0) -> None:
+    def __init__(self, avatar: Avatar, mode: str | Path = "loop", gain: float = 1.0, limit: bool = True) -> None:
         if not 0 <= gain <= 1:
             raise TalkheadError(f"--head-motion should be a number from 0 to 1, found {gain:g}")
         self.own, torso = avatar.load_motion()
@@ -63,6 +64,10 @@ class MotionTrack:
             self.poses, self.torso, self.track = self.poses[at], self.torso[at], None if self.track is None else self.track[at]
         elif gain < 1:
             (self.poses, self.torso), self.track = scaled(self.poses, self.torso, gain), None
+        self.limited = limit and self.from_file
+        self._changed: list[str] = []
+        if self.limited:
+            self.poses, self._changed = avatar.pose_range().limited(self.poses)
 
     def at(self, start: int, stop: int) -> Motion:
         """The motion of frames start ≤ t < stop."""
@@ -71,15 +76,15 @@ class MotionTrack:
 
     def warnings(self, frames: int) -> list[str]:
         """Sentences on a poses file that is shorter than a video of `frames` frames (a single pose stands still, as it should),
-        or turns the head further than the avatar was filmed."""
+        was held to the pose range, or turns the head further than the avatar was filmed."""
         if not self.from_file:
             return []
         found, own = [], len(self.poses)
         if own > 1 and (frames - own) / FPS > APART_SECONDS:
             found.append(f"the poses last {own / FPS:.1f} s, the video {frames / FPS:.1f} s; they go back and forth until it "
                          "ends")
-        further = beyond(self.poses, self.own)
-        if further > BEYOND:
+        found += self._changed
+        if not self.limited and (further := beyond(self.poses, self.own)) > BEYOND:
             found.append(f"the poses turn the head up to {further:.0f} degrees further than the avatar's own motion does; it "
                          "shows there what no picture checked")
         return found

@@ -32,17 +32,19 @@ from talkhead.synthesis import Rendered, Renderer, batch_size, rebatch, sound_wa
 class Speaker:
     """An avatar that speaks any number of sounds; its networks are loaded once, at the first.
 
-    `poses` is "loop", "still", a poses file or another person's clip, of which `head_motion` (0 … 1) is shown. `background` is
-    "plate" (the avatar's own), "none" (a transparent video), a colour, a picture or a video; `size` is a height or
-    "WIDTHxHEIGHT"; `fps` is the file's. `encoder` says where the speech encoder that stage 1 names lies now. With `mark` the
-    videos say that they are made, and by `label` ("start" or "throughout") visibly too, see `provenance.Marks`.
+    `poses` is "loop", "still", a poses file or another person's clip, of which `head_motion` (0 … 1) is shown, held to the head
+    poses that the avatar's clip shows unless `pose_limit` is False. `background` is "plate" (the avatar's own), "none" (a
+    transparent video), a colour, a picture or a video; `size` is a height or "WIDTHxHEIGHT"; `fps` is the file's. `encoder` says
+    where the speech encoder that stage 1 names lies now. With `mark` the videos say that they are made, and by `label` ("start"
+    or "throughout") visibly too, see `provenance.Marks`.
     """
 
     def __init__(self, avatar: Avatar, *, device: torch.device | str = "auto", poses: str | Path = "loop",
                  head_motion: float = 1.0, background: str | Path = OWN, size: str | None = None,
                  fps: str | float | Fraction = FPS, seed: int = 0, liveliness: float = 1.0, encoder: str | None = None,
-                 mark: bool = True, label: Label = "none") -> None:
+                 mark: bool = True, label: Label = "none", pose_limit: bool = True) -> None:
         self.avatar, self.device, self.poses, self.head_motion = avatar, pick_device(device), poses, head_motion
+        self.pose_limit = pose_limit
         self.background, self.size, self.fps = background, size, frame_rate(fps)
         self.seed, self.liveliness, self.encoder = seed, liveliness, encoder
         self.mark, self.label = mark, label
@@ -57,7 +59,7 @@ class Speaker:
 
     @cached_property
     def motion(self) -> MotionTrack:
-        return MotionTrack(self.avatar, self.poses, self.head_motion)
+        return MotionTrack(self.avatar, self.poses, self.head_motion, self.pose_limit)
 
     def speak(self, audio: Path | str, output: Path | str, *, landmarks: Path | str | None = None, start: float = 0.0,
               end: float | None = None, save_landmarks_to: Path | str | None = None, overwrite: bool = False,
@@ -161,11 +163,11 @@ def synthesize(avatar: Avatar, audio: Path | str, output: Path | str, *, device:
                landmarks: Path | str | None = None, poses: str | Path = "loop", head_motion: float = 1.0,
                background: str | Path = OWN, size: str | None = None, fps: str | float | Fraction = FPS, start: float = 0.0,
                end: float | None = None, seed: int = 0, liveliness: float = 1.0, encoder: str | None = None,
-               mark: bool = True, label: Label = "none", save_landmarks_to: Path | str | None = None, overwrite: bool = False,
-               quiet: bool = False) -> Rendered:
+               mark: bool = True, label: Label = "none", pose_limit: bool = True, save_landmarks_to: Path | str | None = None,
+               overwrite: bool = False, quiet: bool = False) -> Rendered:
     """Write the video `output` of the avatar speaking `audio`; see Speaker and its `speak`. Raises TalkheadError."""
     speaker = Speaker(avatar, device=device, poses=poses, head_motion=head_motion, background=background, size=size, fps=fps,
-                      seed=seed, liveliness=liveliness, encoder=encoder, mark=mark, label=label)
+                      seed=seed, liveliness=liveliness, encoder=encoder, mark=mark, label=label, pose_limit=pose_limit)
     return speaker.speak(audio, output, landmarks=landmarks, start=start, end=end, save_landmarks_to=save_landmarks_to,
                          overwrite=overwrite, quiet=quiet)
 

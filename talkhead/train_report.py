@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from process_data.check import VideoCheck
+from process_data.report.scores import read_scores
 from shared.clip import Clip
 from shared.files import read_json
 from shared.landmarks import FPS
@@ -65,7 +66,8 @@ def write_train_report(path: Path, clip: Clip, checked: VideoCheck, held_out: Pa
         page.text(f"Only {seconds:.1f} s were held out: take the figures as a rough guide.")
     page.rows(("what", "value", "", "against what"), [_row(figure, measured["figures"]) for figure in TOLD])
     page.heading("Warnings")
-    page.notes([*checked.to_change(), *info.warnings], "Nothing to complain about.")
+    poor = [str(score) for score in read_scores(clip.quality) if score.verdict == "poor"]
+    page.notes([*checked.to_change(), *info.warnings, *poor], "Nothing to complain about.")
     page.heading("To record in addition")
     page.notes(checked.to_record(), "Nothing: the recording covers what speech needs.")
     page.heading("What the recording is like")

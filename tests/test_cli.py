@@ -185,6 +185,9 @@ def test_stage2_render_writes_pictures_or_a_transparent_video(tmp_path, face, so
     assert done.exit_code == 0 and "frames: 25 RGBA frames" in done.output
     assert sorted(path.name for path in (tmp_path / "frames").iterdir()) == [
         *(f"{k:06d}.png" for k in range(25)), "poses.npy", "torso.npy"]
+    done = run(*render, tmp_path / "covered", "--orbit", "covered", "--poses", "still", "--no-pose-limit")
+    assert done.exit_code == 0 and "only up to 0.0° to either side, so the camera hardly swings; name degrees" in done.output
+    assert "'covred' is neither a number of degrees nor covered" in run(*render, tmp_path / "x", "--orbit", "covred").output
     done = run(*render, tmp_path / "head.webm", "--audio", sound)
     assert done.exit_code == 0 and "head.webm: 25 RGBA frames" in done.output
     assert "32x32, 25.000 fps" in (shown := run("inspect", tmp_path / "head.webm").output) and "codec vp9" in shown

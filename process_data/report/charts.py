@@ -46,6 +46,12 @@ p { margin: 0 0 12px; max-width: 72ch } .soft { color: var(--soft) }
 .notes { display: grid; gap: 8px; margin: 12px 0 0; padding: 0; list-style: none }
 .notes li { padding: 10px 14px; border-radius: 8px; border-left: 4px solid var(--warn); background: var(--warnback) }
 .notes li.fine { border-color: var(--good); background: var(--goodback) }
+.topics { display: grid; grid-template-columns: minmax(0, 1fr); gap: 12px; margin-top: 12px } .topics p { margin-bottom: 8px }
+.topics .sheet { margin-top: 8px }
+.verdict { font-size: 13px; line-height: 1; padding: 4px 10px; border-radius: 999px; color: var(--soft); background: var(--grid) }
+.verdict.good { color: var(--good); background: var(--goodback) }
+.verdict.fair { color: var(--warn); background: var(--warnback) }
+.verdict.poor { color: var(--bad); background: var(--badfill) }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 12px; margin-top: 12px }
 figure { margin: 0 } figure img { width: 100%; height: auto; display: block; border-radius: 8px; background: var(--grid) }
 figcaption { font-size: 13px; color: var(--soft); margin-top: 4px; line-height: 1.4 }

@@ -1,7 +1,7 @@
-"""report.html, to look at before training: one self-contained file that needs no network."""
+"""report.html, to look at before training: one self-contained file that needs no network; and quality.json, its scores."""
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 
 import cv2
@@ -18,7 +18,11 @@ from process_data.report.charts import (
     split_chart,
 )
 from process_data.report.eye_curves import blink, gaze
+from process_data.report.footage import Sample, reduced, sample_frames, samples
+from process_data.report.scores import read_scores, write_scores
 from process_data.report.speech_coverage import SpeechCoverage, speech_coverage
+from process_data.report.topics import Topic, judge, worst_poses
+from process_data.tracking.residuals import Residuals
 from shared.camera import euler_degrees, project
 from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip, ClipInfo, good_frames
 from shared.files import write_text
@@ -35,6 +39,13 @@ LABEL_COLORS = {TORSO: (66, 135, 245), NECK: (245, 191, 66), HEAD: (66, 200, 120
 BACKDROP = (255, 60, 190)  # pink behind the cut-out: shows its holes
 HATCH = (255, 60, 190)  # pink stripes on unseen background
 IN_SYNC_MS = 40  # one frame: a smaller lag counts as in sync
+# numbers of quality.json that are shown by shot: their column, factor and form
+COLUMNS = {"doubtful_share": ("outline in doubt", 100, "{:.0f} %"), "edge_flicker_px": ("outline flickers", 1, "{:.2f} px"),
+           "border_flicker_px": ("border flickers", 1, "{:.2f} px"), "seen_share": ("background seen", 100, "{:.0f} %"),
+           "ring_unseen_share": ("ring not seen", 100, "{:.0f} %"), "corner_median_px": ("half within", 1, "{:.2f} px"),
+           "corner_p95_px": ("95 % within", 1, "{:.2f} px"), "lost_share": ("points lost", 100, "{:.0f} %"),
+           "speed_p95": ("turns a second", 1, "{:.0f}°"), "torso_rms": ("off by", 1, "{:.1f} grey levels"),
+           "torso_outlier_share": ("quite different", 100, "{:.1f} %")}
 UNITS = {"Lips": "mm apart", "Lids": "0 open, 1 closed", "Gaze": "eye widths", "Head": "degrees", "Torso": "pixels"}
 
 
@@ -106,27 +117,27 @@ def _one(stream: Callable[[int, int], Iterator[np.ndarray]], t: int) -> np.ndarr
     return next(iter(stream(t, t + 1)))
 
 
-def _chosen_frames(info: ClipInfo) -> list[int]:
-    """SHEET_FRAMES frames, evenly spread over the good ones (over all, if none is good)."""
-    good = good_frames(info.excluded, info.frames)
-    numbers = np.flatnonzero(good) if good.any() else np.arange(info.frames)
-    places = (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * len(numbers)
-    return sorted({int(numbers[int(k)]) for k in places})
+def _chosen(looked: Sequence[Sample]) -> list[Sample]:
+    """SHEET_FRAMES of the frames looked at, evenly spread."""
+    places = (np.arange(SHEET_FRAMES) + 0.5) / SHEET_FRAMES * len(looked)
+    return [looked[k] for k in sorted({int(place) for place in places})]
 
 
 def _time(t: int) -> str:
     return f"{t / FPS:.2f} s, frame {t}"
 
 
-def _sheets(clip: Clip, pixels: np.ndarray) -> str:
+def _sheets(clip: Clip, looked: Sequence[Sample], pixels: np.ndarray) -> str:
     """Contact sheets of landmarks and labels and, if the clip has alpha, of the cut-out. pixels (T,68,2): landmarks."""
     tracked, labelled, cut_out = [], [], []
-    for t in _chosen_frames(clip.info):
-        frame = _one(clip.frames, t)
-        tracked.append(_figure(draw_landmarks(frame, pixels[t]), _time(t)))
-        labelled.append(_figure(draw_labels(frame, _one(clip.label_frames, t)), _time(t)))
+    for sample in _chosen(looked):
+        t, frame = sample.t, sample.picture
+        side = len(frame)
+        tracked.append(_figure(draw_landmarks(frame, pixels[t] * side / clip.info.width), _time(t)))
+        labels = cv2.resize(_one(clip.label_frames, t), (side, side), interpolation=cv2.INTER_NEAREST)
+        labelled.append(_figure(draw_labels(frame, labels), _time(t)))
         if clip.alpha.is_file():
-            cut_out.append(_figure(draw_cut_out(frame, _one(clip.alpha_frames, t)), _time(t)))
+            cut_out.append(_figure(draw_cut_out(frame, reduced(_one(clip.alpha_frames, t), side)), _time(t)))
     legend = "".join(f'<span><i style="background:rgb{LABEL_COLORS[k]}"></i>{name}</span>' for k, name in NAMES.items())
     out = ('<h2>Tracked landmarks</h2><p class="soft">The dots should sit on lips, lids, brows, nose and jaw.</p>'
            f'<div class="sheet">{"".join(tracked)}</div><h2>Labels</h2><div class="legend">{legend}</div>'
@@ -153,6 +164,41 @@ def _plates(clip: Clip) -> str:
     more = f' The {PLATES} longest of {len(shots)} shots are shown.' if len(shots) > PLATES else ""
     return ('<h2>Background</h2><p class="soft">What is behind the person. Striped where it is never seen and had to be made '
             f'up.{more}</p><div class="sheet">{"".join(figures)}</div>')
+
+
+def _topics(clip: Clip, topics: Sequence[Topic]) -> str:
+    """A card for each topic: verdict, what was found, what to do better, the shots, the worst frames."""
+    cards = []
+    for topic in topics:
+        score = topic.score
+        advice = f'<p><b>To film it better:</b> {escape(score.advice)}.</p>' if score.advice else ""
+        sheet = "".join(_figure(topic.pictures[t], _time(t)) for t in score.worst if t in topic.pictures)
+        pictures = (f'<p class="soft small">The worst frames; marked: {escape(topic.marked)}.</p><div class="sheet">{sheet}</div>'
+                    if sheet else "")
+        cards.append(f'<div class="card"><div class="head"><h3>{escape(score.topic[:1].upper() + score.topic[1:])}</h3>'
+                     f'<span class="verdict {score.verdict}">{score.verdict}</span></div>'
+                     f'<p>{escape(score.found[:1].upper() + score.found[1:])}.</p>{advice}{_shot_table(clip.info, score.shots)}'
+                     f'{pictures}</div>')
+    return ('<h2>What the footage allows</h2><p class="soft">How well hair, background, head and clothes can be learned from '
+            f'this recording. The numbers are in quality.json.</p><div class="topics">{"".join(cards)}</div>')
+
+
+def _shot_table(info: ClipInfo, shots: Sequence[dict[str, float]]) -> str:
+    """The numbers of each shot, if there are several."""
+    shown = [row for row in shots if len(row) > 1][:PLATES]
+    if len(info.shots) < 2 or not shown:
+        return ""
+    names = [name for name in dict.fromkeys(key for row in shown for key in row) if name in COLUMNS]
+    heads = "".join(f'<th class="n">{COLUMNS[name][0]}</th>' for name in names)
+
+    def cell(name: str, row: dict[str, float]) -> str:
+        _, factor, form = COLUMNS[name]
+        return f'<td class="n">{form.format(factor * row[name]) if name in row else "–"}</td>'
+
+    rows = "".join(f'<tr><td class="n">{row["shot"]:.0f}</td>{"".join(cell(name, row) for name in names)}</tr>' for row in shown)
+    rest = len(shots) - len(shown)
+    more = f'<p class="soft small">And {rest} more in quality.json.</p>' if rest else ""
+    return f'<div class="scroll"><table><tr><th class="n">Shot</th>{heads}</tr>{rows}</table></div>{more}'
 
 
 def _curves(clip: Clip, landmarks: np.ndarray, poses: np.ndarray, pixels: np.ndarray,
@@ -217,13 +263,17 @@ def _excluded_table(info: ClipInfo) -> str:
             f'<th class="n">Frames</th><th>Why</th></tr>{rows}</table></div>{more}')
 
 
-def write_report(clip: Clip, irises: np.ndarray | None = None) -> None:
-    """Write report.html of a finished clip; with irises (T,2,2) pixels, NaN where lost, it shows the gaze too.
+def write_report(clip: Clip, irises: np.ndarray | None = None, residuals: Residuals | None = None) -> None:
+    """Write report.html and quality.json of a finished clip; with irises (T,2,2) pixels, NaN where lost, it shows the gaze too.
 
-    The file holds all pictures and charts; the values of the charts are JSON in its element `curves`. Only a few frames are
-    decoded. Raises TalkheadError if a file of the clip is missing or wrong.
+    `residuals` are those of the clip's tracking; without them the score of the poses is that of an earlier quality.json. The page
+    holds all pictures and charts; the values of the charts are JSON in its element `curves`. Only some frames are looked at.
+    Raises TalkheadError if a file of the clip is missing or wrong.
     """
     info = clip.info
+    looked = list(samples(clip, np.union1d(sample_frames(clip), np.array(worst_poses(clip, residuals), int))))
+    topics = judge(clip, looked, residuals, read_scores(clip.quality))
+    write_scores(clip.quality, [topic.score for topic in topics])
     landmarks, poses = clip.load_landmarks(), clip.load_poses()
     pixels = project(landmarks, poses, info.intrinsics)
     curves = _curves(clip, landmarks, poses, pixels, irises)
@@ -234,7 +284,8 @@ def write_report(clip: Clip, irises: np.ndarray | None = None) -> None:
 <title>{escape(info.name)}: report</title><style>{STYLE}</style></head><body><main>
 <h1>{escape(info.name)}</h1><div class="soft">made from {escape(info.source_name)}</div>{_tiles(clip, pixels)}
 <h2>Before you train</h2>{_notes(info, found)}
-{_sheets(clip, pixels)}
+{_topics(clip, topics)}
+{_sheets(clip, looked, pixels)}
 {_plates(clip)}
 <h2>Curves</h2><p class="soft">Over the whole clip, in seconds. Dashed lines are cuts, shaded stretches are skipped.</p>
 <div class="card charts">{split_chart(info, {name: len(clip.split(name)) for name in info.split})}{charts}</div>

@@ -6,6 +6,7 @@ frames are fitted to that shape in one banded system, coupled by their second di
 are linear in the number of frames.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,14 +122,20 @@ def fit(tracks: Tracks, poses: np.ndarray, shots: list[tuple[int, int]], intrins
     points[: tracks.common] = np.mean(commons, axis=0)
     poses = fit_poses(tracks, points, poses, shots, intrinsics, iterations, smoothness)
     square, seen = np.zeros(2), np.zeros(2)
-    for part in _blocks(len(poses)):
-        pixels = project(points[tracks.index(part)], poses[part], intrinsics)
+    for part, pixels in projected(tracks, points, poses, intrinsics):
         error = ((pixels - tracks.pixels[part]) ** 2).sum(-1)
         for k, columns in enumerate((slice(0, tracks.common), slice(tracks.common, None))):
             square[k] += np.nansum(error[:, columns])
             seen[k] += np.isfinite(error[:, columns]).sum()
     rms = np.sqrt(square / np.maximum(seen, 1))
     return PoseFit(points, pose_matrix(poses[:, :3, :3], poses[:, :3, 3]), (float(rms[0]), float(rms[1])))
+
+
+def projected(tracks: Tracks, points: np.ndarray, poses: np.ndarray,
+              intrinsics: tuple[float, ...]) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of frames, and where fitted points (P,3) and poses (T,4,4) put what `tracks.pixels` observed in them, (n,M,2)."""
+    for part in _blocks(len(poses)):
+        yield part, project(points[tracks.index(part)], poses[part], intrinsics)
 
 
 def _groups(reference: np.ndarray) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ import numpy as np
 from process_data.config import ProcessConfig
 from process_data.detection.base import Scheme
 from process_data.tracking import bundle_adjustment, corner_tracks, lip_edges
+from process_data.tracking.residuals import Residuals, residuals
 from process_data.workers import Workers, chunk_spans, report_done
 from shared.arrays import evenly, savgol
 from shared.camera import pose_matrix, project
@@ -27,22 +28,24 @@ MOVING = set(LIPS) | set(range(36, 48)) | set(JAW)  # landmarks that speech and 
 @dataclass(frozen=True)
 class Tracked:
     """landmarks (T,68,3) metres in head space, poses (T,4,4), neutral (1,68,3); rms pixel errors of the detector's points and
-    of the corners."""
+    of the corners, and the residuals of each frame."""
 
     landmarks: np.ndarray
     poses: np.ndarray
     neutral: np.ndarray
     rms: tuple[float, float]
+    residuals: Residuals
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The fit before it is moved to head space: landmarks (T,68,3), poses (T,4,4) and rms errors as in `Tracked`; `detector`,
-    the detector's rigid points, and `first`, the fit to these alone."""
+    """The fit before it is moved to head space: landmarks (T,68,3), poses (T,4,4), rms errors and residuals as in `Tracked`;
+    `detector`, the detector's rigid points, and `first`, the fit to these alone."""
 
     landmarks: np.ndarray
     poses: np.ndarray
     rms: tuple[float, float]
+    residuals: Residuals
     detector: bundle_adjustment.Tracks
     first: bundle_adjustment.PoseFit
 
@@ -58,7 +61,7 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
     fit = fit_video(video, points, scheme, spans, good, intrinsics, config, work, workers, quiet)
     space = head_space(fit.landmarks, good)
     landmarks = space.landmarks(fit.landmarks)
-    return Tracked(landmarks, space.poses(fit.poses), neutral_face(landmarks[good]), fit.rms)
+    return Tracked(landmarks, space.poses(fit.poses), neutral_face(landmarks[good]), fit.rms, fit.residuals)
 
 
 def fit_video(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]], good: np.ndarray,
@@ -87,7 +90,8 @@ def fit_video(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple
                                   smoothness=config.pose_smoothness, needed=tuple(numbers))
     pixels68 = lip_edges.correct_lips(pixels68, edges, good, unit)
     landmarks = merged_landmarks(pixels68, depth, final.poses, first.poses, spans, intrinsics, config)
-    return Fit(landmarks, final.poses, final.rms, detector, first)
+    count = np.array([len(reference.points) for reference in references])
+    return Fit(landmarks, final.poses, final.rms, residuals(both, final, count, good, intrinsics), detector, first)
 
 
 def detector_tracks(points: np.ndarray, scheme: Scheme, unit: float) -> tuple[np.ndarray, bundle_adjustment.Tracks]:

@@ -15,6 +15,7 @@ from talkhead.commands.options import (
     liveliness_option,
     mark_option,
     overwrite_option,
+    pose_limit_option,
 )
 from talkhead.commands.output import above_bars, print_tables, print_video
 from talkhead.commands.runner import one_line, print_error, when_stopped
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--size", metavar="HEIGHT|WIDTHxHEIGHT", help="Size of the video.  [default: the avatar's]")
 @click.option("--fps", default="25", show_default=True, help="Frames a second of the video, such as 30 or 29.97.")
 @click.option("--poses", default="loop", show_default=True, help="loop, still, another person's clip, or a poses .npy file.")
+@pose_limit_option
 @click.option("--head-motion", default=1.0, show_default=True, type=FiniteFloat(0, 1),
               help="How much of the head's motion is shown; 0 is still.")
 @click.option("--landmarks", type=PATH, help="Landmark file to show instead of what stage 1 predicts.")
@@ -48,8 +50,9 @@ if TYPE_CHECKING:
 @overwrite_option
 @device_option
 def synth(avatar: Path, audio: tuple[Path, ...], output: Path, start: float, end: float | None, background: str,
-          size: str | None, fps: str, poses: str, head_motion: float, landmarks: Path | None, seed: int, liveliness: float,
-          encoder: str | None, mark: bool, label: "Label", save_landmarks: Path | None, overwrite: bool, device: str) -> None:
+          size: str | None, fps: str, poses: str, pose_limit: bool, head_motion: float, landmarks: Path | None, seed: int,
+          liveliness: float, encoder: str | None, mark: bool, label: "Label", save_landmarks: Path | None, overwrite: bool,
+          device: str) -> None:
     """AVATAR + AUDIO (a file, a pipe, or - for standard input) -> video in which the avatar speaks it.
 
     The video has the given sound as it is where its container can hold it, and is as long as the landmarks. Of several AUDIO
@@ -66,7 +69,7 @@ def synth(avatar: Path, audio: tuple[Path, ...], output: Path, start: float, end
 
     outputs = name_outputs(audio, output)
     speaker = Speaker(Avatar(avatar), device=device, poses=poses, head_motion=head_motion, background=background, size=size,
-                      fps=fps, seed=seed, liveliness=liveliness, encoder=encoder, mark=mark, label=label)
+                      fps=fps, seed=seed, liveliness=liveliness, encoder=encoder, mark=mark, label=label, pose_limit=pose_limit)
     if len(audio) == 1:
         made = speaker.speak(audio[0], outputs[0], landmarks=landmarks, start=start, end=end, save_landmarks_to=save_landmarks,
                              overwrite=overwrite)

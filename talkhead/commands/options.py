@@ -31,6 +31,8 @@ liveliness_option = click.option("--liveliness", default=1.0, show_default=True,
                                  help="How far the brows move with the voice; 0 leaves them still.")
 encoder_option = click.option("--encoder", metavar="NAME|FOLDER", help="Where the model's speech encoder lies now, if it has "
                               "one.  [default: where it was in training]")
+pose_limit_option = click.option("--pose-limit/--no-pose-limit", default=True, help="Hold poses from a file or another clip to "
+                                 "those that the avatar's clip shows, and a little beyond; or not.  [default: --pose-limit]")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is already there.")
 mark_option = click.option("--mark/--no-mark", default=True, help="Say in the file that it is made: metadata, signature, "
                            "invisible mark; or not.  [default: --mark]")

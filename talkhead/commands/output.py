@@ -50,10 +50,14 @@ def print_part(numbers: dict[str, Any], avatar: "Avatar", part: str, clip: "Clip
 
 
 def print_clip(clip: "Clip") -> None:
-    """Print the size of a clip that was made, its warnings and where its report lies."""
+    """Print the size of a clip that was made, its warnings, what its footage allows and where its report lies."""
+    from process_data.report.scores import read_scores
+
     info = clip.info
     click.echo(f"{clip.root}: {info.frames} frames of {info.width}x{info.height}, {len(info.shots)} shot(s)")
     print_warnings(info.warnings)
+    for score in read_scores(clip.quality):
+        click.echo(f"  {score}")
     click.echo(f"Look at {clip.report} before training.")
 
 

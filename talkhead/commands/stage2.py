@@ -1,14 +1,37 @@
 """`talkhead stage2`: landmarks to the Gaussian head."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from shared.errors import TalkheadError
 from shared.options import FiniteFloat
-from talkhead.commands.options import PATH, avatar_option, config_options, device_option, overwrite_option
+from talkhead.commands.options import (
+    PATH,
+    avatar_option,
+    config_options,
+    device_option,
+    overwrite_option,
+    pose_limit_option,
+)
 from talkhead.commands.output import print_part, print_tables, print_warnings
 from talkhead.commands.runner import CONTINUES, CONTINUES_UNASKED, when_stopped
+
+COVERED = "covered"  # the value of --orbit for what the clip shows
+
+
+class Swing(FiniteFloat):
+    """Degrees of --orbit, or COVERED."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == COVERED:
+            return value
+        try:
+            float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number of degrees nor {COVERED}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -50,32 +73,35 @@ def stage2_train(clip: Path, avatar: Path | None, overwrite: bool, device: str, 
 @click.option("-o", "--output", type=PATH, required=True,
               help="Folder for RGBA pictures, or a video with transparency: .mov (ProRes 4444) or .webm (VP9).")
 @click.option("--poses", default="loop", show_default=True, help="loop, still, or a poses .npy file.")
-@click.option("--orbit", type=FiniteFloat(-180, 180), metavar="DEGREES",
-              help="Swing the camera around the head, this far to either side; negative goes the other way first.")
+@pose_limit_option
+@click.option("--orbit", type=Swing(-180, 180), metavar="DEGREES|covered",
+              help="Swing the camera around the head, this far to either side, or as far as the avatar's clip shows the head; "
+                   "negative goes the other way first.")
 @click.option("--period", type=FiniteFloat(0.04, 3600), metavar="SECONDS",
               help="Time of one swing of --orbit there and back.  [default: the whole sequence]")
 @click.option("--audio", type=PATH, help="Sound to put under a video; - is standard input.")
 @overwrite_option
 @device_option
-def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, orbit: float | None, period: float | None,
-                  audio: Path | None, overwrite: bool, device: str) -> None:
+def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, pose_limit: bool, orbit: float | str | None,
+                  period: float | None, audio: Path | None, overwrite: bool, device: str) -> None:
     """LANDMARKS -> the head alone, over nothing: RGBA pictures or a transparent video.
 
-    A folder also gets the poses and torso motion that belong to the pictures, for `torso composite`. Swings that go more
-    than some 15 degrees beyond the views in the training video show splats that no picture ever checked.
+    A folder also gets the poses and torso motion that belong to the pictures, for `torso composite`. Where --orbit goes beyond
+    the views in the training video it shows splats that no picture ever checked; a warning names these frames.
 
     \b
     talkhead stage2 render edited.npy --avatar me.avatar -o frames --poses still
     talkhead stage2 render edited.npy --avatar me.avatar -o head.mov --audio speech.wav
-    talkhead stage2 render edited.npy --avatar me.avatar -o head.webm --poses still --orbit 30 --period 4
+    talkhead stage2 render edited.npy --avatar me.avatar -o head.webm --poses still --orbit covered --period 4
     """
     from shared.avatar import Avatar
     from talkhead.free_view import Orbit, render_free_view
 
     if period is not None and orbit is None:
         raise TalkheadError(f"--period {period:g} is the time of a swing; add --orbit DEGREES")
-    made = render_free_view(Avatar(avatar), landmarks, output, poses=poses, orbit=None if orbit is None else Orbit(orbit, period),
-                            audio=audio, device=device, overwrite=overwrite)
+    swing = None if orbit is None else Orbit(None if isinstance(orbit, str) else orbit, period)
+    made = render_free_view(Avatar(avatar), landmarks, output, poses=poses, orbit=swing, audio=audio, pose_limit=pose_limit,
+                            device=device, overwrite=overwrite)
     print_warnings(made.warnings)
     click.echo(f"{output}: {made.frames} RGBA frames")
 

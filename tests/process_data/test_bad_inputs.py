@@ -104,13 +104,19 @@ ELSEWHERE |= {what: ("tests/talkhead/test_synthesized_sound.py", test) for what,
     "several sounds of one name": "test_videos_are_named_after_their_sounds",
     **dict.fromkeys(["several sounds, one of them bad", "several sounds with --landmarks or --save-landmarks"],
                     "test_several_sounds_become_several_videos_and_one_that_fails_stops_none"),
-    "poses that turn the head far beyond the avatar's own motion": "test_poses_far_from_the_own_motion_are_told"}.items()}
+    "poses that turn the head beyond what the avatar's clip shows": "test_poses_are_held_to_what_the_clip_shows",
+    "with --no-pose-limit, poses that turn the head far beyond the avatar's own motion":
+        "test_poses_far_from_the_own_motion_are_told"}.items()}
 ELSEWHERE |= {what: ("tests/talkhead/test_scene.py", test) for what, test in {
     "--size 721, 1280x or nonsense": "test_other_sizes_are_refused",
     **dict.fromkeys(["--background whit", "a background that is only sound", "a background picture that is damaged"],
                     "test_what_is_no_background_is_refused"),
     "a background picture of a phone that was turned": "test_a_phone_picture_stands_upright",
     "shoulders that are cut off in a wider frame": "test_cut_off_shoulders_are_told"}.items()}
+ELSEWHERE["poses that put the head far nearer or farther than the clip does"] = (
+    "tests/shared/test_pose_range.py", "test_only_extreme_distances_are_changed_and_the_head_stays_in_its_place_of_the_picture")
+ELSEWHERE["an orbit that goes beyond what the clip shows"] = (
+    "tests/talkhead/test_synthesis.py", "test_an_orbit_tells_where_it_goes_beyond_the_clip")
 ELSEWHERE["--fps 0, 121 or nonsense"] = ("tests/shared/media/test_video_output.py", "test_rates_that_no_video_has_are_refused")
 MARKS, VERIFY = "tests/talkhead/test_provenance.py", "tests/talkhead/test_verification.py"
 ELSEWHERE |= {

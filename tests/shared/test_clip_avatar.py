@@ -10,6 +10,7 @@ from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import save_array, save_landmarks
 from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
+from shared.pose_range import PoseRange
 
 
 @pytest.fixture
@@ -78,6 +79,10 @@ def test_avatar_takes_the_longest_stretch_of_one_shot(clip, tmp_path):
     np.testing.assert_array_equal(poses[:, 2, 3], [4, 5, 6, 7, 8])
     assert avatar.load_background()[0, 0, 0] == 1
     assert avatar.info.intrinsics == (20.0, 20.0, 8.0, 8.0)
+    # every good frame of the split, 0 to 7, is in the range; an avatar that does not know it has that of its motion track
+    assert avatar.pose_range() == avatar.info.pose_range == PoseRange.of(clip.load_poses()[:8])
+    avatar.save_info(dataclasses.replace(avatar.info, pose_range=None))
+    assert avatar.pose_range() == PoseRange.of(poses)
     with pytest.raises(TalkheadError, match="the avatar has no stage2 yet; run `talkhead stage2 train CLIP`"):
         avatar.require("stage2")
     with pytest.raises(TalkheadError, match="there is no avatar here"):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from shared.image import straight
 from shared.landmarks import load_array, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_rgba, read_transparent_video, read_video
+from shared.pose_range import PoseRange
 from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.head import Head
 from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view
@@ -41,6 +44,7 @@ def test_rebatch_keeps_order_whatever_the_chunks():
 @pytest.fixture
 def avatar(tmp_path):
     avatar = Avatar(tmp_path)
+    write_json(avatar.json, {"name": "me", "width": 64, "height": 64, "intrinsics": [160, 160, 32, 32], "fps": 25, "format": 1})
     save_array(avatar.poses, pose_matrix(np.tile(UPRIGHT, (5, 1, 1)), np.arange(1, 6)[:, None] * [0, 0, 1.0]))
     save_array(avatar.motion, np.arange(20).reshape(5, 4))
     return avatar
@@ -88,12 +92,30 @@ def test_an_orbit_turns_the_poses_about_the_ears(spoken):
     np.testing.assert_allclose(fast[10:20], fast[:10], atol=1e-3)  # 0.4 s are 10 frames
 
 
+def test_an_orbit_tells_where_it_goes_beyond_the_clip(spoken):
+    avatar, rows = spoken
+    view = HeadView(avatar, rows, "still", Orbit(9, 1.2))  # beyond 2° but around the middle of the swing and its ends
+    assert view.warnings == ["the camera goes up to 9° beyond what the clip shows of the head, in frames 2 to 13, 17 to 28; "
+                             "--orbit covered with --poses still stays within"]
+    assert HeadView(avatar, rows, "still", Orbit(1.9)).warnings == []
+    shown = PoseRange((1.0, 0.0, 0.0), (-14.0, 0.0, 0.0), (20.0, 0.0, 0.0), 0.7, 0.9)
+    info = avatar.info
+    try:
+        avatar.save_info(dataclasses.replace(info, pose_range=shown))
+        covered = HeadView(avatar, rows, "still", Orbit(period=1.2))
+        yaw = euler_degrees(covered.poses[:, :3, :3])[:, 0]
+        np.testing.assert_allclose(np.abs(yaw), np.abs(13 * np.sin(2 * np.pi * np.arange(30) / 30)), atol=1e-3)
+        assert covered.warnings == []  # the clip shows -13° to 21°, the head stands at 0°
+    finally:
+        avatar.save_info(info)
+
+
 def test_pictures_and_videos_show_the_same_straight_alpha(spoken, tmp_path):
     avatar, rows = spoken
     save_wav(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 40000))
     view = HeadView(avatar, rows, "still", Orbit(20))
     shown_so = {"poses": "still", "orbit": Orbit(20), "device": CPU, "quiet": True}
-    assert render_free_view(avatar, rows, tmp_path / "frames", **shown_so) == (30, [])
+    assert render_free_view(avatar, rows, tmp_path / "frames", **shown_so) == (30, view.warnings)
     pictures = [read_rgba(path, (64, 64)) for path in sorted((tmp_path / "frames").glob("*.png"))]
     assert len(pictures) == 30 and np.array_equal(load_array(tmp_path / "frames" / "poses.npy", (4, 4)), view.poses)
     expected = torch.cat(list(view.batches(CPU, quiet=True)))

@@ -1,5 +1,6 @@
 """What is told and refused when an avatar speaks: lengths, heads out of sight, pipes as outputs, where pictures may go."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,13 +14,14 @@ from click.testing import CliRunner
 
 from cli import cli
 from shared.avatar import Avatar
-from shared.camera import pose_matrix, rotation_from_rotvec
+from shared.camera import euler_degrees, pose_matrix, rotation_from_rotvec
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.landmarks import load_landmarks, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_transparent_video, read_video, write_png
 from shared.options import Seconds
+from shared.pose_range import PoseRange
 from shared.watermark.payload import avatar_id
 from stage1_audio2lmk.stream import iter_predict
 from talkhead import speaking as module
@@ -328,10 +330,34 @@ def test_less_head_motion_is_still_or_drawn_anew(avatar):
             MotionTrack(avatar, "loop", gain)
 
 
+def test_poses_are_held_to_what_the_clip_shows(avatar, tmp_path):
+    """Of a file and in a free view; not the avatar's own motion, and not with limit=False."""
+    turned = np.tile(UPRIGHT, (25, 1, 1))
+    turned[5:10, :3, :3] = rotation_from_rotvec(np.radians([[0, -30.0, 0]]))[0] @ turned[5, :3, :3]
+    save_array(tmp_path / "own.npy", turned)
+    told = ["the poses turn the head up to 30° to the left, the clip shows 0°: 5 of 25 frames were turned back to at most 2°; "
+            "--no-pose-limit keeps them"]
+    held, free = MotionTrack(avatar, tmp_path / "own.npy"), MotionTrack(avatar, tmp_path / "own.npy", limit=False)
+    assert held.warnings(25) == told and np.array_equal(free.poses, turned)
+    yaw = euler_degrees(held.poses[:, :3, :3])[:, 0]
+    np.testing.assert_allclose(yaw, np.where((np.arange(25) >= 5) & (np.arange(25) < 10), -2, 0), atol=1e-3)
+    view = HeadView(avatar, rows(tmp_path, 25), tmp_path / "own.npy")
+    assert view.warnings == told and np.array_equal(view.poses, held.poses)
+    half = MotionTrack(avatar, tmp_path / "own.npy", 0.5)
+    assert "up to 15° to the left" in half.warnings(25)[0]
+    shown = PoseRange((0.0, 0.0, 0.0), (-40.0, 0.0, 0.0), (0.0, 0.0, 0.0), 0.7, 0.9)
+    avatar.save_info(dataclasses.replace(avatar.info, pose_range=shown))
+    assert np.array_equal(MotionTrack(avatar, tmp_path / "own.npy").poses, turned)
+    assert synthesize(avatar, tmp_path / "speech.wav", tmp_path / "t.mp4", device=CPU, poses=tmp_path / "own.npy",
+                      pose_limit=False, quiet=True).warnings == [
+        "the poses turn the head up to 30 degrees further than the avatar's own motion does; it shows there what no picture "
+        "checked"]
+
+
 def test_poses_far_from_the_own_motion_are_told(avatar, tmp_path):
     turned = np.tile(UPRIGHT, (25, 1, 1))
     turned[5, :3, :3] = rotation_from_rotvec(np.radians([[0, 30.0, 0]]))[0] @ turned[5, :3, :3]
     save_array(tmp_path / "own.npy", turned)
-    assert MotionTrack(avatar, str(tmp_path / "own.npy")).warnings(25) == [
+    assert MotionTrack(avatar, str(tmp_path / "own.npy"), limit=False).warnings(25) == [
         "the poses turn the head up to 30 degrees further than the avatar's own motion does; it shows there what no picture "
         "checked"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from process_data.actor.actor import actor_landmarks, actor_motion, default_intrinsics
-from process_data.report import page
+from process_data.report import footage, page
 from process_data.report.charts import POINTS, Curve, curves_json, thin, ticks
 from process_data.report.page import draw_cut_out, draw_landmarks, draw_unseen, jitter, write_report
 from shared.camera import project
@@ -127,19 +127,27 @@ def test_ticks_are_round_and_inside(low, high, expected):
     np.testing.assert_allclose(ticks(low, high, 4), expected, atol=1e-12)
 
 
-def test_only_a_few_frames_are_decoded(clip, monkeypatch):
+def test_only_some_good_frames_are_looked_at(clip, monkeypatch):
     asked = []
-    frames = Clip.frames
+    read = footage.read_video
 
-    def counted(self, start=0, stop=None):
-        asked.append((start, stop))
-        return frames(self, start, stop)
+    def counted(path, start, stop, only):
+        asked.append((start, stop, only))
+        return read(path, start=start, stop=stop, only=only)
 
-    monkeypatch.setattr(Clip, "frames", counted)
+    monkeypatch.setattr(footage, "read_video", counted)
     write_report(clip)
-    assert len(asked) == page.SHEET_FRAMES and all(stop == start + 1 for start, stop in asked)
+    ((start, stop, only),) = asked
     bad = {t for b in clip.info.excluded for t in range(b.start, b.stop)}
-    assert not bad & {start for start, _ in asked}
+    assert len(only) == footage.FEWEST and not bad & only and (start, stop) == (min(only), max(only) + 1) == (0, FRAMES)
+
+
+def test_frames_far_apart_are_jumped_to(clip):
+    frames = np.array([3, 80])
+    near, far = (list(footage.samples(clip, frames[:k])) for k in (1, 2))
+    assert [sample.t for sample in far] == [3, 80] and [sample.shot for sample in far] == [0, 1]
+    np.testing.assert_array_equal(near[0].picture, far[0].picture)
+    assert abs(int(far[1].picture.mean()) - 80) < 3  # frame t is of grey level t
 
 
 def test_landmarks_are_drawn_where_they_are(clip):
