@@ -12,6 +12,7 @@ from shared.camera import project
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, lip_opening
+from stage2_gaussian.falling_hair import FallingHair
 from stage2_gaussian.skinning import Skinning
 
 VIEWS = 16  # training frames that Gaussians are sampled from
@@ -78,13 +79,15 @@ def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...
     return eye + along[:, None] * rays
 
 
-def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.Generator) -> CanonicalGaussians:
-    """Sample `splats` Gaussians from the head pixels of training frames `indices` and undo the frames' expressions.
+def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.Generator,
+                   falling: FallingHair | None = None) -> CanonicalGaussians:
+    """Sample `splats` Gaussians from the head pixels of training frames `indices` and undo the frames' expressions, and the
+    motion of hair that falls below the jaw.
 
     Raises TalkheadError if no frame shows a head.
     """
     neutral = clip.load_neutral()[0]
-    landmarks, poses = clip.load_landmarks(), clip.load_poses()
+    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()
     surface = head_surface(neutral)
     skinning = Skinning(torch.from_numpy(neutral))
     views = np.unique(indices[np.linspace(0, len(indices) - 1, VIEWS).round().astype(int)])
@@ -101,6 +104,8 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
             chosen = rng.choice(len(rows), share, p=density / density.sum())
             pixels = np.stack([columns[chosen], rows[chosen]], 1) + rng.random((share, 2))
             found = unproject(pixels, poses[t].astype(float), clip.info.intrinsics, surface, depth_offset)
+            if falling is not None:
+                found = falling.canonical(*(torch.from_numpy(x).float() for x in (found, neutral, poses[t], torso[t]))).numpy()
             weights = skinning.weights(torch.from_numpy(found).float()).detach().numpy()
             points.append(found - weights @ (landmarks[t] - neutral))
             point_colors.append(image[rows[chosen], columns[chosen]] / 255)
