@@ -12,11 +12,12 @@ from shared.camera import project
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import sha256
+from shared.head_surface import head_surface
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadDataset, foreground_colors, make_backdrop, matte, over_colors, sampling_probs
 from stage2_gaussian.evaluation.evaluate import evaluate
-from stage2_gaussian.initialization import head_surface, make_canonical, unproject
+from stage2_gaussian.initialization import make_canonical, unproject
 from stage2_gaussian.losses import PictureLoss
 from stage2_gaussian.render import render_head
 from stage2_gaussian.train import Trainer, Validation, new_head, split_off_validation, train
