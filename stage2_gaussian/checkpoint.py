@@ -14,7 +14,8 @@ from stage2_gaussian.head import Head
 
 FORMAT = "gaussian-head-4"
 UNLIMITED = "gaussian-head-3"  # an older format, in which colours may be brighter than white
-SINGLE = ("positions", "code.centres", "code.log_scales", "code.rotations", "falling.rest", "falling.camera")  # tensors kept in single precision
+# tensors kept in single precision
+SINGLE = ("positions", "code.centres", "code.log_scales", "code.rotations", "falling.rest", "falling.camera")
 
 
 def save_head(path: Path, head: Head, meta: dict[str, Any]) -> None:

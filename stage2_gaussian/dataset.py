@@ -136,9 +136,8 @@ def foreground_colors(frames: Tensor, plates: Tensor, alpha: Tensor, sure: Tenso
     Chuang et al., "A Bayesian approach to digital matting", CVPR 2001, for known alpha, channel by channel.
     """
     plane = sure.float()[:, None]
-    window = dict(kernel_size=4 * reach + 1, stride=1, padding=2 * reach)
     picture = frames.movedim(-1, 1)
-    sums = F.avg_pool2d(torch.cat([picture * plane, picture.square() * plane, plane], 1), **window)
+    sums = F.avg_pool2d(torch.cat([picture * plane, picture.square() * plane, plane], 1), 4 * reach + 1, 1, 2 * reach)
     count = sums[:, 6:].clamp_min(1e-6)
     mean, square = (sums[:, k : k + 3] / count for k in (0, 3))
     spread = (square - mean.square()).clamp_min(LEAST_SPREAD**2)

@@ -19,8 +19,9 @@ def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[
                 height: int, torso: Tensor | None = None) -> Tensor:
     """landmarks (B, 68, 3) metres, poses (B, 4, 4), intrinsics (fx, fy, cx, cy) pixels -> (B, H, W, 4) float.
 
-    `torso` (B, 4) is the torso motion, which moves the ends of long hair; without it they move with the head. RGBA premultiplied by alpha, on the head's device, differentiable when gradients are on. On CUDA, the Gaussians of a head
-    that is not being trained are deformed and projected by a CUDA graph, kept per batch size and camera.
+    `torso` (B, 4) is the torso motion, which moves the ends of long hair; without it they move with the head. RGBA
+    premultiplied by alpha, on the head's device, differentiable when gradients are on. On CUDA, the Gaussians of a head that is
+    not being trained are deformed and projected by a CUDA graph, kept per batch size and camera.
     """
     device = head.positions.device
     landmarks, poses = landmarks.to(device), poses.to(device)
@@ -68,7 +69,7 @@ class ProjectionGraph:
         """landmarks (B, 68, 3), poses (B, 4, 4), torso motion (B, 4) -> projected Gaussians, overwritten by the next call."""
         self.landmarks.copy_(landmarks)
         self.poses.copy_(poses)
-        if self.torso is not None:
+        if self.torso is not None and torso is not None:
             self.torso.copy_(torso)
         self.graph.replay()
         return self.projected

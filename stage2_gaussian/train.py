@@ -43,7 +43,7 @@ PATIENCE = 5  # validations without an improvement after which training stops
 def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
     """An untrained head on the CPU: Gaussians sampled from the frames `indices`, seeded networks."""
     falling = None
-    if has_falling_hair(clip, indices):
+    if config.falling_hair and has_falling_hair(clip, indices):
         falling = FallingHair(config.splats)
         poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()))
         falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
@@ -81,7 +81,8 @@ class TrainingView(nn.Module):
         self.head = head
         self.camera = data.intrinsics, data.width, data.height
 
-    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor, refinement: Tensor, exposure: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor, refinement: Tensor,
+                exposure: Tensor) -> tuple[Tensor, ...]:
         """landmarks (B, 68, 3), poses (B, 4, 4), torso motion (B, 4), refinement (B, 6), exposure (B, 3) log gains -> fields of
         `Projected`."""
         intrinsics, width, height = self.camera
