@@ -68,7 +68,7 @@ def measure(clip: Clip, path: Path, seed: int, look: Look, every: int, device: s
     from stage2_gaussian.evaluation.evaluate import evaluate
     from stage2_gaussian.render import render_head
 
-    table = evaluate(clip, path, splits=["test"], device=torch.device(device), every=every, quiet=True)["test"]
+    table = evaluate(clip, path, splits=["test"], device=torch.device(device), quiet=True)["test"]
     head, sums, counts = load_head(path, device), {}, {}
     landmarks, poses, torso = (torch.from_numpy(x) for x in (clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()))
     for t, frame in held_out_truth(clip, seed, look, every):
