@@ -188,7 +188,8 @@ def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, tor
 def tube_vertices(tubes: Tubes, head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
                   intrinsics: tuple[float, float, float, float], size: int) -> np.ndarray:
     """As camera_vertices, the vertices (N, 3) of the tubes: hair moves with the head near it, further down with the torso."""
-    points = tubes.vertices(head, head.vertices(np.asarray(landmarks, float)))
+    moved = head.vertices(np.asarray(landmarks, float)) if len(tubes.roots) else head.base
+    points = tubes.vertices(head, moved)
     return _to_camera(points, tubes.follow, pose, torso, intrinsics, size)
 
 
@@ -217,7 +218,7 @@ def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: 
     room_light = srgb_to_linear(room / 255)
     numbers = np.arange(len(landmarks)) if numbers is None else numbers
     gains, hand = exposure_gain(numbers, seed, look), hand_shift(numbers, seed)
-    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand):
+    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand, strict=True):
         vertices = camera_vertices(head, shape, pose, torso, intrinsics, size)
         screen, depth = _on_screen(vertices, intrinsics, samples)
         ids, inverse = visible_triangles(screen, depth, head.triangles, size * samples, size * samples)
@@ -231,8 +232,9 @@ def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: 
         light = hair_light(strands, tubes.normal @ pose[:3, :3].T.astype(float), tubes.segments, tubes.color, tubes.shade,
                            tubes.solid)
         background = room if gain == 1 else _to_bytes(gain * room_light)
-        frame = ActorFrame(np.empty((size, size, 3), np.uint8), *(np.empty((size, size), np.uint8) for _ in range(3)),
-                           *(np.empty((size, size, 3), np.float32) for _ in range(2)), background)
+        labels, alpha, head_alpha = np.empty((3, size, size), np.uint8)
+        body, own = np.empty((2, size, size, 3), np.float32)
+        frame = ActorFrame(np.empty((size, size, 3), np.uint8), labels, alpha, head_alpha, body, own, background)
         compose(ids, screen, depth, head.triangles, normals, head.uv, head.occlusion, head.gloss, head.material,
                 LABEL_OF_MATERIAL, atlas, strand_screen, radius, tubes.segments, tubes.layer, light, tubes.solid, tubes.gloss,
                 plate, torso.astype(float), gain, background, samples, *frame[:6])

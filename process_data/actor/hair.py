@@ -69,7 +69,7 @@ def _places(rng: np.random.Generator, points: np.ndarray, triangles: np.ndarray,
 
 
 def _scalp(rng: np.random.Generator, points: np.ndarray, triangles: np.ndarray, field: np.ndarray, count: int) -> np.ndarray:
-    """Random roots (count, 3) on triangles whose `field` (F,), millimetres inside the hair, is positive; dense at the hairline."""
+    """Random roots (count, 3) on triangles (F, 3) that lie `field` (F,) millimetres inside the hair; dense at the hairline."""
     corners, weights = _places(rng, points, triangles, np.where(field < 7, 3.0, 1.0) * (field > 0.5), count)
     return (points[corners] * weights[..., None]).sum(1)
 

@@ -16,10 +16,10 @@ class Look:
     """How an actor looks and moves; the default is the calm, short-haired person in a jacket.
 
     hair: "short", "long" (straight, some of it before and some behind the shoulders), "curly" or "braids" (one over each
-    shoulder); bun: a knot of hair behind and above the crown; dark_skin: and black hair; hand: a hand passes before neck and chin now and then;
-    exposure: share by which the film's brightness wanders; dark_room: the room is as dark as the hair, at night;
-    turn, nod: degrees of yaw and pitch, reached again and again and fast where they are not the calm speaker's.
-    Raises TalkheadError for hair of another name and for amplitudes beyond 45° (turn), 25° (nod) and 0.5 (exposure).
+    shoulder); bun: a knot of hair behind and above the crown; dark_skin: and black hair; hand: a hand passes before neck and
+    chin now and then; exposure: share by which the film's brightness wanders; dark_room: the room is as dark as the hair;
+    turn, nod: degrees of yaw and pitch, reached again and again and fast where they are not the calm speaker's. Raises
+    TalkheadError for hair of another name and for amplitudes beyond 45° (turn), 25° (nod) and 0.5 (exposure).
     """
 
     hair: str = "short"

@@ -144,7 +144,8 @@ def paint_bare_shoulders(identity: Identity, size: int) -> np.ndarray:
     armpit = 0.45 * np.exp(-(((side - 0.150 - 0.25 * (y - 0.30)) / 0.006) ** 2)) * smoothstep(0.262, 0.30, y)
     layer = np.zeros((n, n, 4), np.float32)
     beside_neck = smoothstep(0, 1, np.maximum((side - 0.040) / 0.020, (y - 0.172) / 0.040))
-    _fill(layer, skin * (_light(-height, metre) * (1 - armpit))[..., None], smoothstep(-edge, edge, body) * beside_neck)
+    light = (_light(-height, metre) * (1 - armpit))[..., None]
+    _fill(layer, (skin + 0.014) * light, smoothstep(-edge, edge, body) * beside_neck)
     hem = y - 0.262 + 0.10 * np.clip(0.07 - side, 0, None) - 0.05 * np.clip(side - 0.1, 0, None)
     wobble = gaussian_filter(rng.standard_normal((n, n)).astype(np.float32), metre * 0.012)
     top = _light(-height + wobble / wobble.std() * 0.0012 - 0.0015 * np.exp(-np.abs(hem - 0.004) / 0.0015), metre)

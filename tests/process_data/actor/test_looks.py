@@ -21,7 +21,7 @@ from process_data.actor.actor import (
     render_actor_layers,
     tube_vertices,
 )
-from process_data.actor.look import LOOKS, PLAIN, Look
+from process_data.actor.look import LOOKS, PLAIN, Look, person
 from process_data.actor.motion import exposure_gain, hand_shift
 from process_data.actor.tubes import BEHIND, add_tubes
 from shared.camera import euler_degrees, pose_matrix, rotation_from_rotvec
@@ -50,7 +50,7 @@ def draw(face, look: Look, pose=None, size: int = SIZE, number: int = 0) -> Acto
 
 
 def slow_tubes(screen, depth, radius, segments, focal, height, width):
-    """Every pixel against every segment: the nearest point of each of many spheres along it."""
+    """Every pixel against every segment, with the ball around the point of its axis that is nearest on the screen."""
     ids, nearest = np.full((height, width), -1), np.zeros((height, width))
     rows, columns = np.mgrid[:height, :width] + 0.5
     for s, (a, b) in enumerate(segments):
@@ -120,7 +120,7 @@ def test_a_beard_moves_with_the_skin(face):
 
 @pytest.mark.parametrize("name", LOOKS)
 def test_every_look_agrees_with_its_truth(face, name):
-    look = LOOKS[name]
+    look = replace(LOOKS[name], dark_skin=False)  # whose texture takes seconds to paint
     for pose, number in ((reference_pose(), 0), (TURNED, 25)):
         frame = draw(face, look, pose, number=number)
         assert set(np.unique(frame.labels)) <= {0, 1, 2, 3, 4}
@@ -158,6 +158,12 @@ def test_the_knot_the_bare_shoulders_and_the_dark_room_are_seen(face):
     assert np.abs(shoulders - cheek).max() < 60 and shoulders[0] > shoulders[2] + 20
     np.testing.assert_array_equal(bare.labels[int(0.88 * SIZE), [20, 108]], TORSO)
     assert bare.background.mean() < 0.5 * plain.background.mean()
+
+
+def test_dark_skin_is_skin_and_hair_only():
+    plain, dark = person(1, PLAIN), person(1, Look(dark_skin=True))
+    assert max(dark.skin) < 0.4 and max(dark.hair) < 0.1
+    assert replace(dark, skin=plain.skin, hair=plain.hair) == plain
 
 
 def test_hand_and_exposure_pass(face):
