@@ -97,7 +97,7 @@ def contact_sheet(clip: Clip, paths: dict[str, Path], seed: int, look: Look, cou
         inputs = [torch.from_numpy(x[t : t + 1]) for x in (clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion())]
         for head in heads.values():
             with torch.no_grad():
-                rgba = render_head(head, *inputs[:2], clip.info.intrinsics, clip.info.width, clip.info.height, inputs[2])[0].cpu()
+                rgba = render_head(head, *inputs[:2], clip.info.intrinsics, clip.info.width, clip.info.height, inputs[2])[0].cpu().numpy()
             row.append(np.round(255 * np.clip(rgba[..., :3] + (1 - rgba[..., 3:]) * (green / 255), 0, 1)).astype(np.uint8))
         rows.append(np.concatenate(row, 1))
     return np.concatenate(rows, 0)
