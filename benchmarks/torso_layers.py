@@ -33,7 +33,7 @@ def compare(avatar: Avatar, clip: Clip, frames: int, device: str) -> tuple[dict[
     full, band, largest, pairs = [], [], [], []
     for landmarks, row in zip(spoken, rows):
         now = motion.at(int(row), int(row) + 1)
-        head = renderer.head_rgba(landmarks[None], now.poses)
+        head = renderer.head_rgba(landmarks[None], now.poses, now.torso)
         network = (renderer.compose(head, now.poses, now.torso) * 255).round()
         stored = renderer.pictures(head, *now).float()
         error = ((network - stored) / 255).square().mean(-1)

@@ -309,6 +309,15 @@ class Clip:
         """(S,H,W,3) uint8 RGB, one background plate a shot."""
         return np.stack([read_png(self.plate_path(k)) for k in range(len(self.info.shots))])
 
+    def load_seen(self) -> np.ndarray:
+        """(S,H,W) bool, one a shot: which pixels of the background plate were seen; all, where no file says."""
+        found = []
+        for k in range(len(self.info.shots)):
+            path = self.seen_path(k)
+            whole = np.ones((self.info.height, self.info.width), bool)
+            found.append(read_png(path)[..., 0] > 0 if path.is_file() else whole)
+        return np.stack(found)
+
     def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
         """Stream uint8 (H,W,3) RGB frames start ≤ t < stop."""
         yield from read_video(self.video, start=start, stop=self._end(stop))

@@ -12,8 +12,10 @@ from shared.landmarks import N_LANDMARKS
 from stage2_gaussian.blendshapes import GROUPS
 from stage2_gaussian.head import Head
 
-FORMAT = "gaussian-head-3"
-SINGLE = ("positions", "code.centres", "code.log_scales", "code.rotations")  # tensors kept in single precision
+FORMAT = "gaussian-head-4"
+UNLIMITED = "gaussian-head-3"  # an older format, in which colours may be brighter than white
+# tensors kept in single precision
+SINGLE = ("positions", "code.centres", "code.log_scales", "code.rotations", "falling.rest", "falling.camera")
 
 
 def save_head(path: Path, head: Head, meta: dict[str, Any]) -> None:
@@ -27,7 +29,7 @@ def save_head(path: Path, head: Head, meta: dict[str, Any]) -> None:
 def load_head(path: Path | str, device: torch.device | str) -> Head:
     """Read a head written by `save_head` onto `device`. Raises TalkheadError for any other file."""
     tensors, meta = load_checkpoint(path)
-    if meta.get("format") != FORMAT:
+    if meta.get("format") not in (FORMAT, UNLIMITED):
         raise TalkheadError(f"{path}: expected a {FORMAT} checkpoint, found {shown(meta.get('format'))}; train stage 2 again")
     dimensions = {"positions": 2, "blend.basis": 3, "code.centres": 2, "blend.networks.0.0.weight": 2, "shading.basis": 3}
     for name, count in dimensions.items():
@@ -41,5 +43,7 @@ def load_head(path: Path | str, device: torch.device | str) -> Head:
                             "landmarks do not go together")
     head = load_module(lambda: Head(centres, torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3), moving=moving,
                                     rank=rank, hidden=len(tensors["blend.networks.0.0.weight"]),
-                                    pose_rank=len(tensors["shading.basis"])), tensors, path)
+                                    pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors), tensors, path)
+    if meta["format"] == UNLIMITED:
+        head.brightest = float("inf")
     return head.to(device).eval().requires_grad_(False)

@@ -16,10 +16,14 @@ from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
 CHUNK = 64  # frames prepared at once for the GPU
 READERS = 4  # such chunks read at once
 KEPT_BYTES = 1 << 30  # of prepared frames kept in host memory where they are not resident on a GPU
-BYTES_PER_PIXEL = 9  # of `FrameTensors`: two RGB pictures and three masks
+BYTES_PER_PIXEL = 13  # of `FrameTensors`: three RGB pictures and four masks
 WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
 BAND = 1 / 128  # half-width, in picture widths, of the band around the head's outline where labels are not trusted
+WISPS = 1 / 32  # picture widths that loose hair reaches beyond the head's label
 CONTRAST = 0.02  # squared colour distance of head and plate above which alpha can be estimated from colour
+PIXEL_NOISE = 2 / 255  # standard deviation of a frame's colours, and of a plate that was seen
+LEAST_SPREAD = 8 / 255  # of the head's colours near a pixel
+FILLED_SPREAD = 0.25  # standard deviation of the background where the plate was filled in
 BARE = 0.1  # share of that distance below which a pixel near the body shows little but the plate
 LIPS_MARGIN, EYE_MARGIN = 0.25, 0.4  # of the width of the landmarks' bounding box, added all round to emphasis boxes
 RARE = 3.0  # standard deviations from the median at which an expression is sampled most often, 1 + RARE times as often
@@ -35,6 +39,7 @@ class Batch(NamedTuple):
     alpha_valid: Tensor  # (B, H, W) 1 where alpha is known
     landmarks: Tensor  # (B, 68, 3)
     poses: Tensor  # (B, 4, 4)
+    torso: Tensor  # (B, 4) torso motion
 
 
 class FrameTensors(NamedTuple):
@@ -45,6 +50,18 @@ class FrameTensors(NamedTuple):
     head: Tensor  # (B, H, W) 0 or 1
     alpha: Tensor  # (B, H, W)
     alpha_valid: Tensor  # (B, H, W) 0 or 1
+    clean: Tensor  # (B, H, W, 3) the head alone where `open_air` is 1: its colour times alpha, see `foreground_colors`
+    open_air: Tensor  # (B, H, W) 0 or 1: head and background, away from neck and torso; anything may stand behind the head
+
+
+class Matte(NamedTuple):
+    """The head's opacity in B frames."""
+
+    alpha: Tensor  # (B, H, W) float
+    valid: Tensor  # (B, H, W) float, 1 where alpha is known
+    edge: Tensor  # (B, H, W) bool: labelled background, but hair may reach there
+    air: Tensor  # (B, H, W) bool: the soft outline away from neck and torso
+    sure: Tensor  # (B, H, W) bool: inside the outline, where nothing but the head is seen
 
 
 def box_mask(landmarks: Tensor, poses: Tensor, intrinsics: tuple[float, ...], width: int, height: int, part: list[int],
@@ -74,21 +91,21 @@ def inside(boxes: Tensor, width: int, height: int) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
-def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reach: int,
-          person: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reach: int, wisps: int = 0,
+          person: Tensor | None = None) -> Matte:
     """Soft alpha along the head's outline, so that hair does not take on the colour of the plate.
 
-    frames and plates (B, H, W, 3) in [0, 1], head and background bool (B, H, W), reach in pixels. Within `reach` of the
-    outline a pixel I is modelled as a mix of the mean head colour F nearby and the plate B: alpha = (I - B)·(F - B) / |F - B|²;
-    near neck and torso only where the pixel shows little but the plate. `person` (B, H, W), the opacity of the whole person,
-    replaces that estimate along the outline away from neck and torso. Returns alpha (B, H, W), alpha_valid (B, H, W) float,
-    and bool (B, H, W) the pixels of the outline's band that are labelled background and lie away from neck and torso.
+    frames and plates (B, H, W, 3) in [0, 1], head and background bool (B, H, W), reach and wisps in pixels. Within `reach` of
+    the outline a pixel I is modelled as a mix of the mean head colour F nearby and the plate B: alpha = (I - B)·(F - B) /
+    |F - B|²; near neck and torso only where the pixel shows little but the plate. `person` (B, H, W), the opacity of the whole
+    person, replaces that estimate along the outline away from neck and torso, and up to `wisps` outside it.
     """
     reach = max(1, reach)
     plane = head.float()[:, None]
-    shrunk = -F.max_pool2d(-plane, 2 * reach + 1, 1, reach)
-    band = F.max_pool2d(plane, 2 * reach + 1, 1, reach) > shrunk
-    body = F.max_pool2d((~head & ~background).float()[:, None], 2 * reach + 1, 1, reach) > 0
+    shrunk = -_widened(-plane, reach)
+    band = _widened(plane, reach) > shrunk
+    clothed = (~head & ~background).float()[:, None]
+    body = _widened(clothed, reach) > 0
     nearby = F.avg_pool2d(torch.cat([frames.movedim(-1, 1) * shrunk, shrunk], 1), 4 * reach + 1, 1, 2 * reach)
     difference = (nearby[:, :3] / nearby[:, 3:].clamp_min(1e-6)).movedim(1, -1) - plates
     contrast = difference.square().sum(-1)
@@ -96,10 +113,55 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     band, body, head_nearby = band[:, 0], body[:, 0], nearby[:, 3] > 1e-3
     bare = (frames - plates).square().sum(-1) < BARE * contrast
     estimated = band & head_nearby & (contrast > CONTRAST) & (~body | bare)
-    alpha, edge = torch.where(estimated, mixed, plane[:, 0]), band & ~body
+    alpha, air = torch.where(estimated, mixed, plane[:, 0]), band & ~body
     if person is not None:
-        alpha, estimated = torch.where(edge, person, alpha), estimated | edge
-    return alpha, (estimated | ~band).float(), edge & background
+        if wisps > reach:
+            air = air | (background & (_widened(plane, wisps)[:, 0] > 0) & (_widened(clothed, wisps)[:, 0] == 0))
+        alpha, estimated = torch.where(air, person, alpha), estimated | air
+    return Matte(alpha, (estimated | ~band).float(), air & background, air, shrunk[:, 0] > 0)
+
+
+def _widened(plane: Tensor, reach: int) -> Tensor:
+    """Maximum of planes (B, 1, H, W) over squares that reach so many pixels to each side."""
+    rows = F.max_pool2d(plane, (2 * reach + 1, 1), 1, (reach, 0))
+    return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
+
+
+def foreground_colors(frames: Tensor, plates: Tensor, alpha: Tensor, sure: Tensor, seen: Tensor, reach: int) -> Tensor:
+    """The head's colour in mixed pixels, without that of the background: (B, H, W, 3) in [0, 1].
+
+    frames and plates (B, H, W, 3) in [0, 1]; alpha (B, H, W); sure bool (B, H, W): pixels that show the head alone; seen bool
+    (B, H, W): where the plate is known, elsewhere it was filled in; reach in pixels. A pixel is I = alpha·F + (1 - alpha)·B
+    with noise, F and B normally distributed about the mean head colour nearby and about the plate; the most likely F is that of
+    Chuang et al., "A Bayesian approach to digital matting", CVPR 2001, for known alpha, channel by channel.
+    """
+    plane = sure.float()[:, None]
+    picture = frames.movedim(-1, 1)
+    sums = F.avg_pool2d(torch.cat([picture * plane, picture.square() * plane, plane], 1), 4 * reach + 1, 1, 2 * reach)
+    count = sums[:, 6:].clamp_min(1e-6)
+    mean, square = (sums[:, k : k + 3] / count for k in (0, 3))
+    spread = (square - mean.square()).clamp_min(LEAST_SPREAD**2)
+    found = sums[:, 6:] > 1e-6  # elsewhere no head is near: the pixel's own colour is all there is
+    mean, spread = torch.where(found, mean, picture), torch.where(found, spread, 1.0)
+    share = alpha[:, None]
+    behind = torch.where(seen, PIXEL_NOISE**2, FILLED_SPREAD**2)[:, None]
+    left = picture - share * mean - (1 - share) * plates.movedim(-1, 1)
+    variance = PIXEL_NOISE**2 + share.square() * spread + (1 - share).square() * behind
+    colors = (mean + share * spread * left / variance).clamp(0, 1)
+    return torch.where(share == 1, picture, colors).movedim(1, -1)
+
+
+def over_colors(pictures: FrameTensors, colors: Tensor, chosen: Tensor) -> FrameTensors:
+    """The frames chosen, bool (B,), with another background: their colour of uint8 (B, 3) in all open air behind the head.
+
+    A colour that holds some of the old background, and an alpha that makes up for it, no longer match the frame then.
+    """
+    everywhere = colors[:, None, None].expand_as(pictures.frames)
+    through = (1 - pictures.alpha.float() / 255)[..., None]
+    shown = (pictures.clean + through * everywhere).round().clamp(0, 255).byte()
+    air = (pictures.open_air.bool() & chosen[:, None, None])[..., None]
+    return pictures._replace(frames=torch.where(air, shown, pictures.frames),
+                             backdrop=torch.where(air, everywhere, pictures.backdrop))
 
 
 def make_backdrop(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, open_air: Tensor, reach: int) -> Tensor:
@@ -145,7 +207,9 @@ class HeadDataset:
         landmarks = clip.load_landmarks()[indices]
         self.landmarks = torch.from_numpy(landmarks).to(device)
         self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
+        self.torso = torch.from_numpy(clip.load_torso_motion()[indices]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
+        self.seen = torch.from_numpy(clip.load_seen()[:, self.rows, self.columns]).to(device)
         self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)
         self.boxes = torch.stack([bounding_box(self.landmarks, self.poses, self.intrinsics, part, margin)
                                   for part, margin in ((LIPS, LIPS_MARGIN), (EYE_RIGHT, EYE_MARGIN), (EYE_LEFT, EYE_MARGIN))], 1)
@@ -194,11 +258,17 @@ class HeadDataset:
         frames, labels, *person_alpha = (torch.from_numpy(x).to(self.device) for x in read)
         person = person_alpha[0].float() / 255 if person_alpha else None
         head = (labels == HEAD) | (labels == MOUTH)
-        plates = self.plates[self.shots[torch.from_numpy(rows).to(self.device)]]
-        background, reach = labels == BACKGROUND, round(BAND * self.clip.info.width)
-        alpha, alpha_valid, open_air = matte(frames.float() / 255, plates.float() / 255, head, background, reach, person)
-        backdrop = make_backdrop(frames, plates, head, background, open_air, reach)
-        return FrameTensors(frames, backdrop, head.byte(), (alpha * 255).round().byte(), alpha_valid.byte())
+        shots = self.shots[torch.from_numpy(rows).to(self.device)]
+        plates = self.plates[shots]
+        background, reach = labels == BACKGROUND, max(1, round(BAND * self.clip.info.width))
+        seen = self.seen[shots]
+        pictures, empty = frames.float() / 255, plates.float() / 255
+        found = matte(pictures, empty, head, background, reach, round(WISPS * self.clip.info.width), person)
+        backdrop = make_backdrop(frames, plates, head, background, found.edge, reach)
+        colors = foreground_colors(pictures, empty, found.alpha, found.sure, seen, reach)
+        open_air = found.air | (background & (found.valid > 0)) | (found.sure & (found.alpha == 1))
+        bytes_of = [(value * 255).round().byte() for value in (found.alpha, colors * found.alpha[..., None])]
+        return FrameTensors(frames, backdrop, head.byte(), bytes_of[0], found.valid.byte(), bytes_of[1], open_air.byte())
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` random rows, rare expressions more often (see `sampling_probs`)."""
@@ -220,9 +290,9 @@ class HeadDataset:
     def batch(self, rows: np.ndarray) -> Batch:
         """The data of `rows` on the device, float."""
         on_device = torch.from_numpy(rows).to(self.device)
-        frames, backdrop, head, alpha, alpha_valid = (x.float() for x in self.frame_tensors(rows))
+        frames, backdrop, head, alpha, alpha_valid = (x.float() for x in self.frame_tensors(rows)[:5])
         return Batch(frames / 255, backdrop / 255, head, alpha / 255, alpha_valid, self.landmarks[on_device],
-                     self.poses[on_device])
+                     self.poses[on_device], self.torso[on_device])
 
 
 def sampling_probs(landmarks: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shared.camera import quaternion_from_matrix, quaternion_multiply
 from stage2_gaussian.blendshapes import LowRankBlendshapes
+from stage2_gaussian.falling_hair import FallingHair
 from stage2_gaussian.shading import PoseShading
 from stage2_gaussian.skinning import Skinning
 
@@ -31,11 +32,11 @@ class Head(nn.Module):
     """Landmarks and head poses -> Gaussians in camera space. The first `moving` Gaussians have blendshapes.
 
     The names of attributes are keys of checkpoints (docs/formats.md): `positions` are the canonical means, `rotations` the
-    canonical quaternions, `code` is the skinning, `blend` the blendshapes.
+    canonical quaternions, `code` is the skinning, `blend` the blendshapes, `falling` is there if hair falls below the jaw.
     """
 
     def __init__(self, neutral: Tensor, means: Tensor, scales: Tensor, colors: Tensor, *, moving: int, rank: int,
-                 hidden: int, pose_rank: int) -> None:
+                 hidden: int, pose_rank: int, falling: bool = False) -> None:
         """neutral (68, 3) and means (N, 3) metres in head space, scales (N,) metres, colors (N, 3) in 0..1."""
         super().__init__()
         count = len(means)
@@ -49,6 +50,8 @@ class Head(nn.Module):
         self.code = Skinning(neutral)
         self.blend = LowRankBlendshapes(moving, rank, hidden)
         self.shading = PoseShading(count, pose_rank)
+        self.falling = FallingHair(count) if falling else None
+        self.brightest = 1.0  # no splat is brighter than a picture can be
         self._skinning_weights: Tensor | None = None
 
     @torch.no_grad()
@@ -60,6 +63,8 @@ class Head(nn.Module):
         for part in (self.blend, self.shading):
             own = rows[rows < part.basis.shape[1]]
             part.basis = nn.Parameter(part.basis[:, own], requires_grad=part.basis.requires_grad)
+        if self.falling is not None:
+            self.falling.select(rows)
         if self.blend.falloff is not None:
             self.blend.falloff = self.blend.falloff[:, rows[rows < self.blend.falloff.shape[1]]]
         self._skinning_weights = None
@@ -72,20 +77,24 @@ class Head(nn.Module):
             self._skinning_weights = self.code.weights(self.positions)
         return self._skinning_weights
 
-    def forward(self, landmarks: Tensor, poses: Tensor) -> CameraGaussians:
-        """landmarks (B, 68, 3) metres in head space, poses (B, 4, 4) head → camera."""
+    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor | None = None) -> CameraGaussians:
+        """landmarks (B, 68, 3) metres in head space, poses (B, 4, 4) head → camera, torso motion (B, 4): without it, falling
+        hair moves with the head."""
         displacements = landmarks - self.code.centres
         change = self.blend(displacements)
         change = F.pad(change, (0, 0, 0, len(self.positions) - change.shape[1]))
         skinned = self.skinning_weights() @ displacements.movedim(0, 1).flatten(1)  # (N, B * 3): one product for the batch
         means = self.positions + skinned.unflatten(1, (-1, 3)).movedim(1, 0) + change[..., :3]
-        rotation = poses[:, :3, :3]
         turn = F.pad(0.5 * change[..., 3:6], (1, 0), value=1.0)  # small rotation vector as a quaternion
-        quats = quaternion_multiply(quaternion_from_matrix(rotation)[:, None], quaternion_multiply(turn, self.rotations))
+        if self.falling is None or torso is None:
+            rotation = poses[:, :3, :3]
+            means, turned = means @ rotation.mT + poses[:, None, :3, 3], quaternion_from_matrix(rotation)[:, None]
+        else:
+            means, turned = self.falling(means, poses, torso)
         return CameraGaussians(
-            means=means @ rotation.mT + poses[:, None, :3, 3],
-            quats=quats,
+            means=means,
+            quats=quaternion_multiply(turned, quaternion_multiply(turn, self.rotations)),
             scales=torch.exp((self.log_scales + change[..., 6:9]).clamp_max(LARGEST)),
             opacities=torch.sigmoid(self.opacities + change[..., 12]),
-            colors=(self.colors + change[..., 9:12] + self.shading(poses)).clamp_min(0),
+            colors=(self.colors + change[..., 9:12] + self.shading(poses)).clamp(0, self.brightest),
         )

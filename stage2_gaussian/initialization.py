@@ -5,13 +5,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
 from shared.camera import project
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
+from shared.head_surface import head_surface
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, lip_opening
+from stage2_gaussian.falling_hair import FallingHair
 from stage2_gaussian.skinning import Skinning
 
 VIEWS = 16  # training frames that Gaussians are sampled from
@@ -20,13 +21,6 @@ MOUTH_SHARE = 0.06  # of the Gaussians, behind the lips
 MOUTH_DEPTH = 0.012  # metres behind the surface of the lips
 DETAIL = 3.0  # extra density in the boxes around eyes and mouth
 DETAIL_BOXES = ((LIPS, 0.15), (EYE_RIGHT, 0.3), (EYE_LEFT, 0.3))  # landmarks, margin in widths of their bounding box
-# An average adult skull, as an arc above the ears; metres, as far as it is seen against the background
-SKULL_WIDTH = 1.05  # half-axis over half the distance between the ears: hair lies outside the jaw
-SKULL_HEIGHT = 0.15  # of the crown above the ears
-SKULL_DEPTH = 0.01  # of the arc behind the ears
-FOREHEAD_HEIGHT, FOREHEAD_DEPTH = 0.04, 0.01  # of a point above and behind the brows
-DEEPEST = 0.03  # behind the ears, a limit for the surface
-ARC_POINTS, ARC_END = 15, 0.1  # of the arc; radians at either end that are left out, where it meets the jaw
 SIZE = 0.7  # standard deviation of a Gaussian, of the mean distance to its three nearest neighbours: they just overlap
 SIZES = (2e-4, 5e-3)  # metres, bounds of that
 
@@ -37,28 +31,6 @@ class CanonicalGaussians(NamedTuple):
     means: np.ndarray  # (N, 3) metres
     scales: np.ndarray  # (N,) metres, standard deviation
     colors: np.ndarray  # (N, 3) in 0..1
-
-
-def head_surface(neutral: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The front of the head as depth over the face plane: neutral (68, 3) -> function (N, 2) x, y -> (N,) z, metres.
-
-    A thin-plate spline through the landmarks of `neutral` and an arc of an average skull above the ears, clamped to the depth
-    of the outline beyond it.
-    """
-    ears = neutral[[0, 16]]
-    middle, ear_y, ear_z = ears.mean(0)
-    half_width = np.ptp(ears[:, 0]) / 2
-    angles = np.linspace(ARC_END, np.pi - ARC_END, ARC_POINTS)
-    arc = np.stack([middle + half_width * SKULL_WIDTH * np.cos(angles), ear_y + SKULL_HEIGHT * np.sin(angles),
-                    np.full(ARC_POINTS, ear_z - SKULL_DEPTH)], 1)
-    forehead = [middle, neutral[17:27, 1].max() + FOREHEAD_HEIGHT, neutral[17:27, 2].max() - FOREHEAD_DEPTH]
-    known = np.concatenate([neutral, arc, [forehead]])
-    spline = RBFInterpolator(known[:, :2], known[:, 2], kernel="thin_plate_spline", smoothing=1e-6)
-
-    def depth(xy: np.ndarray) -> np.ndarray:
-        return np.clip(spline(xy), ear_z - DEEPEST, neutral[:, 2].max())
-
-    return depth
 
 
 def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...],
@@ -78,13 +50,15 @@ def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...
     return eye + along[:, None] * rays
 
 
-def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.Generator) -> CanonicalGaussians:
-    """Sample `splats` Gaussians from the head pixels of training frames `indices` and undo the frames' expressions.
+def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.Generator,
+                   falling: FallingHair | None = None) -> CanonicalGaussians:
+    """Sample `splats` Gaussians from the head pixels of training frames `indices` and undo the frames' expressions, and the
+    motion of hair that falls below the jaw.
 
     Raises TalkheadError if no frame shows a head.
     """
     neutral = clip.load_neutral()[0]
-    landmarks, poses = clip.load_landmarks(), clip.load_poses()
+    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()
     surface = head_surface(neutral)
     skinning = Skinning(torch.from_numpy(neutral))
     views = np.unique(indices[np.linspace(0, len(indices) - 1, VIEWS).round().astype(int)])
@@ -101,6 +75,8 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
             chosen = rng.choice(len(rows), share, p=density / density.sum())
             pixels = np.stack([columns[chosen], rows[chosen]], 1) + rng.random((share, 2))
             found = unproject(pixels, poses[t].astype(float), clip.info.intrinsics, surface, depth_offset)
+            if falling is not None:
+                found = falling.canonical(*(torch.from_numpy(x).float() for x in (found, neutral, poses[t], torso[t]))).numpy()
             weights = skinning.weights(torch.from_numpy(found).float()).detach().numpy()
             points.append(found - weights @ (landmarks[t] - neutral))
             point_colors.append(image[rows[chosen], columns[chosen]] / 255)

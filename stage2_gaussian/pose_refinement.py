@@ -66,12 +66,17 @@ def _linearise(head: Head, batch: Batch, poses: Tensor, data: HeadDataset, scale
     L are the rows of the three colour planes of the picture reduced by `scale`, one after the other.
     """
     fx, fy, cx, cy = data.intrinsics
-    gaussians = head(batch.landmarks, poses)
-    features = torch.cat([gaussians.colors, gaussians.means[..., 2:]], -1)
-    blended, alpha = rasterize(gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, features,
+    gaussians = head(batch.landmarks, poses, batch.torso)
+    features = [gaussians.colors, gaussians.means[..., 2:]]
+    if head.falling is not None:  # hair that moves with the shoulders says nothing about the head
+        features.append((1 - head.falling.shares())[:, None].expand_as(features[1]))
+    blended, alpha = rasterize(gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities,
+                               torch.cat(features, -1),
                                data.intrinsics, data.width, data.height)
     shown = over(torch.cat([blended[..., :3], alpha], -1), batch.backdrop)
-    depth, share = blended[..., 3:] / alpha.clamp_min(1e-3), (alpha > LEAST_ALPHA).float() * alpha.sqrt()
+    depth, share = blended[..., 3:4] / alpha.clamp_min(1e-3), (alpha > LEAST_ALPHA).float() * alpha.sqrt()
+    if head.falling is not None:
+        share = share * blended[..., 4:] / alpha.clamp_min(1e-3)
     planes = torch.cat([shown, batch.frames, depth * share, share], -1).movedim(-1, 1)
     planes = F.avg_pool2d(planes, scale)
     shown, frames, share = planes[:, :3], planes[:, 3:6], planes[:, 7]

@@ -20,7 +20,8 @@ from shared.resume import Saved, TrainState
 from shared.training import TensorBoard, cpu_threads
 from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadDataset, batches, box_mask
+from stage2_gaussian.dataset import HeadDataset, batches, box_mask, over_colors
+from stage2_gaussian.falling_hair import FallingHair, has_falling_hair
 from stage2_gaussian.head import CameraGaussians, Head
 from stage2_gaussian.initialization import make_canonical
 from stage2_gaussian.losses import NAMES, PictureLoss, pose_prior
@@ -41,11 +42,19 @@ PATIENCE = 5  # validations without an improvement after which training stops
 
 def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
     """An untrained head on the CPU: Gaussians sampled from the frames `indices`, seeded networks."""
-    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed))
+    falling = None
+    if config.falling_hair and has_falling_hair(clip, indices):
+        falling = FallingHair(config.splats)
+        poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()))
+        falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
+    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling)
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         head = Head(torch.from_numpy(clip.load_neutral()[0]), *(torch.from_numpy(x) for x in start), moving=config.moving,
                     rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
+    if falling is not None:
+        falling.set_start(head.positions.detach(), head.code.centres)
+        head.falling = falling
     head.blend.set_falloff(head.positions.detach()[: config.moving], head.code.centres)
     head.blend.set_range(torch.from_numpy(clip.load_landmarks()[indices]) - head.code.centres)
     head.shading.set_range(torch.from_numpy(clip.load_poses()[indices]))
@@ -72,15 +81,17 @@ class TrainingView(nn.Module):
         self.head = head
         self.camera = data.intrinsics, data.width, data.height
 
-    def forward(self, landmarks: Tensor, poses: Tensor, refinement: Tensor, exposure: Tensor) -> tuple[Tensor, ...]:
-        """landmarks (B, 68, 3), poses (B, 4, 4), refinement (B, 6), exposure (B, 3) log gains -> fields of `Projected`."""
+    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor, refinement: Tensor,
+                exposure: Tensor) -> tuple[Tensor, ...]:
+        """landmarks (B, 68, 3), poses (B, 4, 4), torso motion (B, 4), refinement (B, 6), exposure (B, 3) log gains -> fields of
+        `Projected`."""
         intrinsics, width, height = self.camera
-        gaussians = self.gaussians(landmarks, poses, refinement, exposure)
+        gaussians = self.gaussians(landmarks, poses, torso, refinement, exposure)
         return tuple(project_splats(**gaussians._asdict(), intrinsics=intrinsics, width=width, height=height))
 
-    def gaussians(self, landmarks: Tensor, poses: Tensor, refinement: Tensor, exposure: Tensor) -> CameraGaussians:
+    def gaussians(self, landmarks: Tensor, poses: Tensor, torso: Tensor, refinement: Tensor, exposure: Tensor) -> CameraGaussians:
         """The same arguments -> Gaussians in camera space, before projection."""
-        gaussians: CameraGaussians = self.head(landmarks, apply_refinement(poses, refinement))
+        gaussians: CameraGaussians = self.head(landmarks, apply_refinement(poses, refinement), torso)
         return gaussians._replace(colors=gaussians.colors * torch.exp(exposure)[:, None])
 
 
@@ -106,6 +117,8 @@ class Trainer:
             ([self.refinement], config.rate_pose),
             ([self.exposure], config.rate_exposure),
         ]
+        if head.falling is not None:
+            groups.append(([head.falling.follow], config.rate_follow))
         self.rates = [rate for _, rate in groups]
         self.optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups], eps=1e-15,
                                           fused=True)
@@ -142,6 +155,8 @@ class Trainer:
         rng = np.random.default_rng([config.seed, self.step])
         rows = data.sample(self.batch_size, rng)
         pictures = data.frame_tensors(rows)
+        chosen_colors = rng.integers(0, 256, (len(rows), 3), np.uint8), rng.random(len(rows)) < config.recolored
+        pictures = over_colors(pictures, *(torch.from_numpy(x).to(data.device) for x in chosen_colors))
         noise = torch.from_numpy(rng.standard_normal((len(rows), N_LANDMARKS, 3), np.float32)).to(data.device)
         chosen = torch.from_numpy(rows).to(data.device)
         landmarks = data.landmarks[chosen] + config.landmark_noise * noise
@@ -149,7 +164,7 @@ class Trainer:
         factor = config.final_rate ** (self.step / config.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
-        rgb, alpha = self._render(landmarks, self.poses[chosen], refinement, exposure)
+        rgb, alpha = self._render(landmarks, self.poses[chosen], data.torso[chosen], refinement, exposure)
         found = self.loss(rgb, alpha, pictures.frames, pictures.backdrop, pictures.alpha, pictures.alpha_valid,
                           data.boxes[chosen])
         terms = dict(zip(NAMES, found.detach()))
@@ -158,6 +173,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         (found.sum() + terms["pose"] + terms["exposure"]).backward()
         self.optimizer.step()
+        with torch.no_grad():
+            self.head.colors.clamp_(0, 1)  # beyond, there would be no gradient to bring them back
         self.step += 1
         quality = 0.0
         if self.step % REPORT_EVERY == 0:
@@ -244,7 +261,8 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
     if (saved := state.load(device)) is not None:
         count = len(saved.tensors["head/positions"])
         head = Head(saved.tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
-                    moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
+                    moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank,
+                    falling="head/falling.follow" in saved.tensors)
         trainer = Trainer(head.to(device), data, config)
         trainer.restore(saved)
     else:
@@ -289,7 +307,8 @@ class Validation:
         for rows in batches(np.arange(len(data)), VALIDATION_BATCH):
             batch = data.batch(rows)
             poses = refine_batch(head, batch, data)
-            shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height), batch.backdrop)
+            shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height, batch.torso),
+                         batch.backdrop)
             mouth = box_mask(batch.landmarks, batch.poses, data.intrinsics, data.width, data.height, LIPS)
             sums += [psnr(shown, batch.frames, mask) * len(rows) for mask in (batch.head, mouth)]
         return sums[0] / len(data), sums[1] / len(data)
@@ -334,6 +353,6 @@ def _picture(trainer: Trainer) -> np.ndarray:
     """Render beside the frame, uint8, of the frame with the rarest expression."""
     data = trainer.data
     batch = data.batch(np.array([int(np.argmax(data.sampling_probs))]))
-    rgba = render_head(trainer.head, batch.landmarks, batch.poses, data.intrinsics, data.width, data.height)
+    rgba = render_head(trainer.head, batch.landmarks, batch.poses, data.intrinsics, data.width, data.height, batch.torso)
     pair = torch.cat([over(rgba, batch.backdrop), batch.frames], 2)[0]
     return (pair.clamp(0, 1) * 255).round().byte().cpu().numpy()

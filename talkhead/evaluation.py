@@ -59,7 +59,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
                 batch = indices[rows]
                 true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
                 labels = clip.read_labels(batch)
-                head = renderer.head_rgba(landmarks[batch], poses[batch])
+                head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch])
                 frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
                 frames = (frames * 255).round() / 255
                 is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
@@ -95,7 +95,7 @@ def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> 
     for batch in dict.fromkeys((1, batch_size(device))):
         landmarks = np.repeat(neutral, batch, axis=0)
         now = motion.at(0, batch)
-        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses),
+        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses, now.torso),
                  "frame": partial(renderer.frames, landmarks, *now)}
         for name, call in calls.items():
             call()
@@ -131,7 +131,7 @@ def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.
     for poses in [clip.load_poses(), *([] if fitted is None else [fitted])]:
         rendered = []
         for t in indices:
-            head = renderer.head_rgba(landmarks[t : t + 1], poses[t : t + 1])
+            head = renderer.head_rgba(landmarks[t : t + 1], poses[t : t + 1], motion[t : t + 1])
             plate = renderer.plate(plates[shots[t]])
             rendered.append(to_uint8(renderer.compose(head, poses[t : t + 1], motion[t : t + 1], plate))[0])
         rows.append(np.stack(rendered))

@@ -89,6 +89,7 @@ class HeadView:
         motion = MotionTrack(avatar, poses, limit=pose_limit)
         self.poses, self.torso, _ = motion.at(0, len(self.landmarks))
         self.warnings = motion.warnings(len(self.landmarks))
+        self.orbits = orbit is not None
         if orbit is not None:
             period = len(self.landmarks) if orbit.period is None else orbit.period * FPS
             centre, covered = camera_path.head_centre(avatar.load_neutral()[0]), avatar.pose_range()
@@ -108,8 +109,9 @@ class HeadView:
         head, info = load_head(self.avatar.stage2, device), self.avatar.info
         self.hidden = 0
         with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
+            torso = None if self.orbits else torch.from_numpy(self.torso)  # seen from elsewhere, it is no motion of the picture
             for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
-                                        info.width, info.height, batch_size(device)):
+                                        info.width, info.height, batch_size(device), torso):
                 self.hidden += int(unseen(rgba))
                 yield rgba
                 bar.update(len(rgba))

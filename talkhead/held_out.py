@@ -66,7 +66,8 @@ def _write_video(path: Path, avatar: Avatar, clip: Clip, frames: np.ndarray, sho
     with progress(len(frames), "held-out frames", quiet=quiet, unit="frame") as bar:
         for start in range(0, len(frames), batch_size(device)):
             part = slice(start, start + batch_size(device))
-            drawn = renderer.compose(renderer.head_rgba(rows[part], poses[part]), poses[part], motion[part], plate)
+            head = renderer.head_rgba(rows[part], poses[part], motion[part])
+            drawn = renderer.compose(head, poses[part], motion[part], plate)
             true = torch.as_tensor(clip.read_frames(frames[part]), device=device).float() / 255
             pairs += list(to_uint8(_small(torch.cat([true, drawn], dim=2))))
             bar.update(len(drawn))

@@ -132,7 +132,7 @@ def finished_frames(renderer: Renderer, clip: Clip, frames: np.ndarray, landmark
         own = frames[shots[frames] == shot]
         for start in range(0, len(own), size):
             batch = own[start : start + size]
-            head = renderer.head_rgba(landmarks[batch], poses[batch])
+            head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch])
             yield from to_uint8(renderer.compose(head, poses[batch], motion[batch], plates[shot]))
 
 

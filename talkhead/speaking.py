@@ -120,7 +120,7 @@ class Speaker:
                 if kept is not None:
                     saved.append(batch)
                 now = motion.at(count, count + len(batch))
-                head = self.renderer.head_rgba(batch, now.poses)
+                head = self.renderer.head_rgba(batch, now.poses, now.torso)
                 hidden += unseen(head)
                 hand_over(finished(self.renderer, scene, head, now, count))
                 count += len(batch)

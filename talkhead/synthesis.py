@@ -87,10 +87,10 @@ class Renderer:
         return torch.as_tensor(rgb, device=self.device).float() / 255
 
     @torch.no_grad()
-    def head_rgba(self, landmarks: np.ndarray, poses: np.ndarray) -> Tensor:
-        """landmarks (B,68,3) metres, poses (B,4,4) head→camera -> premultiplied RGBA (B,H,W,4) in [0,1]."""
-        return render_head(self.head, torch.as_tensor(landmarks, device=self.device), torch.as_tensor(poses, device=self.device),
-                           self.info.intrinsics, self.info.width, self.info.height)
+    def head_rgba(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray) -> Tensor:
+        """landmarks (B,68,3) metres, poses (B,4,4) head→camera, torso motion (B,4) -> premultiplied RGBA (B,H,W,4) in [0,1]."""
+        shapes, placed, torso = (torch.as_tensor(array, device=self.device) for array in (landmarks, poses, torso_motion))
+        return render_head(self.head, shapes, placed, self.info.intrinsics, self.info.width, self.info.height, torso)
 
     @torch.no_grad()
     def compose(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, background: Tensor | None = None) -> Tensor:
@@ -123,7 +123,7 @@ class Renderer:
     def frames(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray,
                track: np.ndarray | None = None) -> Tensor:
         """landmarks (B,68,3), and what `MotionTrack.at` returns -> finished frames (B,H,W,3) in [0,1]."""
-        return self.pictures(self.head_rgba(landmarks, poses), poses, torso_motion, track).float() / 255
+        return self.pictures(self.head_rgba(landmarks, poses, torso_motion), poses, torso_motion, track).float() / 255
 
 
 def batch_size(device: torch.device) -> int:

@@ -97,12 +97,12 @@ def train_torso(clip: Clip, avatar: Avatar, *, config: TorsoConfig | None = None
     """Train the torso on `clip` around the avatar's head, at the poses fitted with it. Raises TalkheadError."""
     avatar.require("stage2")
     with _part(avatar, clip, "torso", overwrite) as state:
-        poses, landmarks = refined_poses(avatar, clip), clip.load_landmarks()
+        poses, landmarks, motion = refined_poses(avatar, clip), clip.load_landmarks(), clip.load_torso_motion()
         renderer = Renderer(avatar, device, parts=("stage2",))
 
         def heads(frames: np.ndarray) -> Tensor:
             """Frame indices (B,) of the clip -> head RGBA (B,H,W,4)."""
-            return renderer.head_rgba(landmarks[frames], poses[frames])
+            return renderer.head_rgba(landmarks[frames], poses[frames], motion[frames])
 
         numbers = torso.train(clip, heads, avatar.work("torso"), config=config or TorsoConfig(), device=renderer.device,
                               state_dir=state, poses=poses, head=sha256(avatar.stage2), quiet=quiet)
@@ -121,7 +121,7 @@ def draw_layers(avatar: Avatar, *, device: torch.device | str = "auto", quiet: b
     neutral, (poses, motion) = avatar.load_neutral(), avatar.load_motion()
 
     def heads(rows: np.ndarray) -> Tensor:
-        return renderer.head_rgba(np.repeat(neutral, len(rows), axis=0), poses[rows])
+        return renderer.head_rgba(np.repeat(neutral, len(rows), axis=0), poses[rows], motion[rows])
 
     with lock_output(avatar.layers):
         path = avatar.work("layers").with_name(avatar.layers.name)

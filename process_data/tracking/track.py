@@ -7,7 +7,7 @@ import numpy as np
 
 from process_data.config import ProcessConfig
 from process_data.detection.base import Scheme
-from process_data.tracking import bundle_adjustment, corner_tracks, lip_edges
+from process_data.tracking import bundle_adjustment, corner_tracks, lip_edges, photometric
 from process_data.tracking.residuals import Residuals, residuals
 from process_data.workers import Workers, chunk_spans, report_done
 from shared.arrays import evenly, savgol
@@ -66,7 +66,8 @@ def track(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int
 
 def fit_video(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple[int, int]], good: np.ndarray,
               intrinsics: tuple[float, ...], config: ProcessConfig, work: Path, workers: Workers, quiet: bool = False) -> Fit:
-    """As `track`, but before the move to head space: poses from the detector's points, corner tracks, poses from both."""
+    """As `track`, but before the move to head space: poses from the detector's points, corner tracks, poses from both, and
+    from the pictures."""
     unit = 2 * intrinsics[2] / 512  # pixels of this picture to one of a 512² picture
     rigid, seen68 = scheme.rigid, scheme.landmarks68
     shape, detector = detector_tracks(points, scheme, unit)
@@ -88,10 +89,14 @@ def fit_video(video: Path, points: np.ndarray, scheme: Scheme, spans: list[tuple
         np.concatenate([first.points, *places]), len(rigid))
     final = bundle_adjustment.fit(both, first.poses.astype(float), spans, intrinsics, iterations=config.pose_iterations,
                                   smoothness=config.pose_smoothness, needed=tuple(numbers))
+    poses = final.poses
+    if config.register_poses:
+        neutral = neutral_face(bundle_adjustment.unproject(pixels68, depth, poses, intrinsics)[good])[0]
+        poses = photometric.refine(video, neutral, poses, good, intrinsics, work, workers, quiet)
     pixels68 = lip_edges.correct_lips(pixels68, edges, good, unit)
-    landmarks = merged_landmarks(pixels68, depth, final.poses, first.poses, spans, intrinsics, config)
+    landmarks = merged_landmarks(pixels68, depth, poses, first.poses, spans, intrinsics, config)
     count = np.array([len(reference.points) for reference in references])
-    return Fit(landmarks, final.poses, final.rms, residuals(both, final, count, good, intrinsics), detector, first)
+    return Fit(landmarks, poses, final.rms, residuals(both, final, count, good, intrinsics), detector, first)
 
 
 def detector_tracks(points: np.ndarray, scheme: Scheme, unit: float) -> tuple[np.ndarray, bundle_adjustment.Tracks]:

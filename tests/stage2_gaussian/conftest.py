@@ -89,6 +89,7 @@ def make_clip(root: Path, size: int, frames: int, held_out: int) -> Clip:
     save_landmarks(clip.landmarks, landmarks)
     save_landmarks(clip.neutral, neutral[None])
     save_array(clip.poses, poses)
+    save_array(clip.torso_motion, np.tile(np.array([0, 0, 0, 1], np.float32), (frames, 1)))
     write_png(clip.background, plate)
     clip.save_info(ClipInfo("cartoon", "none", "0" * 64, size, size, frames, intrinsics, (0, 0, size),
                             [Shot(0, frames, "background.png")],

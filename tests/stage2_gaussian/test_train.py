@@ -12,11 +12,12 @@ from shared.camera import project
 from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.files import sha256
+from shared.head_surface import head_surface
 from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.config import Stage2Config, resolve
-from stage2_gaussian.dataset import HeadDataset, make_backdrop, matte, sampling_probs
+from stage2_gaussian.dataset import HeadDataset, foreground_colors, make_backdrop, matte, over_colors, sampling_probs
 from stage2_gaussian.evaluation.evaluate import evaluate
-from stage2_gaussian.initialization import head_surface, make_canonical, unproject
+from stage2_gaussian.initialization import make_canonical, unproject
 from stage2_gaussian.losses import PictureLoss
 from stage2_gaussian.render import render_head
 from stage2_gaussian.train import Trainer, Validation, new_head, split_off_validation, train
@@ -226,10 +227,61 @@ def test_the_matte_finds_the_share_of_the_head_in_a_mixed_pixel():
     share = torch.clamp((20.0 - torch.arange(40)) / 6 + 0.5, 0, 1)  # soft edge, 6 pixels wide
     frames = (share[:, None] * head + (1 - share[:, None]) * plate).expand(1, 30, 40, 3)
     labels = (torch.arange(40) < 20).expand(1, 30, 40)
-    alpha, alpha_valid, open_air = matte(frames, plate.expand_as(frames), labels, ~labels, 5)
+    alpha, alpha_valid, open_air, *_ = matte(frames, plate.expand_as(frames), labels, ~labels, 5)
     assert (alpha - share).abs().max() < 0.05 and bool(alpha_valid.all())
     assert open_air[0, 0].nonzero().flatten().tolist() == list(range(20, 25))
     body = (torch.arange(30) > 20)[None, :, None] & ~labels
     clothed = torch.where(body[..., None], torch.tensor([0.8, 0.8, 0.7]), frames)
-    _, alpha_valid, open_air = matte(clothed, plate.expand_as(frames), labels, ~labels & ~body, 5)
+    _, alpha_valid, open_air, *_ = matte(clothed, plate.expand_as(frames), labels, ~labels & ~body, 5)
     assert not alpha_valid[0, 25, 15:25].any() and not open_air[0, 21:].any() and bool(alpha_valid[0, :14].all())
+
+
+def mixed_hair(plate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A head of noisy brown, opaque left of column 20 and gone right of 26, over a plate (30, 40, 3) -> frame, its colours and
+    alpha."""
+    g = torch.Generator().manual_seed(0)
+    head = torch.tensor([0.3, 0.2, 0.1]) + 0.03 * torch.randn(30, 40, 3, generator=g)
+    alpha = torch.clamp((23.0 - torch.arange(40)) / 6 + 0.5, 0, 1).expand(30, 40)
+    return alpha[..., None] * head + (1 - alpha)[..., None] * plate, head, alpha
+
+
+def test_foreground_colours_are_free_of_the_background():
+    true_plate = torch.tensor([0.1, 0.9, 0.3]).expand(30, 40, 3)
+    frame, head, alpha = mixed_hair(true_plate)
+    soft, sure = (alpha > 0.2) & (alpha < 1), alpha == 1
+    for plate, known in ((true_plate, True), (torch.tensor([0.5, 0.5, 0.5]).expand(30, 40, 3), False)):
+        seen = torch.full((1, 30, 40), known)
+        found = foreground_colors(frame[None], plate[None], alpha[None], sure[None], seen, 3)[0]
+        off = (found - head)[soft].square().mean().sqrt()
+        assert off < (0.02 if known else 0.05)  # a wrong plate that is not trusted does little harm
+        assert torch.equal(found[sure], frame[sure].clamp(0, 1))
+    trusted = foreground_colors(frame[None], plate[None], alpha[None], sure[None], ~seen, 3)[0]
+    assert (trusted - head)[soft].square().mean().sqrt() > 0.1
+
+
+def test_another_background_looks_as_if_filmed_there(cartoon):
+    plate = torch.tensor([0.1, 0.9, 0.3]).expand(30, 40, 3)
+    frame, head, alpha = mixed_hair(plate)
+    data = HeadDataset(cartoon, cartoon.split("test"), CPU)
+    kept = data.frame_tensors(np.arange(2))
+    bytes_of = [(255 * x).round().byte()[None].repeat(2, *[1] * x.dim()) for x in (frame, plate, alpha, head * alpha[..., None])]
+    open_air = torch.ones(2, 30, 40, dtype=torch.uint8)
+    open_air[:, 20:] = 0
+    pictures = kept._replace(frames=bytes_of[0], backdrop=bytes_of[1], alpha=bytes_of[2], clean=bytes_of[3], open_air=open_air)
+    color = torch.tensor([200, 10, 250], dtype=torch.uint8)
+    moved = over_colors(pictures, color.repeat(2, 1), torch.tensor([True, False]))
+    expected = 255 * alpha[..., None] * head + (1 - alpha)[..., None] * color.float()
+    assert (moved.frames[0, :20].float() - expected[:20]).abs().max() <= 2
+    assert torch.equal(moved.backdrop[0, :20], color.expand(20, 40, 3))
+    for name in ("frames", "backdrop"):
+        old, new = getattr(pictures, name), getattr(moved, name)
+        assert torch.equal(new[0, 20:], old[0, 20:]) and torch.equal(new[1], old[1])
+
+
+def test_hair_in_the_air_has_open_air_behind_it_and_the_jaw_has_not(cartoon):
+    data = HeadDataset(cartoon, cartoon.split("test"), CPU)
+    kept = data.frame_tensors(np.arange(2))
+    labels = cartoon.read_labels(data.indices[:2])[:, data.rows, data.columns]
+    torso = torch.from_numpy((labels == 1) | (labels == 2))
+    assert not kept.open_air.bool()[torso].any()
+    assert kept.open_air.bool()[torch.from_numpy(labels == 0)].float().mean() > 0.8
