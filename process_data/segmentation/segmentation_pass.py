@@ -116,6 +116,8 @@ def covered(mattes: Sequence[np.ndarray], pixels: np.ndarray, height: int, width
 
 
 def _frames_at(video: Path, wanted: np.ndarray):
+    if len(wanted) == 0:
+        return
     if len(wanted) > 1 and np.diff(wanted).max() > SEEK_FROM:
         for t in wanted:
             yield from read_video(video, start=int(t), stop=int(t) + 1)

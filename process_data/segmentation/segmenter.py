@@ -28,7 +28,7 @@ ALIKE = 0.5  # the same in favour of hair where hair and clothes have the same c
 ABOVE, ABOVE_RATE, ABOVE_MOST = 0.5, 12.0, 5.0
 BELOW, BELOW_RATE, BELOW_MOST = 1.0, 1.5, 6.0
 SKULL, SKULL_AXES, SKULL_LIFT = 4.0, (0.75, 0.95), 0.1  # of the face's width: half axes across and down; its middle's height
-SURE = 20.0  # log odds of what lies within the face's outline
+SURE = 5.0  # most log odds of one pixel, and those of what lies within the face's outline
 GUIDE_RADIUS, GUIDE_EPSILON = 1 / 48, 40.0  # of the smoothing: of the picture's size, grey levels squared
 BESIDE_NECK = 4.0  # subtracted from the log likelihood of skin beside the neck
 CLOTHES_MARGIN = 2.0  # log likelihood by which clothes must beat skin below the chin
@@ -99,9 +99,11 @@ class Segmenter:
             head = face_similarity(self.layers.face, draft.pixels)
             odds = odds + self.layers.evidence(draft.picture, head, torso) * draft.person
         radius = max(2, round(GUIDE_RADIUS * draft.picture.shape[1]))
-        smooth = cv2.ximgproc.guidedFilter(draft.picture, np.dstack([odds, draft.neck]), radius, GUIDE_EPSILON, scale=0.5)
+        planes = np.dstack([np.clip(odds, -SURE, SURE), draft.neck])
+        smooth = cv2.ximgproc.guidedFilter(draft.picture, planes, radius, GUIDE_EPSILON, scale=0.5)
         odds, neck = np.ascontiguousarray(smooth[..., 0]), smooth[..., 1] > 0
         face = filled(draft.pixels[FACE_OUTLINE] / 2, *odds.shape)
+        odds[face] = SURE
         _tidy_odds(odds, draft.person, face)
         odds = np.where(draft.person, odds, cv2.blur(odds * draft.person, (5, 5)))  # soft edges belong to what is beside them
         return _labels(odds, _neck(neck & draft.person & (odds <= 0), face, draft.pixels / 2, draft.metre / 2), draft.alpha,

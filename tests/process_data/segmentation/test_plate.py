@@ -38,7 +38,7 @@ def test_changing_light_leaves_no_seams():
     dimmed = np.clip(frames * gains[:, None, None, None] * 0.8, 0, 255).astype(np.uint8)
     made, seen = background_plate(dimmed, masks, 4.0)
     ratio = made[seen].astype(float) / (0.8 * plate[seen])
-    assert np.abs(ratio / np.median(ratio) - 1).max() < 0.05
+    assert np.quantile(np.abs(ratio / np.median(ratio) - 1), 0.9) < 0.03
 
 
 def test_what_is_near_in_every_frame_is_filled_and_not_seen():
