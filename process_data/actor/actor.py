@@ -1,28 +1,39 @@
 """A synthetic person who speaks, with exact ground truth, for tests, demo and benchmarks.
 
-Head, motion, clothes and room are made from a seed; the speech is shipped with the package.
+Head, motion, clothes and room are made from a seed; the speech is shipped with the package. A `Look` gives the person long
+hair, braids, a beard, spectacles, bare shoulders, lively motion and other things that ordinary videos have. Layers from the
+back: background, hair behind the shoulders, neck, torso, head with its other hair, hand. Hair has the label of the head
+wherever it falls, bare shoulders and the hand that of the torso, as `process` labels what is neither head nor neck.
 """
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from av.video.reformatter import Colorspace
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from process_data.actor.accessories import add_accessories
+from process_data.actor.hair import add_hair
 from process_data.actor.head_mesh import LABEL_OF_MATERIAL, HeadMesh, build_head
 from process_data.actor.identity import make_identity
+from process_data.actor.look import PLAIN, person
+from process_data.actor.look import Look as Look  # part of this module's interface, as the next ones
 from process_data.actor.mesh_raster import vertex_normals, visible_triangles
+from process_data.actor.motion import DISTANCE, UPRIGHT, exposure_gain, hand_shift
+from process_data.actor.motion import actor_motion as actor_motion
+from process_data.actor.motion import reference_pose as reference_pose
 from process_data.actor.proportions import neutral_landmarks
-from process_data.actor.scene import EYE_LINE, VISIBLE_HEIGHT, paint_background, paint_torso
+from process_data.actor.scene import VISIBLE_HEIGHT, paint_background, paint_bare_shoulders, paint_torso
 from process_data.actor.shading import compose
 from process_data.actor.skin import Skin, build_skin
-from process_data.actor.speech import actor_landmarks as actor_landmarks  # part of this module's interface
-from process_data.actor.texture import paint_atlas
-from shared.camera import pose_matrix
+from process_data.actor.speech import actor_landmarks as actor_landmarks
+from process_data.actor.texture import linear_to_srgb, paint_atlas, srgb_to_linear
+from process_data.actor.tubes import TubeBuilder, Tubes, add_tubes, hair_light
 from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
 from shared.files import write_json
@@ -30,11 +41,9 @@ from shared.landmarks import FPS, SAMPLES_PER_FRAME, check_array, check_landmark
 from shared.media.audio_io import save_wav
 from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 
-DISTANCE = 1.0  # metres from the camera to the eyes
-SAMPLES = 2  # visibility samples of a pixel in each direction
+SAMPLES, HAIR_SAMPLES = 2, 4  # visibility samples of a pixel in each direction, without and with strands of hair
 GAZE = 0.35  # of the head's rotation that the eyes undo to stay on the camera
 CLIP_CRF = 6  # H.264 quality of clips with exact truth: nearly lossless
-_UPRIGHT = np.diag([1.0, -1.0, -1.0])  # rotation of a head that faces the camera
 Performance = tuple[np.ndarray, np.ndarray, np.ndarray]  # landmarks (T, 68, 3), poses (T, 4, 4), torso motion (T, 4)
 
 
@@ -52,42 +61,40 @@ class ActorTruth:
     size: int
 
 
+class ActorFrame(NamedTuple):
+    """One frame and its truth, all (S, S) or (S, S, 3).
+
+    picture: uint8 sRGB; labels: uint8, of shared.clip; alpha: uint8, the share of the pixel in which the person is seen;
+    head_alpha: the same of the head with its hair, where neither torso nor hand hide it; person, head: float32, the linear
+    light that they send into the pixel, that is clean colour times share; background: uint8 sRGB, the room at this frame's
+    exposure. As in a camera, layers mix in linear light: picture = sRGB(person + (1 − alpha) · linear(background)).
+    """
+
+    picture: np.ndarray
+    labels: np.ndarray
+    alpha: np.ndarray
+    head_alpha: np.ndarray
+    person: np.ndarray
+    head: np.ndarray
+    background: np.ndarray
+
+
+def before(light: np.ndarray, alpha: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
+    """The picture (S, S, 3) uint8 that the camera would take of a layer of ActorFrame before another backdrop.
+
+    light (S, S, 3) linear light of the layer, alpha (S, S) uint8 its share; backdrop: sRGB uint8, (S, S, 3) or a colour (3,).
+    """
+    return _to_bytes(light + (1 - alpha[..., None] / 255) * srgb_to_linear(np.asarray(backdrop) / 255))
+
+
+def _to_bytes(light: np.ndarray) -> np.ndarray:
+    return np.round(255 * linear_to_srgb(light)).astype(np.uint8)
+
+
 def default_intrinsics(size: int) -> tuple[float, float, float, float]:
     """(fx, fy, cx, cy) in pixels of the actor's camera for square pictures of `size` pixels."""
     focal = size * DISTANCE / VISIBLE_HEIGHT
     return focal, focal, size / 2, size / 2
-
-
-def reference_pose() -> np.ndarray:
-    """(4, 4) float32: the pose that the torso plate is drawn for; the head looks straight at the camera."""
-    return pose_matrix(_UPRIGHT, np.array([0.0, (EYE_LINE - 0.5) * VISIBLE_HEIGHT, DISTANCE]))
-
-
-def _wander(rng: np.random.Generator, frames: int, amplitude: float, slow: float = 0.08, fast: float = 0.55) -> np.ndarray:
-    """Smooth seeded motion (frames,) that stays within ±amplitude: five sines between slow and fast hertz."""
-    time = np.arange(frames) / FPS
-    rates = np.exp(rng.uniform(np.log(slow), np.log(fast), 5))
-    weights = 1 / np.sqrt(rates)
-    phases = rng.uniform(0, 2 * np.pi, 5)
-    return amplitude * (weights[:, None] * np.sin(2 * np.pi * rates[:, None] * time + phases[:, None])).sum(0) / weights.sum()
-
-
-def actor_motion(frames: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Natural head poses (T, 4, 4) and torso motion (T, 4), float32, in pixels of a picture of `size` pixels.
-
-    Yaw stays within ±10°, pitch ±6°, roll ±4°; the torso within ±2 % of the picture.
-    """
-    rng = np.random.default_rng([seed, 20])
-    yaw, pitch, roll = (np.radians(_wander(rng, frames, degrees)) for degrees in (10.0, 6.0, 4.0))
-    sway = np.stack([_wander(rng, frames, 0.020, 0.06, 0.3), _wander(rng, frames, 0.010, 0.06, 0.3)], 1)
-    lean, near = _wander(rng, frames, 0.025, 0.06, 0.3), _wander(rng, frames, 0.012, 0.06, 0.3)
-    rotation = Rotation.from_euler("YXZ", np.stack([yaw, pitch, roll], 1)).as_matrix() @ _UPRIGHT
-    translation = np.tile(reference_pose()[:3, 3].astype(float), (frames, 1))
-    translation[:, 0] += 0.9 * sway[:, 0] * VISIBLE_HEIGHT + _wander(rng, frames, 0.008)
-    translation[:, 1] += 0.9 * sway[:, 1] * VISIBLE_HEIGHT + _wander(rng, frames, 0.004)
-    translation[:, 2] += -near * DISTANCE + _wander(rng, frames, 0.012)
-    torso = np.stack([size * sway[:, 0], size * sway[:, 1], lean, 1 + near], 1)
-    return pose_matrix(rotation, translation), torso.astype(np.float32)
 
 
 @lru_cache(maxsize=4)
@@ -97,25 +104,68 @@ def _skin(seed: int) -> Skin:
 
 
 @lru_cache(maxsize=4)
-def make_head(seed: int) -> HeadMesh:
+def make_head(seed: int, look: Look = PLAIN) -> HeadMesh:
     """The head mesh of this seed's person; made once."""
-    return build_head(make_identity(seed), _skin(seed))
+    return build_head(make_identity(seed), _skin(seed), ears=not look.covers_ears)
 
 
 @lru_cache(maxsize=4)
-def _atlas(seed: int) -> np.ndarray:
-    return paint_atlas(make_identity(seed), _skin(seed))
+def make_tubes(seed: int, look: Look) -> Tubes:
+    """Hair, beard and accessories that this look adds to the head of `make_head`; made once."""
+    builder, identity, head = TubeBuilder(), person(seed, look), make_head(seed, look)
+    add_hair(builder, identity, head, _skin(seed), look)
+    add_accessories(builder, identity, head, look)
+    return builder.build()
 
 
 @lru_cache(maxsize=4)
-def _torso_plate(seed: int, size: int) -> np.ndarray:
-    return paint_torso(make_identity(seed), size)
+def _atlas(seed: int, look: Look) -> np.ndarray:
+    return paint_atlas(person(seed, look), _skin(seed))
 
 
 @lru_cache(maxsize=4)
-def make_background(seed: int, size: int) -> np.ndarray:
+def _torso_plate(seed: int, size: int, look: Look) -> np.ndarray:
+    return (paint_bare_shoulders if look.bare_shoulders else paint_torso)(person(seed, look), size)
+
+
+@lru_cache(maxsize=4)
+def make_background(seed: int, size: int, look: Look = PLAIN) -> np.ndarray:
     """The room behind this seed's person: (size, size, 3) uint8 sRGB; made once."""
-    return paint_background(make_identity(seed), size)
+    return paint_background(person(seed, look), size, night=look.dark_room)
+
+
+def _in_head_space(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    """Vertices (V, 3) metres in head space; the eyes turn part of the way back to the camera."""
+    rotation = pose[:3, :3].astype(float)
+    points = head.vertices(np.asarray(landmarks, float))
+    relative = rotation.T @ UPRIGHT
+    yaw, pitch = np.arctan2(relative[0, 2], relative[2, 2]), np.arcsin(np.clip(-relative[1, 2], -1, 1))
+    turn_yaw, turn_pitch = GAZE * yaw, GAZE * pitch
+    cy, sy, cx, sx = np.cos(turn_yaw), np.sin(turn_yaw), np.cos(turn_pitch), np.sin(turn_pitch)
+    gaze = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    for number, centre in enumerate(head.eye_centres, start=1):
+        eye = head.eye == number
+        points[eye] = (points[eye] - centre) @ gaze.T + centre
+    return points
+
+
+def _to_camera(points: np.ndarray, follows: np.ndarray, pose: np.ndarray, torso: np.ndarray,
+               intrinsics: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """Points (N, 3) of head space -> camera space; follows (N,) blends the head's motion into the torso's."""
+    rotation, translation = pose[:3, :3].astype(float), pose[:3, 3].astype(float)
+    camera = points @ rotation.T + translation
+    blended = follows > 0
+    at_rest = reference_pose().astype(float)
+    still = points[blended] @ at_rest[:3, :3].T + at_rest[:3, 3]
+    dx, dy, angle, scale = (float(value) for value in torso)
+    fx, fy, cx_px, cy_px = intrinsics
+    middle = np.array([(size / 2 - cx_px) / fx, (size / 2 - cy_px) / fy])
+    flat = still[:, :2] / still[:, 2:] - middle
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    still[:, :2] = (flat @ turn.T + middle + [dx / fx, dy / fy]) * still[:, 2:]
+    follow = follows[blended][:, None]
+    camera[blended] = (1 - follow) * camera[blended] + follow * still
+    return camera
 
 
 def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
@@ -124,40 +174,27 @@ def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, tor
 
     The eyes turn part of the way back to the camera; along the neck, the head's motion blends into the torso's.
     """
-    rotation, translation = pose[:3, :3].astype(float), pose[:3, 3].astype(float)
-    points = head.vertices(np.asarray(landmarks, float))
-    relative = rotation.T @ _UPRIGHT
-    yaw, pitch = np.arctan2(relative[0, 2], relative[2, 2]), np.arcsin(np.clip(-relative[1, 2], -1, 1))
-    turn_yaw, turn_pitch = GAZE * yaw, GAZE * pitch
-    cy, sy, cx, sx = np.cos(turn_yaw), np.sin(turn_yaw), np.cos(turn_pitch), np.sin(turn_pitch)
-    gaze = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    for number, centre in enumerate(head.eye_centres, start=1):
-        eye = head.eye == number
-        points[eye] = (points[eye] - centre) @ gaze.T + centre
-    camera = points @ rotation.T + translation
-    neck = head.neck > 0
-    at_rest = reference_pose().astype(float)
-    still = points[neck] @ at_rest[:3, :3].T + at_rest[:3, 3]
-    dx, dy, angle, scale = (float(value) for value in torso)
-    fx, fy, cx_px, cy_px = intrinsics
-    middle = np.array([(size / 2 - cx_px) / fx, (size / 2 - cy_px) / fy])
-    flat = still[:, :2] / still[:, 2:] - middle
-    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    still[:, :2] = (flat @ turn.T + middle + [dx / fx, dy / fy]) * still[:, 2:]
-    follow = head.neck[neck][:, None]
-    camera[neck] = (1 - follow) * camera[neck] + follow * still
-    return camera
+    return _to_camera(_in_head_space(head, landmarks, pose), head.neck, pose, torso, intrinsics, size)
 
 
-def render_actor(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray, *, size: int,
-                 intrinsics: tuple[float, float, float, float] | None = None, seed: int = 0,
-                 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Draw the person of `seed`: yields (uint8 (size, size, 3) RGB, uint8 (size, size) labels) frame by frame.
+def tube_vertices(tubes: Tubes, head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
+                  intrinsics: tuple[float, float, float, float], size: int) -> np.ndarray:
+    """As camera_vertices, the vertices (N, 3) of the tubes: hair moves with the head near it, further down with the torso."""
+    points = tubes.vertices(head, head.vertices(np.asarray(landmarks, float)))
+    return _to_camera(points, tubes.follow, pose, torso, intrinsics, size)
 
-    landmarks (T, 68, 3) metres in head space, where the drawn face has its landmarks exactly; poses (T, 4, 4); torso_motion
-    (T, 4) in pixels of this size; intrinsics fx, fy, cx, cy in pixels, by default those of make_actor. Raises TalkheadError
-    for wrong arrays, different lengths and a wrong size.
-    """
+
+def _on_screen(vertices: np.ndarray, intrinsics: tuple[float, float, float, float],
+               samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (V, 3) of camera space -> (V, 2) in samples of the picture, (V,) depth."""
+    fx, fy, cx, cy = intrinsics
+    return (vertices[:, :2] / vertices[:, 2:] * [fx, fy] + [cx, cy]) * samples, np.ascontiguousarray(vertices[:, 2])
+
+
+def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray, *, size: int,
+                        intrinsics: tuple[float, float, float, float] | None = None, seed: int = 0,
+                        look: Look = PLAIN, numbers: np.ndarray | None = None) -> Iterator[ActorFrame]:
+    """As render_actor, frames with all their truth."""
     landmarks = check_landmarks(landmarks, "landmarks")
     poses, torso_motion = check_array(poses, (4, 4), "poses"), check_array(torso_motion, (4,), "torso motion")
     if not len(landmarks) == len(poses) == len(torso_motion):
@@ -165,27 +202,59 @@ def render_actor(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndar
                             f"{len(poses)} and {len(torso_motion)} frames")
     if size < 32 or size % 2:
         raise TalkheadError(f"the actor's size should be an even number of pixels, 32 or more; found {size}")
-    head, atlas = make_head(seed), _atlas(seed)
-    plate, background = _torso_plate(seed, size), make_background(seed, size)
-    fx, fy, cx, cy = intrinsics = default_intrinsics(size) if intrinsics is None else intrinsics
-    for shape, pose, torso in zip(landmarks, poses, torso_motion):
+    head, tubes, atlas = make_head(seed, look), make_tubes(seed, look), _atlas(seed, look)
+    plate, room = _torso_plate(seed, size, look), make_background(seed, size, look)
+    intrinsics = default_intrinsics(size) if intrinsics is None else intrinsics
+    samples = HAIR_SAMPLES if len(tubes.points) else SAMPLES
+    room_light = srgb_to_linear(room / 255)
+    numbers = np.arange(len(landmarks)) if numbers is None else numbers
+    gains, hand = exposure_gain(numbers, seed, look), hand_shift(numbers, seed)
+    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand):
         vertices = camera_vertices(head, shape, pose, torso, intrinsics, size)
-        screen = (vertices[:, :2] / vertices[:, 2:] * [fx, fy] + [cx, cy]) * SAMPLES
-        depth = np.ascontiguousarray(vertices[:, 2])
-        ids, _ = visible_triangles(screen, depth, head.triangles, size * SAMPLES, size * SAMPLES)
+        screen, depth = _on_screen(vertices, intrinsics, samples)
+        ids, inverse = visible_triangles(screen, depth, head.triangles, size * samples, size * samples)
         normals = vertex_normals(vertices, head.triangles)
-        picture, labels = np.empty((size, size, 3), np.uint8), np.empty((size, size), np.uint8)
+        strands = tube_vertices(tubes, head, shape, pose, torso, intrinsics, size)
+        strands[tubes.hand_from :, :2] += away
+        strand_screen, strand_depth = _on_screen(strands, intrinsics, samples)
+        focal = intrinsics[0] * samples
+        radius = tubes.radius * focal / strand_depth
+        add_tubes(strand_screen, strand_depth, radius, tubes.segments, focal, len(head.triangles), ids, inverse)
+        light = hair_light(strands, tubes.normal @ pose[:3, :3].T.astype(float), tubes.segments, tubes.color, tubes.shade,
+                           tubes.solid)
+        background = room if gain == 1 else _to_bytes(gain * room_light)
+        frame = ActorFrame(np.empty((size, size, 3), np.uint8), *(np.empty((size, size), np.uint8) for _ in range(3)),
+                           *(np.empty((size, size, 3), np.float32) for _ in range(2)), background)
         compose(ids, screen, depth, head.triangles, normals, head.uv, head.occlusion, head.gloss, head.material,
-                LABEL_OF_MATERIAL, atlas, plate, torso.astype(float), background, SAMPLES, picture, labels)
-        yield picture, labels
+                LABEL_OF_MATERIAL, atlas, strand_screen, radius, tubes.segments, tubes.layer, light, tubes.solid, tubes.gloss,
+                plate, torso.astype(float), gain, background, samples, *frame[:6])
+        yield frame
 
 
-def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed: int = 0, quiet: bool = False) -> ActorTruth:
+def render_actor(landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray, *, size: int,
+                 intrinsics: tuple[float, float, float, float] | None = None, seed: int = 0,
+                 look: Look = PLAIN, numbers: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Draw the person of `seed`: yields (uint8 (size, size, 3) RGB, uint8 (size, size) labels) frame by frame.
+
+    landmarks (T, 68, 3) metres in head space, where the drawn face has its landmarks exactly; poses (T, 4, 4); torso_motion
+    (T, 4) in pixels of this size; intrinsics fx, fy, cx, cy in pixels, by default those of make_actor; numbers (T,): of the
+    frames in the film, which time exposure and hand, by default 0 … T − 1. Raises TalkheadError for wrong arrays, different
+    lengths and a wrong size.
+    """
+    for frame in render_actor_layers(landmarks, poses, torso_motion, size=size, intrinsics=intrinsics, seed=seed, look=look,
+                                     numbers=numbers):
+        yield frame.picture, frame.labels
+
+
+def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed: int = 0, look: Look = PLAIN,
+               quiet: bool = False) -> ActorTruth:
     """Film the person of `seed` saying the shipped text: out/actor.mp4 with sound, and the truth in the folder out/truth.
 
     truth holds landmarks.npy, poses.npy, torso.npy, neutral.npy, labels.mkv, background.png and truth.json (intrinsics,
-    size, fps, frames, seed). `size` in pixels, even; `seconds` shortens the film. Each file appears only when it is
-    complete. Raises TalkheadError for a wrong size or length.
+    size, fps, frames, seed); for a look other than the default alpha.mkv and head_alpha.mkv too, the shares of each pixel in
+    which the person, and the head with its hair, are seen, and in truth.json what differs from the default look.
+    background.png is the room at the exposure 1. `size` in pixels, even; `seconds` shortens the film. Each file appears only
+    when it is complete. Raises TalkheadError for a wrong size or length.
     """
     sound, landmarks = actor_landmarks("train", seed)
     if seconds is not None:
@@ -194,37 +263,42 @@ def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed
         landmarks = landmarks[: int(seconds * FPS)]
     frames = len(landmarks)
     sound = sound[: frames * SAMPLES_PER_FRAME]
-    poses, torso = actor_motion(frames, size, seed)
+    poses, torso = actor_motion(frames, size, seed, look)
     out = Path(out)
     truth = ActorTruth(out / "truth", out / "actor.mp4", landmarks, poses, torso,
                        neutral_landmarks(make_identity(seed)).astype(np.float32)[None], default_intrinsics(size), size)
-    pictures = render_actor(landmarks, poses, torso, size=size, seed=seed)
-    with (VideoWriter(truth.video, size, size, audio=sound, crf=16, matrix=Colorspace.ITU601) as video,
-          GrayVideoWriter(truth.root / "labels.mkv", size, size) as matte):
-        for picture, labels in tqdm(pictures, "actor", total=frames, disable=quiet, unit="frame"):
-            video.write(picture)
-            matte.write(labels)
+    pictures = render_actor_layers(landmarks, poses, torso, size=size, seed=seed, look=look)
+    with ExitStack() as files:
+        video = files.enter_context(VideoWriter(truth.video, size, size, audio=sound, crf=16, matrix=Colorspace.ITU601))
+        mattes = {name: files.enter_context(GrayVideoWriter(truth.root / f"{name}.mkv", size, size))
+                  for name in (("labels",) if look == PLAIN else ("labels", "alpha", "head_alpha"))}
+        for frame in tqdm(pictures, "actor", total=frames, disable=quiet, unit="frame"):
+            video.write(frame.picture)
+            for name, matte in mattes.items():
+                matte.write(getattr(frame, name))
     save_landmarks(truth.root / "landmarks.npy", landmarks)
     save_landmarks(truth.root / "neutral.npy", truth.neutral)
     save_array(truth.root / "poses.npy", poses)
     save_array(truth.root / "torso.npy", torso)
-    write_png(truth.root / "background.png", make_background(seed, size))
+    write_png(truth.root / "background.png", make_background(seed, size, look))
     write_json(truth.root / "truth.json", {"intrinsics": list(truth.intrinsics), "size": size, "width": size, "height": size,
-                                      "fps": FPS, "frames": frames, "seed": seed})
+                                      "fps": FPS, "frames": frames, "seed": seed,
+                                      **({} if look == PLAIN else {"look": look.changes()})})
     return truth
 
 
 def make_actor_clip(root: Path, *, size: int, seconds: float | None = None, seed: int = 0, held_out: float = 0.1,
-                    extra: Mapping[str, Performance] | None = None) -> Clip:
+                    extra: Mapping[str, Performance] | None = None, look: Look = PLAIN) -> Clip:
     """A clip folder of the person of `seed` with exact landmarks, poses, labels and background plate, without tracking.
 
     The shipped speech, shortened to `seconds`, gives the splits train and test; test is its last share `held_out`. Each item
     of `extra`, a name with landmarks (T, 68, 3), poses (T, 4, 4) and torso motion (T, 4), is appended without sound as a
-    split of that name, for expressions that the speech does not contain. Raises TalkheadError for a wrong size.
+    split of that name, for expressions that the speech does not contain. A look other than the default gives the clip its
+    exact alpha.mkv, too. Raises TalkheadError for a wrong size.
     """
     sound, landmarks = actor_landmarks("train", seed)
     spoken = len(landmarks) if seconds is None else int(seconds * FPS)
-    parts: dict[str, Performance] = {"speech": (landmarks[:spoken], *actor_motion(spoken, size, seed)), **(extra or {})}
+    parts: dict[str, Performance] = {"speech": (landmarks[:spoken], *actor_motion(spoken, size, seed, look)), **(extra or {})}
     shapes, poses, torso = (np.concatenate(arrays) for arrays in zip(*parts.values()))
     cut, split, start = round(spoken * (1 - held_out)), {}, 0
     for name, part in parts.items():
@@ -232,16 +306,20 @@ def make_actor_clip(root: Path, *, size: int, seconds: float | None = None, seed
         start += len(part[0])
     del split["speech"]
     clip = Clip(root)
-    with (VideoWriter(clip.video, size, size, crf=CLIP_CRF, matrix=Colorspace.ITU601) as video,
-          GrayVideoWriter(clip.labels, size, size) as matte):
-        for picture, labels in render_actor(shapes, poses, torso, size=size, seed=seed):
-            video.write(picture)
-            matte.write(labels)
+    with ExitStack() as files:
+        video = files.enter_context(VideoWriter(clip.video, size, size, crf=CLIP_CRF, matrix=Colorspace.ITU601))
+        labels = files.enter_context(GrayVideoWriter(clip.labels, size, size))
+        alpha = None if look == PLAIN else files.enter_context(GrayVideoWriter(clip.alpha, size, size))
+        for frame in render_actor_layers(shapes, poses, torso, size=size, seed=seed, look=look):
+            video.write(frame.picture)
+            labels.write(frame.labels)
+            if alpha is not None:
+                alpha.write(frame.alpha)
     save_landmarks(clip.landmarks, shapes)
     save_landmarks(clip.neutral, neutral_landmarks(make_identity(seed)).astype(np.float32)[None])
     save_array(clip.poses, poses)
     save_array(clip.torso_motion, torso)
-    write_png(clip.background, make_background(seed, size))
+    write_png(clip.background, make_background(seed, size, look))
     samples = np.zeros(start * SAMPLES_PER_FRAME, np.float32)
     samples[: spoken * SAMPLES_PER_FRAME] = sound[: spoken * SAMPLES_PER_FRAME]
     save_wav(clip.audio, samples)

@@ -87,8 +87,8 @@ def grid_triangles(rows: int, columns: int, wrap: bool = False) -> np.ndarray:
     return np.concatenate([np.stack([a, d, b], -1).reshape(-1, 3), np.stack([b, d, e], -1).reshape(-1, 3)])
 
 
-def build_head(identity: Identity, skin: Skin) -> HeadMesh:
-    """The whole head of one person: skin with hair, lids, lips, mouth, teeth, tongue, eyes, ears and neck."""
+def build_head(identity: Identity, skin: Skin, ears: bool = True) -> HeadMesh:
+    """The whole head of one person: skin with hair, lids, lips, mouth, teeth, tongue, eyes, ears (unless hidden) and neck."""
     neutral = neutral_landmarks(identity)
     points, weights, chart, person = skin.points, skin.weights, skin.chart, skin.person
     to_neutral = neutral * 1000 - skin.rest
@@ -115,7 +115,8 @@ def build_head(identity: Identity, skin: Skin) -> HeadMesh:
     _add_lids(builder, neutral * 1000)
     _add_mouth(builder, neutral * 1000)
     centres = _add_eyes(builder, neutral * 1000)
-    _add_ears(builder, person)
+    if ears:
+        _add_ears(builder, person)
     _add_neck(builder, person)
 
     return HeadMesh(

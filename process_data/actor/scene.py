@@ -1,6 +1,7 @@
 """Torso and background of the synthetic actor: the clothed torso as a flat layer, and the room behind."""
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import gaussian_filter
 
 from process_data.actor.identity import Identity
@@ -33,16 +34,23 @@ def _light(height: np.ndarray, metre: float) -> np.ndarray:
     return (0.26 + 0.80 * key + 0.22 * fill).astype(np.float32)
 
 
+def _plate_grid(size: int) -> tuple[int, float, np.ndarray, np.ndarray]:
+    """Samples along a side of the torso layer and to a metre; metres right of the middle and below a line 20 mm above the
+    eyes of each sample."""
+    n = round(size * PLATE_SCALE * (1 + 2 * PLATE_MARGIN))
+    metre = size * PLATE_SCALE / VISIBLE_HEIGHT
+    grid = (np.arange(n) + 0.5) / metre
+    x, y = np.meshgrid(grid - (0.5 + PLATE_MARGIN) * VISIBLE_HEIGHT, grid - (EYE_LINE + PLATE_MARGIN) * VISIBLE_HEIGHT + 0.020)
+    return n, metre, x, y
+
+
 def paint_torso(identity: Identity, size: int) -> np.ndarray:
     """(N, N, 4) float32 premultiplied linear RGBA: jacket, shirt and collar, where the neck shows through.
 
     N = size·PLATE_SCALE·(1 + 2·PLATE_MARGIN); it covers the picture and a margin of PLATE_MARGIN·size around it.
     """
     rng = np.random.default_rng([identity.seed, 6])
-    n = round(size * PLATE_SCALE * (1 + 2 * PLATE_MARGIN))
-    metre = size * PLATE_SCALE / VISIBLE_HEIGHT
-    grid = (np.arange(n) + 0.5) / metre
-    x, y = np.meshgrid(grid - (0.5 + PLATE_MARGIN) * VISIBLE_HEIGHT, grid - (EYE_LINE + PLATE_MARGIN) * VISIBLE_HEIGHT + 0.020)
+    n, metre, x, y = _plate_grid(size)
     side = np.abs(x)
     flat = np.stack([x.ravel(), y.ravel()], 1)
     mirrored = np.stack([side.ravel(), y.ravel()], 1)
@@ -112,8 +120,41 @@ def paint_torso(identity: Identity, size: int) -> np.ndarray:
     return layer
 
 
-def paint_background(identity: Identity, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 sRGB: a wall with shelves and a lamp out of focus."""
+def paint_bare_shoulders(identity: Identity, size: int) -> np.ndarray:
+    """The torso of `paint_torso` without jacket and shirt: bare neckline, shoulders and chest, and a top below them."""
+    rng = np.random.default_rng([identity.seed, 8])
+    n, metre, x, y = _plate_grid(size)
+    side = np.abs(x)
+    edge = 1.2 / metre
+    outline = PchipInterpolator([0, 0.040, 0.056, 0.08, 0.12, 0.155, 0.185, 0.207, 0.222, 0.24, 0.4],
+                                [0.110, 0.132, 0.152, 0.168, 0.181, 0.192, 0.208, 0.232, 0.265, 0.34, 0.9])
+    body = (y - outline(side)) / np.hypot(1, outline(side, 1))  # metres inside the shoulders
+    depth = np.clip(body, 0, None)
+    # towards the camera: chest, round shoulders, collar bones with a hollow above, the notch between them
+    collar = np.interp(side, [0.012, 0.05, 0.10, 0.15], [0.207, 0.201, 0.193, 0.187])
+    along = smoothstep(0.010, 0.022, side) * smoothstep(0.165, 0.12, side)
+    height = -1.0 * side**2 - 0.022 * np.exp(-depth / 0.012) - 0.010 * np.exp(-depth / 0.045)
+    height += 0.0035 * along * np.exp(-(((y - collar) / 0.006) ** 2))
+    height -= 0.0040 * along * np.exp(-(((y - collar + 0.012) / 0.009) ** 2))
+    height -= 0.0045 * np.exp(-((x / 0.011) ** 2) - ((y - 0.204) / 0.011) ** 2)
+    height += 0.006 * np.exp(-(((side - 0.075) / 0.05) ** 2) - ((y - 0.30) / 0.05) ** 2)
+    mottle = 0.7 * noise(rng, (n, n), 0.0022 * metre) + 0.7 * noise(rng, (n, n), 0.007 * metre)
+    skin = srgb_to_linear(np.clip(np.array(identity.skin) * [0.97, 0.95, 0.94] * (1 + 0.016 * mottle)[..., None], 0.01, 1))
+    armpit = 0.45 * np.exp(-(((side - 0.150 - 0.25 * (y - 0.30)) / 0.006) ** 2)) * smoothstep(0.262, 0.30, y)
+    layer = np.zeros((n, n, 4), np.float32)
+    beside_neck = smoothstep(0, 1, np.maximum((side - 0.040) / 0.020, (y - 0.172) / 0.040))
+    _fill(layer, skin * (_light(-height, metre) * (1 - armpit))[..., None], smoothstep(-edge, edge, body) * beside_neck)
+    hem = y - 0.262 + 0.10 * np.clip(0.07 - side, 0, None) - 0.05 * np.clip(side - 0.1, 0, None)
+    wobble = gaussian_filter(rng.standard_normal((n, n)).astype(np.float32), metre * 0.012)
+    top = _light(-height + wobble / wobble.std() * 0.0012 - 0.0015 * np.exp(-np.abs(hem - 0.004) / 0.0015), metre)
+    _fill(layer, layer[..., :3] * 0.5, 0.6 * np.exp(-np.clip(-hem, 0, None) / 0.004) * (hem < 0) * layer[..., 3])
+    _fill(layer, srgb_to_linear(np.array(identity.jacket)) * top[..., None],
+          smoothstep(-edge, edge, np.minimum(np.minimum(hem, body), 0.163 + 0.25 * (y - 0.30) - side)))
+    return layer
+
+
+def paint_background(identity: Identity, size: int, night: bool = False) -> np.ndarray:
+    """(size, size, 3) uint8 sRGB: a wall with shelves, a window and a lamp, out of focus; at night window and lamp are dark."""
     rng = np.random.default_rng([identity.seed, 7])
     grid = (np.arange(size) + 0.5) / size
     x, y = np.meshgrid(grid if identity.seed % 2 == 0 else grid[::-1], grid)
@@ -134,12 +175,12 @@ def paint_background(identity: Identity, size: int) -> np.ndarray:
     picture[frame] = wall * 0.5
     inner = (x > 0.068) & (x < 0.252) & (y > 0.098) & (y < 0.402)
     view = np.stack([0.75 - 0.25 * y, 0.80 - 0.15 * y, 0.85 - 0.35 * x], -1)
-    picture[inner] = view[inner]
+    picture[inner] = view[inner] * (0.2 if night else 1.0)
     hills = inner & (y > 0.28 + 0.03 * np.sin(x * 40))
-    picture[hills] = (0.38, 0.46, 0.38)
+    picture[hills] = np.array((0.38, 0.46, 0.38)) * (0.2 if night else 1.0)
     picture = gaussian_filter(picture, (size * 0.010, size * 0.010, 0))
     glow = np.exp(-((x - 0.12) ** 2 + (y - 0.62) ** 2) / 0.03)[..., None]
-    picture = picture + glow * np.array([0.16, 0.12, 0.05])
+    picture = picture + glow * np.array([0.16, 0.12, 0.05]) * (0.2 if night else 1.0)
     grain = 0.006 * noise(rng, (size, size), max(0.6, size / 400)) + 0.010 * noise(rng, (size, size), size / 60)
     picture = picture * (1 + grain[..., None]) * 0.92
     return np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)
