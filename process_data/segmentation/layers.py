@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from process_data.segmentation.background import masked_median
+from shared.compiled import cached_njit
 from shared.files import write_arrays
 
 NOISE = 7.0  # grey levels: standard deviation by compression, light and alignment
@@ -22,7 +23,8 @@ LEAST_SHARE = 0.25  # of the samples that must show a place for it to be known
 LEAST_SAMPLES = 8  # of a shot whose layers can be told apart
 FREEDOM = 3.0  # degrees of freedom of Student's distribution, against what changes for other reasons
 TEMPER = 0.4  # weight of a pixel's log likelihood, since its three colours are not independent
-MOST = 3.0  # log likelihood ratio that the motion of one pixel contributes at most
+USUAL_MOST = 2.0  # log odds that the samples contribute at most
+HEADLIKE, TORSOLIKE = 3.0, 0.6  # log odds that motion contributes at most: hair that lies on the shoulders moves with them
 
 
 class Sample(NamedTuple):
@@ -39,24 +41,11 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """color (h,w,4) float32: median RGB and variance in grey levels squared, 0 where unknown; odds (h,w) float32: mean log
+    """color (h,w,4) float32: median RGB and variance in grey levels squared, 0 where unknown; odds (h,w) float32: log
     odds of head against torso in the samples, 0 where unknown."""
 
     color: np.ndarray
     odds: np.ndarray
-
-    def fit(self, picture: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """How well the layer, moved by `matrix`, explains a picture (h,w,3) uint8 of half size.
-
-        -> log likelihood (h,w) float32 and where it is known (h,w) bool.
-        """
-        color = moved(self.color, matrix)
-        variance = np.ascontiguousarray(color[..., 3])
-        known = variance >= NOISE**2
-        variance = np.maximum(variance, NOISE**2)
-        difference = picture - color[..., :3]
-        distance = cv2.transform(difference * difference, np.ones((1, 3), np.float32)) / variance
-        return -TEMPER * ((0.5 * (FREEDOM + 3)) * np.log1p(distance / FREEDOM) + 1.5 * np.log(variance)), known
 
 
 @dataclass(frozen=True)
@@ -81,8 +70,9 @@ class ShotLayers:
 
     def motion(self, picture: np.ndarray, head: np.ndarray, torso: np.ndarray) -> np.ndarray:
         """Log odds (h,w) float32 of head against torso by motion alone; arguments as for `evidence`."""
-        (by_head, head_known), (by_torso, torso_known) = self.head.fit(picture, head), self.torso.fit(picture, torso)
-        return np.clip(by_head - by_torso, -MOST, MOST) * (head_known & torso_known)
+        odds = _motion_odds(picture, moved(self.head.color, head), moved(self.torso.color, torso), np.float32(NOISE**2),
+                            np.float32(FREEDOM), np.float32(TEMPER))
+        return np.clip(odds, -TORSOLIKE, HEADLIKE)
 
     def save(self, path: Path) -> None:
         write_arrays(path, matte=self.matte, face=self.face, **{
@@ -94,6 +84,27 @@ class ShotLayers:
         with np.load(path) as stored:
             head, torso = (Layer(stored[f"{name}_color"], stored[f"{name}_odds"]) for name in ("head", "torso"))
             return ShotLayers(head, torso, stored["matte"], stored["face"])
+
+
+@cached_njit(fastmath=True, error_model="numpy")
+def _motion_odds(picture, head, torso, noise, freedom, temper):
+    """Log odds (h,w) float32 that a picture (h,w,3) uint8 shows the layer head (h,w,4) and not torso (h,w,4): colours and
+    variance, Student's distribution; 0 where either is unknown, that is of a variance below `noise`."""
+    height, width = picture.shape[:2]
+    odds = np.zeros((height, width), np.float32)
+    for y in range(height):
+        for x in range(width):
+            near, far = head[y, x, 3], torso[y, x, 3]
+            if near < noise or far < noise:
+                continue
+            a, b = np.float32(0), np.float32(0)
+            for c in range(3):
+                value = np.float32(picture[y, x, c])
+                a += (value - head[y, x, c]) ** 2
+                b += (value - torso[y, x, c]) ** 2
+            fit = (1 + b / (far * freedom)) / (1 + a / (near * freedom))
+            odds[y, x] = temper * (np.float32(0.5) * (freedom + 3) * np.log(fit) + np.float32(1.5) * np.log(far / near))
+    return odds
 
 
 def halved(matrix: np.ndarray) -> np.ndarray:
@@ -123,7 +134,7 @@ def build_layers(samples: Sequence[Sample], face: np.ndarray) -> ShotLayers | No
     layers = ShotLayers(*(Layer(_colors(samples, matrices), flat) for matrices in (by_head, by_torso)),
                         mattes.round().astype(np.uint8), np.asarray(face))
     odds = [(sample.odds + layers.motion(sample.picture, sample.head, sample.torso)) * sample.person for sample in samples]
-    head, torso = (Layer(layer.color, _mean_odds(odds, samples, matrices) * (layer.color[..., 3] > 0))
+    head, torso = (Layer(layer.color, _usual_odds(odds, samples, matrices) * (layer.color[..., 3] > 0))
                    for layer, matrices in ((layers.head, by_head), (layers.torso, by_torso)))
     return replace(layers, head=head, torso=torso)
 
@@ -140,10 +151,11 @@ def _colors(samples: Sequence[Sample], matrices: Sequence[np.ndarray]) -> np.nda
     return np.concatenate([median, spread**2 + NOISE**2], -1).astype(np.float32) * known[..., None]
 
 
-def _mean_odds(odds: Sequence[np.ndarray], samples: Sequence[Sample], matrices: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over the samples of their log odds (h,w), aligned by `matrices` (2,3), where they show the person."""
+def _usual_odds(odds: Sequence[np.ndarray], samples: Sequence[Sample], matrices: Sequence[np.ndarray]) -> np.ndarray:
+    """Log odds (h,w) float32 of the mean probability of head, given the samples' log odds (h,w), aligned by `matrices` (2,3),
+    where they show the person."""
     total, count = np.zeros(odds[0].shape, np.float32), np.full(odds[0].shape, 1e-6, np.float32)
     for values, sample, matrix in zip(odds, samples, matrices):
-        total += _back(values, matrix)
+        total += _back(sample.person * np.tanh(values / 2), matrix)
         count += _back(sample.person.astype(np.float32), matrix)
-    return total / count
+    return np.clip(2 * np.arctanh(np.clip(total / count, -0.99, 0.99)), -USUAL_MOST, USUAL_MOST)

@@ -28,9 +28,10 @@ from shared.files import write_arrays, write_rows
 from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
 
 PERSON_MATTE = 13  # of 255: pixels with a larger coarse matte may be the person's
-PLATE_MARGIN = 1 / 90  # of the picture's size: nearer to the person the background does not count as seen
+USUAL_MATTE = 64  # of 255: mean matte at a place of the head from which the person may be there in every frame
+PLATE_MARGIN = 1 / 128  # of the picture's size: nearer to the person the background does not count as seen
 SOFT_EDGE = 1 / 128  # of the coarse matte's size: half the width of an uncertain edge that counts as wide
-LAYER_SAMPLES = 40  # frames of a shot in which the layers that move with head and torso are looked for
+LAYER_SAMPLES = 32  # frames of a shot in which the layers that move with head and torso are looked for
 COLOR_SAMPLES = 48  # frames that the person's colours are learned from
 SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
 
@@ -109,7 +110,7 @@ def covered(mattes: Sequence[np.ndarray], pixels: np.ndarray, height: int, width
         person = matte > PERSON_MATTE
         soft = person & (matte < 255 - PERSON_MATTE)
         wide = cv2.dilate(cv2.erode(soft.view(np.uint8), inner), outer) > 0
-        again = (cv2.warpAffine(usual, move, small[::-1]) > PERSON_MATTE * 2) & above_jaw(points * scale, *small)
+        again = (cv2.warpAffine(usual, move, small[::-1]) > USUAL_MATTE) & above_jaw(points * scale, *small)
         mask = cv2.resize((person | wide | again).view(np.uint8) * np.uint8(255), (width, height)) > 127
         people.append(mask | filled(points[FACE_OUTLINE], height, width))
     return np.stack(people)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from process_data.segmentation import matting
-from process_data.segmentation.colors import FACE_OUTLINE, TOLD, PersonColors, above_jaw, filled
+from process_data.segmentation.colors import FACE_OUTLINE, PersonColors, above_jaw, filled
 from process_data.segmentation.layers import Sample, ShotLayers, moved
 from process_data.tracking.torso_motion import face_similarity
 from shared.clip import HEAD, MOUTH, NECK, TORSO
@@ -22,13 +22,16 @@ PERSON = 127  # alpha above which a pixel is the person
 SPECK = 0.004  # of the picture: smaller parts that are not connected to the person are removed
 HOLE = 0.001  # of the picture: smaller holes in the person are filled
 EVIDENCE = 4.0  # largest log likelihood ratio that one pixel's colour contributes
+COLOR = 1.5  # weight of the colour's log likelihood ratio
+TOLD = 0.3  # log likelihood ratio that hair must exceed to be more likely than skin and clothes
+STRANGE = 4.0  # how fast colours that hair hardly has count against it
 ALIKE = 0.5  # the same in favour of hair where hair and clothes have the same colours
 # log odds of head against torso by place: at the line of the jaw, their growth with each face width above it, and the most;
 # the same below it, downwards; what is added around the skull
 ABOVE, ABOVE_RATE, ABOVE_MOST = 0.5, 12.0, 5.0
-BELOW, BELOW_RATE, BELOW_MOST = 1.0, 1.5, 6.0
+BELOW, BELOW_RATE, BELOW_MOST = 0.5, 1.0, 6.0
 SKULL, SKULL_AXES, SKULL_LIFT = 4.0, (0.75, 0.95), 0.1  # of the face's width: half axes across and down; its middle's height
-SURE = 5.0  # most log odds of one pixel, and those of what lies within the face's outline
+SURE = 3.0  # most log odds of one pixel, and those of what lies within the face's outline
 GUIDE_RADIUS, GUIDE_EPSILON = 1 / 48, 40.0  # of the smoothing: of the picture's size, grey levels squared
 BESIDE_NECK = 4.0  # subtracted from the log likelihood of skin beside the neck
 CLOTHES_MARGIN = 2.0  # log likelihood by which clothes must beat skin below the chin
@@ -99,10 +102,10 @@ class Segmenter:
             head = face_similarity(self.layers.face, draft.pixels)
             odds = odds + self.layers.evidence(draft.picture, head, torso) * draft.person
         radius = max(2, round(GUIDE_RADIUS * draft.picture.shape[1]))
-        planes = np.dstack([np.clip(odds, -SURE, SURE), draft.neck])
+        face = filled(draft.pixels[FACE_OUTLINE] / 2, *odds.shape)
+        planes = np.dstack([np.clip(odds, -SURE, SURE) * ~face, draft.neck])  # the face is known, and says nothing of the neck
         smooth = cv2.ximgproc.guidedFilter(draft.picture, planes, radius, GUIDE_EPSILON, scale=0.5)
         odds, neck = np.ascontiguousarray(smooth[..., 0]), smooth[..., 1] > 0
-        face = filled(draft.pixels[FACE_OUTLINE] / 2, *odds.shape)
         odds[face] = SURE
         _tidy_odds(odds, draft.person, face)
         odds = np.where(draft.person, odds, cv2.blur(odds * draft.person, (5, 5)))  # soft edges belong to what is beside them
@@ -123,8 +126,9 @@ class Segmenter:
         """
         height, width = person.shape
         skin, hair, clothes, body = cv2.split(self.colors.evidence(picture))
-        color = np.minimum(hair - np.maximum(np.maximum(skin, clothes), body) - TOLD, hair - self.colors.hair_level)
-        odds = np.clip(color, -EVIDENCE, EVIDENCE if self.colors.apart else ALIKE) + place_odds(pixels, height, width)
+        color = hair - np.maximum(np.maximum(skin, clothes), body) - TOLD
+        color += STRANGE * np.minimum(hair - self.colors.hair_level, 0)
+        odds = np.clip(COLOR * color, -EVIDENCE, EVIDENCE if self.colors.apart else ALIKE) + place_odds(pixels, height, width)
         odds[filled(pixels[FACE_OUTLINE], height, width)] = SURE
         left, right = np.clip(pixels[[3, 13], 0], 0, width).astype(int)
         neck = np.minimum(skin - self.colors.skin_level, skin - clothes + CLOTHES_MARGIN)
@@ -190,7 +194,8 @@ def _neck(skin: np.ndarray, face: np.ndarray, pixels: np.ndarray, metre: float) 
     below = np.zeros_like(skin)
     below[: max(0, int(pixels[8, 1] + NECK_REACH * metre)), left:right] = True
     # a beard or a shadow may separate the neck's skin from the jaw
-    jaw = cv2.dilate(face.astype(np.uint8), _disc(2 * CLOSING * width)) > 0
+    reach = 2 * max(1, round(CLOSING * width)) + 1
+    jaw = cv2.dilate(face.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
     neck = skin & below
     return _joined(neck | jaw, jaw, 1) & neck
 
@@ -224,11 +229,6 @@ def _enclosed(mask: np.ndarray, most: float) -> np.ndarray:
     small = (area < most) & (left > 0) & (top > 0) & (left + breadth < mask.shape[1]) & (top + height < mask.shape[0])
     small[0] = False
     return small[parts] if small.any() else np.zeros_like(mask)
-
-
-def _disc(side: float) -> np.ndarray:
-    size = 2 * max(1, round(side / 2)) + 1
-    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
 
 
 def face_is_inside(pixels: np.ndarray, width: int, height: int) -> np.ndarray:

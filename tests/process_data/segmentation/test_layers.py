@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from process_data.segmentation.layers import LEAST_SAMPLES, MOST, Sample, ShotLayers, build_layers, moved
+from process_data.segmentation.layers import HEADLIKE, LEAST_SAMPLES, TORSOLIKE, Sample, ShotLayers, build_layers, moved
 from process_data.tracking.torso_motion import compose, concatenate, inverse
 
 HALF = 64
@@ -45,7 +45,8 @@ def test_motion_alone_tells_hair_from_clothes_of_the_same_colour(layers):
         right = (odds > 0) == hair
         assert right[inside & ~edge].mean() > 0.95
         motion = layers.motion(sample.picture, sample.head, sample.torso)
-        assert np.abs(motion).max() <= MOST and (motion[hair & ~edge].mean(), -motion[inside & ~hair & ~edge].mean()) > (1, 1)
+        assert motion.max() <= HEADLIKE and motion.min() >= -TORSOLIKE
+        assert motion[hair & ~edge].mean() > 1 and motion[inside & ~hair & ~edge].mean() < -0.4
 
 
 def test_one_common_motion_tells_nothing():
