@@ -87,7 +87,7 @@ def measure(clip: Clip, truth: Path) -> dict[str, float]:
         bare = (true == BACKGROUND) if true_alpha is None else (true_alpha == 0)
         free = bare.astype(int) if free is None else free + bare
     covered, shown = free < count, free >= FREE * count
-    seen = read_png(clip.seen_path(0))[..., 0] > 0
+    seen = read_png(clip.seen_path(0))[..., 0] == 255
     error = (read_png(clip.background).astype(float) - read_png(truth / "background.png")) ** 2
 
     def rms(mask: np.ndarray) -> float:

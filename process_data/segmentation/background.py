@@ -55,9 +55,8 @@ def fill_smoothly(image: np.ndarray, known: np.ndarray) -> np.ndarray:
 def background_plate(frames: np.ndarray, person: np.ndarray, margin: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Frames (n,H,W,3) uint8 of one shot, person masks (n,H,W) bool -> background plate (H,W,3) uint8, seen (H,W) bool.
 
-    A pixel is clear in a frame if the person is more than `margin` pixels away. It counts as seen if it is clear in one frame
-    of twenty, at least in one; the others are filled in. Of the clear frames, those in which the person is farthest away give
-    the colour, since hair reaches beyond its mask.
+    A pixel is seen if it is clear (`often_clear`) of the person by `margin` pixels; the others are filled in. Of its clear
+    frames, those in which the person is farthest away give the colour, since hair reaches beyond its mask.
     """
     far = min(255.0, max(margin, FAR * frames.shape[1]))
     away = np.stack([_distance(mask) for mask in person])
@@ -66,10 +65,19 @@ def background_plate(frames: np.ndarray, person: np.ndarray, margin: float = 0.0
     enough = cv2.resize(enough, person.shape[:0:-1], interpolation=cv2.INTER_NEAREST).astype(np.float32) - 2 * COARSE
     clear = away > margin
     frames = same_light(frames, clear.all(0))
-    seen = clear.sum(0) >= max(1, int(np.ceil(SEEN_SHARE * len(frames))))
+    seen = _often(clear)
     median, used = masked_median(frames, ~clear | (away < np.minimum(enough, far)))
     seen &= used > 0
     return np.clip(fill_smoothly(median, seen), 0, 255).round().astype(np.uint8), seen
+
+
+def often_clear(person: np.ndarray, margin: float) -> np.ndarray:
+    """Person masks (n,H,W) bool -> (H,W) bool: more than `margin` pixels away in one frame of twenty, at least in one."""
+    return _often(np.stack([_distance(mask) > margin for mask in person]))
+
+
+def _often(clear: np.ndarray) -> np.ndarray:
+    return clear.sum(0) >= max(1, int(np.ceil(SEEN_SHARE * len(clear))))
 
 
 def same_light(frames: np.ndarray, always: np.ndarray) -> np.ndarray:

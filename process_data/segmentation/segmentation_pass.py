@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from process_data.detection.detection_pass import read_mattes
-from process_data.segmentation.background import background_plate
+from process_data.segmentation.background import background_plate, often_clear
 from process_data.segmentation.colors import FACE_OUTLINE, PersonColors, above_jaw, filled, learn_colors
 from process_data.segmentation.layers import ShotLayers, build_layers
 from process_data.segmentation.segmenter import Segmenter
@@ -29,7 +29,9 @@ from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_png, r
 
 PERSON_MATTE = 13  # of 255: pixels with a larger coarse matte may be the person's
 USUAL_MATTE = 64  # of 255: mean matte at a place of the head from which the person may be there in every frame
-PLATE_MARGIN = 1 / 128  # of the picture's size: nearer to the person the background does not count as seen
+BESIDE = 1 / 150  # of the picture's size: nearer to the person the background is filled in
+PLATE_MARGIN = 1 / 64  # nearer than this it counts as seen beside the person only, since hair beyond the matte may tint it
+SEEN, SEEN_BESIDE = 255, 128  # values in the picture of what was seen
 SOFT_EDGE = 1 / 128  # of the coarse matte's size: half the width of an uncertain edge that counts as wide
 LAYER_SAMPLES = 32  # frames of a shot in which the layers that move with head and torso are looked for
 COLOR_SAMPLES = 48  # frames that the person's colours are learned from
@@ -83,9 +85,10 @@ def write_plate(clip: Clip, shot: Shot, wanted: np.ndarray, pixels: np.ndarray, 
         report_done()
     near = [_around(work, shot, t) for t in wanted.tolist()]
     person = covered([mattes.max(0) for mattes in near], pixels, *frames[0].shape[:2])
-    plate, seen = background_plate(np.stack(frames), person, PLATE_MARGIN * len(person[0]))
+    plate, shown = background_plate(np.stack(frames), person, BESIDE * len(person[0]))
+    seen = shown & often_clear(person, PLATE_MARGIN * len(person[0]))
     write_png(clip.root / shot.background, plate)
-    write_png(seen_file(clip.root / shot.background), seen * np.uint8(255))
+    write_png(seen_file(clip.root / shot.background), np.where(seen, SEEN, shown * SEEN_BESIDE).astype(np.uint8))
     kept = evenly(len(frames), learn)
     write_arrays(_sample_file(work, shot.start), frames=np.stack(frames)[kept], numbers=wanted[kept],
                  mattes=np.stack([near[k][min(1, wanted[k] - shot.start)] for k in kept]))
@@ -111,7 +114,7 @@ def covered(mattes: Sequence[np.ndarray], pixels: np.ndarray, height: int, width
         soft = person & (matte < 255 - PERSON_MATTE)
         wide = cv2.dilate(cv2.erode(soft.view(np.uint8), inner), outer) > 0
         again = (cv2.warpAffine(usual, move, small[::-1]) > USUAL_MATTE) & above_jaw(points * scale, *small)
-        mask = cv2.resize((person | wide | again).view(np.uint8) * np.uint8(255), (width, height)) > 127
+        mask = cv2.resize(np.maximum(matte, (wide | again).view(np.uint8) * np.uint8(255)), (width, height)) > PERSON_MATTE
         people.append(mask | filled(points[FACE_OUTLINE], height, width))
     return np.stack(people)
 
@@ -225,7 +228,7 @@ def _around(work: Path, shot: Shot, t: int) -> np.ndarray:
 
 
 def _plate(clip: Clip, shot: Shot) -> tuple[np.ndarray, np.ndarray]:
-    """The shot's background plate (H,W,3) uint8 and which of its pixels were seen (H,W) bool."""
+    """The shot's background plate (H,W,3) uint8 and which of its pixels were seen, beside the person too, (H,W) bool."""
     plate = clip.root / shot.background
     return read_png(plate), read_png(seen_file(plate))[..., 0] > 0
 
