@@ -32,7 +32,7 @@ USUAL_MATTE = 64  # of 255: mean matte at a place of the head from which the per
 BESIDE = 1 / 150  # of the picture's size: nearer to the person the background is filled in
 PLATE_MARGIN = 1 / 64  # nearer than this it counts as seen beside the person only, since hair beyond the matte may tint it
 SEEN, SEEN_BESIDE = 255, 128  # values in the picture of what was seen
-SOFT_EDGE = 1 / 128  # of the coarse matte's size: half the width of an uncertain edge that counts as wide
+KNOT = 1 / 128  # of the coarse matte's size: half the width of the least that counts as missed in a frame's matte
 LAYER_SAMPLES = 32  # frames of a shot in which the layers that move with head and torso are looked for
 COLOR_SAMPLES = 48  # frames that the person's colours are learned from
 SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
@@ -97,8 +97,8 @@ def write_plate(clip: Clip, shot: Shot, wanted: np.ndarray, pixels: np.ndarray, 
 def covered(mattes: Sequence[np.ndarray], pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Where the person is or may be in n frames, (n,height,width) bool, from coarse mattes (h,w) uint8 and landmarks (n,68,2).
 
-    Beside the coarse mattes and the faces this is what surrounds wide uncertain edges, and above the jaw what mattes of other
-    frames cover at the same place of the head: a knot of hair that the network sees now and then.
+    Beside all that the coarse mattes do not surely leave out, and the faces, this is what mattes of other frames cover at the
+    same place of the head above the jaw: a knot of hair that the network sees now and then.
     """
     small = mattes[0].shape
     scale = small[1] / width
@@ -106,15 +106,13 @@ def covered(mattes: Sequence[np.ndarray], pixels: np.ndarray, height: int, width
     moves = [face_similarity(mean * scale, points * scale) for points in pixels]
     usual = np.mean([cv2.warpAffine(matte, move, small[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
                      for matte, move in zip(mattes, moves)], axis=0).astype(np.float32)
-    reach = max(1, round(SOFT_EDGE * small[1]))
-    inner, outer = (np.ones((2 * size + 1, 2 * size + 1), np.uint8) for size in (reach, 2 * reach))
+    knot = np.ones((2 * round(KNOT * small[1]) + 1,) * 2, np.uint8)
     people = []
     for matte, move, points in zip(mattes, moves, pixels):
-        person = matte > PERSON_MATTE
-        soft = person & (matte < 255 - PERSON_MATTE)
-        wide = cv2.dilate(cv2.erode(soft.view(np.uint8), inner), outer) > 0
-        again = (cv2.warpAffine(usual, move, small[::-1]) > USUAL_MATTE) & above_jaw(points * scale, *small)
-        mask = cv2.resize(np.maximum(matte, (wide | again).view(np.uint8) * np.uint8(255)), (width, height)) > PERSON_MATTE
+        again = (cv2.warpAffine(usual, move, small[::-1]) > USUAL_MATTE) & (matte <= PERSON_MATTE)
+        again &= above_jaw(points * scale, *small)
+        missed = cv2.morphologyEx(again.view(np.uint8) * np.uint8(255), cv2.MORPH_OPEN, knot)
+        mask = cv2.resize(np.maximum(matte, missed), (width, height)) > PERSON_MATTE
         people.append(mask | filled(points[FACE_OUTLINE], height, width))
     return np.stack(people)
 
