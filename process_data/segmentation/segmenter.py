@@ -106,11 +106,11 @@ class Segmenter:
         planes = np.dstack([np.clip(odds, -SURE, SURE) * ~face, draft.neck])  # the face is known, and says nothing of the neck
         smooth = cv2.ximgproc.guidedFilter(draft.picture, planes, radius, GUIDE_EPSILON, scale=0.5)
         odds, neck = np.ascontiguousarray(smooth[..., 0]), smooth[..., 1] > 0
-        odds[face] = SURE
+        odds[face] = 1  # about as far from 0 as the smoothed skin beside it
         _tidy_odds(odds, draft.person, face)
         odds = np.where(draft.person, odds, cv2.blur(odds * draft.person, (5, 5)))  # soft edges belong to what is beside them
-        return _labels(odds, _neck(neck & draft.person & (odds <= 0), face, draft.pixels / 2, draft.metre / 2), draft.alpha,
-                       draft.pixels)
+        bare = _neck(neck & draft.person, face, draft.pixels / 2, draft.metre / 2)
+        return _labels(odds, bare, draft.alpha, draft.pixels)
 
     def _expected(self, shape: tuple[int, int], pixels: np.ndarray, width: int) -> np.ndarray | None:
         """The coarse matte (h,w) uint8 of `shape` that the layers expect above the jaw; None without layers."""
@@ -185,7 +185,7 @@ def _tidy_odds(odds: np.ndarray, person: np.ndarray, face: np.ndarray) -> None:
 
 
 def _neck(skin: np.ndarray, face: np.ndarray, pixels: np.ndarray, metre: float) -> np.ndarray:
-    """The neck (h,w) bool: `skin` (h,w) bool of the torso between the columns of the jaw, as far as it is connected to it.
+    """The neck (h,w) bool: `skin` (h,w) bool between the columns of the jaw, as far as it is connected to it.
 
     face (h,w) bool: inside the face's outline; pixels (68,2) and metre: landmarks and pixels to a metre, of the same size.
     """
@@ -196,7 +196,8 @@ def _neck(skin: np.ndarray, face: np.ndarray, pixels: np.ndarray, metre: float) 
     # a beard or a shadow may separate the neck's skin from the jaw
     reach = 2 * max(1, round(CLOSING * width)) + 1
     jaw = cv2.dilate(face.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
-    neck = skin & below
+    neck = cv2.morphologyEx(skin.view(np.uint8), cv2.MORPH_CLOSE, np.ones((reach, reach), np.uint8)) > 0
+    neck &= below
     return _joined(neck | jaw, jaw, 1) & neck
 
 

@@ -158,7 +158,7 @@ def test_a_knot_that_the_coarse_matte_misses_is_kept_where_the_plate_shows_it():
     labels, alpha = Segmenter(colors, plate, seen, layers)(frame, matte[None], points, METRE)
     assert (without[knot] == BACKGROUND).all()
     assert (labels[knot] == HEAD).all() and (alpha[knot] > 170).all()
-    assert alpha[4:20, SIZE // 2 + 16 : SIZE // 2 + 30].max() == 0
+    assert alpha[4:20, SIZE // 2 + 16 : SIZE // 2 + 30].max() < 8
 
 
 def test_specks_and_holes_are_tidied():
