@@ -64,7 +64,7 @@ def background_plate(frames: np.ndarray, person: np.ndarray, margin: float = 0.0
     enough = np.partition(away[:, ::COARSE, ::COARSE], wanted, axis=0)[wanted]
     enough = cv2.resize(enough, person.shape[:0:-1], interpolation=cv2.INTER_NEAREST).astype(np.float32) - 2 * COARSE
     clear = away > margin
-    frames = same_light(frames, clear.all(0))
+    frames = same_light(frames, np.all(clear, axis=0))
     seen = _often(clear)
     median, used = masked_median(frames, ~clear | (away < np.minimum(enough, far)))
     seen &= used > 0

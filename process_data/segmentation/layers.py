@@ -29,14 +29,14 @@ HEADLIKE, TORSOLIKE = 3.0, 0.6  # log odds that motion contributes at most: hair
 
 class Sample(NamedTuple):
     """A frame at half size: picture (h,w,3) uint8, person (h,w) bool, log odds (h,w) float32 of head against torso, coarse
-    matte (h,w) uint8; similarities (2,3) from the reference to it by head and by torso, None where that is not found."""
+    matte (h,w) uint8; similarities (2,3) from the reference to it by head and by torso."""
 
     picture: np.ndarray
     person: np.ndarray
     odds: np.ndarray
     matte: np.ndarray
     head: np.ndarray
-    torso: np.ndarray | None
+    torso: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,12 @@ def _back(image: np.ndarray, matrix: np.ndarray, flags: int = cv2.INTER_LINEAR) 
 
 def build_layers(samples: Sequence[Sample], face: np.ndarray) -> ShotLayers | None:
     """Layers of sample frames of one shot, whose reference has landmarks face (68,2) in pixels; None for too few samples."""
-    samples = [sample for sample in samples if sample.torso is not None]
     if len(samples) < LEAST_SAMPLES:
         return None
-    by_head, by_torso = ([sample.head for sample in samples], [sample.torso for sample in samples])
+    by_head, by_torso = [sample.head for sample in samples], [sample.torso for sample in samples]
     mattes = np.mean([_back(sample.matte, matrix) for sample, matrix in zip(samples, by_head)], axis=0)
     flat = np.zeros(samples[0].odds.shape, np.float32)
-    layers = ShotLayers(*(Layer(_colors(samples, matrices), flat) for matrices in (by_head, by_torso)),
+    layers = ShotLayers(Layer(_colors(samples, by_head), flat), Layer(_colors(samples, by_torso), flat),
                         mattes.round().astype(np.uint8), np.asarray(face))
     odds = [(sample.odds + layers.motion(sample.picture, sample.head, sample.torso)) * sample.person for sample in samples]
     head, torso = (Layer(layer.color, _usual_odds(odds, samples, matrices) * (layer.color[..., 3] > 0))

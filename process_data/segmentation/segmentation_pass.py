@@ -181,8 +181,9 @@ def write_layers(clip: Clip, number: int, shot: Shot, wanted: np.ndarray, face: 
     samples = []
     for t, frame, pixels, metre in zip(wanted.tolist(), _frames_at(clip.video, wanted), face.pixels, face.metre):
         draft = segmenter.draft(frame, _around(work, shot, t), pixels, float(metre))
-        motion = tracker.motion(t, frame, draft.labels, pixels)
-        samples.append(draft.sample(tracker.faces[number], _from_reference(tracker, number, motion)))
+        torso = _from_reference(tracker, number, tracker.motion(t, frame, draft.labels, pixels))
+        if torso is not None:
+            samples.append(draft.sample(tracker.faces[number], torso))
         report_done()
     layers = build_layers(samples, tracker.faces[number])
     if layers is None:

@@ -56,7 +56,7 @@ class Draft:
     pixels: np.ndarray
     metre: float
 
-    def sample(self, face: np.ndarray, torso: np.ndarray | None) -> Sample:
+    def sample(self, face: np.ndarray, torso: np.ndarray) -> Sample:
         """What layers are built from; face (68,2): landmarks of the reference, torso (2,3): similarity from it."""
         return Sample(self.picture, self.person, self.odds, self.matte, face_similarity(face, self.pixels), torso)
 
