@@ -92,7 +92,8 @@ class Segmenter:
         person = cv2.resize(alpha, half, interpolation=cv2.INTER_AREA) > PERSON
         odds, neck = self._odds(picture, person, pixels / 2)
         size = 2 * max(1, round(GUIDE_RADIUS * half[0])) + 1
-        bare = _neck((cv2.blur(neck, (size, size)) > 0) & person, filled(pixels[FACE_OUTLINE] / 2, *person.shape), pixels / 2, metre / 2)
+        face = filled(pixels[FACE_OUTLINE] / 2, *person.shape)
+        bare = _neck((cv2.blur(neck, (size, size)) > 0) & person, face, pixels / 2, metre / 2)
         guess = _labels(cv2.blur(odds, (size, size)), bare, alpha, pixels)
         return Draft(alpha, guess, picture, person, cv2.resize(matting.steady_matte(mattes), half), odds, neck, pixels, metre)
 
