@@ -33,7 +33,7 @@ BESIDE = 1 / 150  # of the picture's size: nearer to the person the background i
 PLATE_MARGIN = 1 / 64  # nearer than this it counts as seen beside the person only, since hair beyond the matte may tint it
 SEEN, SEEN_BESIDE = 255, 128  # values in the picture of what was seen
 KNOT = 1 / 128  # of the coarse matte's size: half the width of the least that counts as missed in a frame's matte
-LAYER_SAMPLES = 32  # frames of a shot in which the layers that move with head and torso are looked for
+LAYER_SAMPLES = 24  # frames of a shot in which the layers that move with head and torso are looked for
 COLOR_SAMPLES = 48  # frames that the person's colours are learned from
 SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
 
