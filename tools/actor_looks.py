@@ -23,8 +23,9 @@ def main(sheet_file: Path, names: list[str]) -> None:
         seed, look = list(LOOKS).index(name), LOOKS[name]
         landmarks = actor_landmarks("train", seed)[1][:FRAMES]
         poses, torso = actor_motion(FRAMES, SIZE, seed, look)
-        yaw = np.abs(euler_degrees(poses[:, :3, :3])[:, 0])
-        shown = np.array([yaw[10:35].argmin() + 10, yaw.argmax()])  # the hand passes within the first two seconds
+        yaw, pitch, _ = np.abs(euler_degrees(poses[:, :3, :3])).T
+        ahead = (yaw + pitch)[10:40].argmin() + 10  # the hand passes within the first two seconds
+        shown = np.array([ahead, yaw.argmax()])
         frames = render_actor(landmarks[shown], poses[shown], torso[shown], size=SIZE, seed=seed, look=look, numbers=shown)
         pairs.append(np.concatenate([picture for picture, _ in frames], 1))
     blank = np.zeros_like(pairs[0])

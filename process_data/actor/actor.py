@@ -20,7 +20,7 @@ from tqdm import tqdm
 from process_data.actor.accessories import add_accessories
 from process_data.actor.hair import add_hair
 from process_data.actor.head_mesh import LABEL_OF_MATERIAL, HeadMesh, build_head
-from process_data.actor.identity import make_identity
+from process_data.actor.identity import Identity, make_identity
 from process_data.actor.look import PLAIN, person
 from process_data.actor.look import Look as Look  # part of this module's interface, as the next ones
 from process_data.actor.mesh_raster import vertex_normals, visible_triangles
@@ -104,9 +104,13 @@ def _skin(seed: int) -> Skin:
 
 
 @lru_cache(maxsize=4)
+def _head(seed: int, ears: bool) -> HeadMesh:
+    return build_head(make_identity(seed), _skin(seed), ears)
+
+
 def make_head(seed: int, look: Look = PLAIN) -> HeadMesh:
     """The head mesh of this seed's person; made once."""
-    return build_head(make_identity(seed), _skin(seed), ears=not look.covers_ears)
+    return _head(seed, not look.covers_ears)
 
 
 @lru_cache(maxsize=4)
@@ -119,19 +123,23 @@ def make_tubes(seed: int, look: Look) -> Tubes:
 
 
 @lru_cache(maxsize=4)
-def _atlas(seed: int, look: Look) -> np.ndarray:
-    return paint_atlas(person(seed, look), _skin(seed))
+def _atlas(identity: Identity) -> np.ndarray:
+    return paint_atlas(identity, _skin(identity.seed))
 
 
 @lru_cache(maxsize=4)
-def _torso_plate(seed: int, size: int, look: Look) -> np.ndarray:
-    return (paint_bare_shoulders if look.bare_shoulders else paint_torso)(person(seed, look), size)
+def _torso_plate(identity: Identity, size: int, bare: bool) -> np.ndarray:
+    return (paint_bare_shoulders if bare else paint_torso)(identity, size)
 
 
 @lru_cache(maxsize=4)
+def _background(identity: Identity, size: int, night: bool) -> np.ndarray:
+    return paint_background(identity, size, night)
+
+
 def make_background(seed: int, size: int, look: Look = PLAIN) -> np.ndarray:
     """The room behind this seed's person: (size, size, 3) uint8 sRGB; made once."""
-    return paint_background(person(seed, look), size, night=look.dark_room)
+    return _background(person(seed, look), size, look.dark_room)
 
 
 def _in_head_space(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray) -> np.ndarray:
@@ -180,7 +188,8 @@ def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, tor
 def tube_vertices(tubes: Tubes, head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
                   intrinsics: tuple[float, float, float, float], size: int) -> np.ndarray:
     """As camera_vertices, the vertices (N, 3) of the tubes: hair moves with the head near it, further down with the torso."""
-    points = tubes.vertices(head, head.vertices(np.asarray(landmarks, float)))
+    moved = head.vertices(np.asarray(landmarks, float)) if len(tubes.roots) else head.base
+    points = tubes.vertices(head, moved)
     return _to_camera(points, tubes.follow, pose, torso, intrinsics, size)
 
 
@@ -202,14 +211,14 @@ def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: 
                             f"{len(poses)} and {len(torso_motion)} frames")
     if size < 32 or size % 2:
         raise TalkheadError(f"the actor's size should be an even number of pixels, 32 or more; found {size}")
-    head, tubes, atlas = make_head(seed, look), make_tubes(seed, look), _atlas(seed, look)
-    plate, room = _torso_plate(seed, size, look), make_background(seed, size, look)
+    identity, head, tubes = person(seed, look), make_head(seed, look), make_tubes(seed, look)
+    atlas, plate, room = _atlas(identity), _torso_plate(identity, size, look.bare_shoulders), make_background(seed, size, look)
     intrinsics = default_intrinsics(size) if intrinsics is None else intrinsics
     samples = HAIR_SAMPLES if len(tubes.points) else SAMPLES
     room_light = srgb_to_linear(room / 255)
     numbers = np.arange(len(landmarks)) if numbers is None else numbers
     gains, hand = exposure_gain(numbers, seed, look), hand_shift(numbers, seed)
-    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand):
+    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand, strict=True):
         vertices = camera_vertices(head, shape, pose, torso, intrinsics, size)
         screen, depth = _on_screen(vertices, intrinsics, samples)
         ids, inverse = visible_triangles(screen, depth, head.triangles, size * samples, size * samples)
@@ -223,8 +232,9 @@ def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: 
         light = hair_light(strands, tubes.normal @ pose[:3, :3].T.astype(float), tubes.segments, tubes.color, tubes.shade,
                            tubes.solid)
         background = room if gain == 1 else _to_bytes(gain * room_light)
-        frame = ActorFrame(np.empty((size, size, 3), np.uint8), *(np.empty((size, size), np.uint8) for _ in range(3)),
-                           *(np.empty((size, size, 3), np.float32) for _ in range(2)), background)
+        labels, alpha, head_alpha = np.empty((3, size, size), np.uint8)
+        body, own = np.empty((2, size, size, 3), np.float32)
+        frame = ActorFrame(np.empty((size, size, 3), np.uint8), labels, alpha, head_alpha, body, own, background)
         compose(ids, screen, depth, head.triangles, normals, head.uv, head.occlusion, head.gloss, head.material,
                 LABEL_OF_MATERIAL, atlas, strand_screen, radius, tubes.segments, tubes.layer, light, tubes.solid, tubes.gloss,
                 plate, torso.astype(float), gain, background, samples, *frame[:6])

@@ -29,17 +29,17 @@ def add_hair(builder: TubeBuilder, identity: Identity, head: HeadMesh, skin: Ski
     """Add all the strands that the look wants to the builder."""
     rng = np.random.default_rng([identity.seed, 10])
     base = head.base[: head.skin_count] * 1000
-    grows = hair_field(identity, skin.points)[skin.triangles].min(1)
+    field = hair_field(identity, skin.points)[skin.triangles].mean(1)
     surface = _surface(base)
     color = srgb_to_linear(np.array(identity.hair))
     if look.hair == "long":
-        _add_long(builder, rng, _scalp(rng, base, skin.triangles, grows > 0, 2800), surface, color)
+        _add_long(builder, rng, _scalp(rng, base, skin.triangles, field, 2800), surface, color)
     elif look.hair == "curly":
-        _add_curly(builder, rng, _scalp(rng, base, skin.triangles, grows > 0, 330), surface, color)
+        _add_curly(builder, rng, _scalp(rng, base, skin.triangles, field, 330), surface, color)
     elif look.hair == "braids":
-        _add_braids(builder, rng, _scalp(rng, base, skin.triangles, grows > 0, 1500), surface, color)
+        _add_braids(builder, rng, _scalp(rng, base, skin.triangles, field, 1500), surface, color)
     if look.bun:
-        _add_bun(builder, rng, _scalp(rng, base, skin.triangles, grows > 0, 1300), surface, color)
+        _add_bun(builder, rng, _scalp(rng, base, skin.triangles, field, 1300), surface, color)
     if look.beard:
         _add_beard(builder, rng, head, skin, identity, color)
 
@@ -57,19 +57,20 @@ def _surface(points: np.ndarray) -> Surface:
     return radius
 
 
-def _places(rng: np.random.Generator, points: np.ndarray, triangles: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random places on triangles, even by area: their corners (count, 3) and weights of these (count, 3)."""
+def _places(rng: np.random.Generator, points: np.ndarray, triangles: np.ndarray, dense: np.ndarray,
+            count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random places on triangles (F, 3), dense (F,) to an area: their corners (count, 3) and weights of these (count, 3)."""
     a, b, c = (points[triangles[:, k]] for k in range(3))
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
+    area = dense * np.linalg.norm(np.cross(b - a, c - a), axis=1)
     chosen = triangles[rng.choice(len(triangles), count, p=area / area.sum())]
     u = rng.random((count, 2))
     u = np.where(u.sum(1, keepdims=True) > 1, 1 - u, u)
     return chosen, np.concatenate([1 - u.sum(1, keepdims=True), u], 1)
 
 
-def _scalp(rng: np.random.Generator, points: np.ndarray, triangles: np.ndarray, grows: np.ndarray, count: int) -> np.ndarray:
-    """Random roots (count, 3) on the triangles where hair grows."""
-    corners, weights = _places(rng, points, triangles[grows], count)
+def _scalp(rng: np.random.Generator, points: np.ndarray, triangles: np.ndarray, field: np.ndarray, count: int) -> np.ndarray:
+    """Random roots (count, 3) on triangles (F, 3) that lie `field` (F,) millimetres inside the hair; dense at the hairline."""
+    corners, weights = _places(rng, points, triangles, np.where(field < 7, 3.0, 1.0) * (field > 0.5), count)
     return (points[corners] * weights[..., None]).sum(1)
 
 
@@ -126,9 +127,9 @@ def _noise(rng: np.random.Generator, n: int, count: int, waves: float) -> np.nda
 
 def _shades(rng: np.random.Generator, color: np.ndarray, n: int, clump: np.ndarray | None = None) -> np.ndarray:
     """Colours (n, 1, 3) of hairs around a linear colour; hairs of one clump are alike."""
-    factor = 0.22 * rng.standard_normal(n)
+    factor = 0.25 * rng.standard_normal(n)
     if clump is not None:
-        factor += 0.20 * rng.standard_normal(clump.max() + 1)[clump]
+        factor += 0.32 * rng.standard_normal(clump.max() + 1)[clump]
     warm = np.outer(rng.standard_normal(n), [0.06, 0.0, -0.06])
     return (color * np.exp(factor[:, None] + warm))[:, None]
 
@@ -151,7 +152,7 @@ def _taper(radius: np.ndarray, count: int, end: float = 0.3) -> np.ndarray:
 
 
 def _add_long(builder: TubeBuilder, rng: np.random.Generator, roots: np.ndarray, surface: Surface, color: np.ndarray) -> None:
-    paths, front, outside = _curtain(rng, roots, surface, 7.0, (228, 14))
+    paths, front, outside = _curtain(rng, roots, surface, 9.0, (226, 16))
     n, count = paths.shape[:2]
     t = np.linspace(0, 1, count)
     # strands join into locks towards their tips
@@ -163,7 +164,8 @@ def _add_long(builder: TubeBuilder, rng: np.random.Generator, roots: np.ndarray,
     join = 0.65 * same[:, None] * smoothstep(0.3, 1, t)
     paths[..., ::2] += (join[..., None] * (guide - paths))[..., ::2]
     wave = rng.uniform(0, 2 * np.pi, len(seeds))[lock]
-    paths[..., 0] += 3.0 * smoothstep(0.4, 1, t) * np.sin(paths[..., 1] / 24 + wave[:, None])
+    paths[..., 0] += 4.5 * smoothstep(0.35, 1, t) * np.sin(paths[..., 1] / 26 + wave[:, None])
+    paths[..., 2] += 4.5 * smoothstep(0.35, 1, t) * np.cos(paths[..., 1] / 26 + wave[:, None])
     paths += 1.1 * smoothstep(0.2, 1, t)[:, None] * _noise(rng, n, count, 2.0)
     stray = _wisps(rng, paths, 0.06, 5.0)
     fine = stray | (rng.random(n) < 0.3)
@@ -299,7 +301,8 @@ def _add_beard(builder: TubeBuilder, rng: np.random.Generator, head: HeadMesh, s
     beard = (y < cheek) & (z > -72) & (y > -150)
     moustache = (side < 31) & (y < -52.5 - 0.004 * side**2) & (y > np.interp(side, [0, 6, 27, 31], [-60, -60.5, -70, -78]))
     hairy = (beard | moustache)[skin.triangles].all(1)
-    corners, weights = _places(rng, base, skin.triangles[hairy], 4200)
+    into = smoothstep(0, 14, np.where(beard, cheek - y, 14))[skin.triangles].mean(1)  # thin at the cheeks
+    corners, weights = _places(rng, base, skin.triangles, hairy * (0.15 + 0.85 * into), 6500)
     normals = vertex_normals(head.base, head.triangles)
     root = (base[corners] * weights[..., None]).sum(1)
     out = (normals[corners] * weights[..., None]).sum(1)
@@ -308,10 +311,10 @@ def _add_beard(builder: TubeBuilder, rng: np.random.Generator, head: HeadMesh, s
     above = root[:, 1] > -66 * length
     side_way = np.where(above, 1.1, 0.15) * np.sign(root[:, 0])
     down = np.stack([side_way, np.full(n, -1.0), np.where(above, 0.0, 0.1)], 1) + 0.35 * rng.standard_normal((n, 3))
-    long = np.where(above, 6.5, 9 + 7 * smoothstep(-85, -118, root[:, 1])) * rng.uniform(0.6, 1.15, n)
+    long = np.where(above, 6.0, 5 + 9 * smoothstep(-70, -118, root[:, 1])) * rng.uniform(0.6, 1.15, n)
     t = np.linspace(0, 1, count)
     lean = out[:, None] * (0.75 * t - 0.35 * t**2)[:, None] + down[:, None] * (0.15 * t + 0.6 * t**2)[:, None]
     paths = root[:, None] + long[:, None, None] * lean
-    radius = _taper(np.where(rng.random(n) < 0.35, 0.2, rng.uniform(0.3, 0.45, n)), count)
-    builder.add(paths, radius, _shades(rng, 0.9 * color, n), shade=0.75 + 0.25 * t, normal=np.repeat(out[:, None], count, 1),
+    radius = _taper(np.where(rng.random(n) < 0.35, 0.2, rng.uniform(0.25, 0.4, n)), count)
+    builder.add(paths, radius, _shades(rng, 1.2 * color, n), shade=0.75 + 0.25 * t, normal=np.repeat(out[:, None], count, 1),
                 follow=0.0, rooted=(corners, weights))

@@ -8,7 +8,7 @@ from shared.errors import TalkheadError
 
 HAIR = ("short", "long", "curly", "braids")
 TURN, NOD = 10.0, 6.0  # degrees of yaw and pitch of the calm speaker
-DARK_SKIN = (0.36, 0.23, 0.16)  # sRGB
+DARK_SKIN, BLACK_HAIR = (0.36, 0.23, 0.16), (0.075, 0.060, 0.055)  # sRGB
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,10 @@ class Look:
     """How an actor looks and moves; the default is the calm, short-haired person in a jacket.
 
     hair: "short", "long" (straight, some of it before and some behind the shoulders), "curly" or "braids" (one over each
-    shoulder); bun: a knot of hair behind and above the crown; hand: a hand passes before neck and chin now and then;
-    exposure: share by which the film's brightness wanders; dark_room: the room is as dark as the hair, at night;
-    turn, nod: degrees of yaw and pitch, reached again and again and fast where they are not the calm speaker's.
-    Raises TalkheadError for hair of another name and for amplitudes beyond 45° (turn), 25° (nod) and 0.5 (exposure).
+    shoulder); bun: a knot of hair behind and above the crown; dark_skin: and black hair; hand: a hand passes before neck and
+    chin now and then; exposure: share by which the film's brightness wanders; dark_room: the room is as dark as the hair;
+    turn, nod: degrees of yaw and pitch, reached again and again and fast where they are not the calm speaker's. Raises
+    TalkheadError for hair of another name and for amplitudes beyond 45° (turn), 25° (nod) and 0.5 (exposure).
     """
 
     hair: str = "short"
@@ -55,9 +55,9 @@ class Look:
 PLAIN = Look()
 LOOKS = {  # examples that together have every trouble
     "long": Look(hair="long", turn=30, nod=12),
+    "bun": Look(bun=True, earrings=True, bare_shoulders=True, dark_skin=True, turn=20, nod=15),
     "curly": Look(hair="curly", earrings=True, turn=30, nod=12),
     "braids": Look(hair="braids", bun=True, bare_shoulders=True, turn=30, nod=15),
-    "bun": Look(bun=True, earrings=True, bare_shoulders=True, dark_skin=True, turn=20, nod=15),
     "beard": Look(beard=True, glasses=True, turn=30, nod=12),
     "hand": Look(hand=True, exposure=0.25, glasses=True, turn=20, nod=10),
     "dark room": Look(hair="long", dark_room=True, dark_skin=True, exposure=0.25, turn=30, nod=12),
@@ -66,10 +66,6 @@ LOOKS = {  # examples that together have every trouble
 
 
 def person(seed: int, look: Look) -> Identity:
-    """The person of this seed, with skin and room as the look wants them."""
+    """The person of this seed, with the colours of skin and hair that the look wants."""
     identity = make_identity(seed)
-    if look.dark_skin:
-        identity = replace(identity, skin=DARK_SKIN)
-    if look.dark_room:
-        identity = replace(identity, wall=identity.hair)
-    return identity
+    return replace(identity, skin=DARK_SKIN, hair=BLACK_HAIR) if look.dark_skin else identity

@@ -137,28 +137,33 @@ def paint_bare_shoulders(identity: Identity, size: int) -> np.ndarray:
     height += 0.0035 * along * np.exp(-(((y - collar) / 0.006) ** 2))
     height -= 0.0040 * along * np.exp(-(((y - collar + 0.012) / 0.009) ** 2))
     height -= 0.0045 * np.exp(-((x / 0.011) ** 2) - ((y - 0.204) / 0.011) ** 2)
-    height += 0.006 * np.exp(-(((side - 0.075) / 0.05) ** 2) - ((y - 0.30) / 0.05) ** 2)
+    height += 0.016 * np.exp(-(((side - 0.075) / 0.05) ** 2) - ((y - 0.31) / 0.055) ** 2)
+    height += 0.006 * np.exp(-(((side - 0.175) / 0.03) ** 2) - ((y - 0.235) / 0.05) ** 2)
     mottle = 0.7 * noise(rng, (n, n), 0.0022 * metre) + 0.7 * noise(rng, (n, n), 0.007 * metre)
     skin = srgb_to_linear(np.clip(np.array(identity.skin) * [0.97, 0.95, 0.94] * (1 + 0.016 * mottle)[..., None], 0.01, 1))
     armpit = 0.45 * np.exp(-(((side - 0.150 - 0.25 * (y - 0.30)) / 0.006) ** 2)) * smoothstep(0.262, 0.30, y)
     layer = np.zeros((n, n, 4), np.float32)
     beside_neck = smoothstep(0, 1, np.maximum((side - 0.040) / 0.020, (y - 0.172) / 0.040))
-    _fill(layer, skin * (_light(-height, metre) * (1 - armpit))[..., None], smoothstep(-edge, edge, body) * beside_neck)
+    light = (_light(-height, metre) * (1 - armpit))[..., None]
+    _fill(layer, (skin + 0.014) * light, smoothstep(-edge, edge, body) * beside_neck)
     hem = y - 0.262 + 0.10 * np.clip(0.07 - side, 0, None) - 0.05 * np.clip(side - 0.1, 0, None)
     wobble = gaussian_filter(rng.standard_normal((n, n)).astype(np.float32), metre * 0.012)
     top = _light(-height + wobble / wobble.std() * 0.0012 - 0.0015 * np.exp(-np.abs(hem - 0.004) / 0.0015), metre)
-    _fill(layer, layer[..., :3] * 0.5, 0.6 * np.exp(-np.clip(-hem, 0, None) / 0.004) * (hem < 0) * layer[..., 3])
+    covered = np.minimum(body, 0.163 + 0.25 * (y - 0.30) - side)
+    fall = smoothstep(-0.008, 0, np.minimum(hem, covered))
+    _fill(layer, layer[..., :3] * 0.5, 0.5 * fall * layer[..., 3])
     _fill(layer, srgb_to_linear(np.array(identity.jacket)) * top[..., None],
-          smoothstep(-edge, edge, np.minimum(np.minimum(hem, body), 0.163 + 0.25 * (y - 0.30) - side)))
+          smoothstep(-edge, edge, np.minimum(hem, covered)))
     return layer
 
 
 def paint_background(identity: Identity, size: int, night: bool = False) -> np.ndarray:
-    """(size, size, 3) uint8 sRGB: a wall with shelves, a window and a lamp, out of focus; at night window and lamp are dark."""
+    """(size, size, 3) uint8 sRGB: a wall with shelves, a picture and a lamp, out of focus; at night as dark as the hair."""
     rng = np.random.default_rng([identity.seed, 7])
     grid = (np.arange(size) + 0.5) / size
     x, y = np.meshgrid(grid if identity.seed % 2 == 0 else grid[::-1], grid)
-    wall = np.array(identity.wall)
+    wall = np.array(identity.hair if night else identity.wall)
+    lit = 0.2 if night else 1.0
     picture = wall * (1.12 - 0.30 * np.hypot(x - 0.25, y - 0.15))[..., None]
     left = 0.60 + rng.uniform(0, 0.1)
     for shelf in range(4):
@@ -175,12 +180,12 @@ def paint_background(identity: Identity, size: int, night: bool = False) -> np.n
     picture[frame] = wall * 0.5
     inner = (x > 0.068) & (x < 0.252) & (y > 0.098) & (y < 0.402)
     view = np.stack([0.75 - 0.25 * y, 0.80 - 0.15 * y, 0.85 - 0.35 * x], -1)
-    picture[inner] = view[inner] * (0.2 if night else 1.0)
+    picture[inner] = view[inner] * lit
     hills = inner & (y > 0.28 + 0.03 * np.sin(x * 40))
-    picture[hills] = np.array((0.38, 0.46, 0.38)) * (0.2 if night else 1.0)
+    picture[hills] = np.array((0.38, 0.46, 0.38)) * lit
     picture = gaussian_filter(picture, (size * 0.010, size * 0.010, 0))
     glow = np.exp(-((x - 0.12) ** 2 + (y - 0.62) ** 2) / 0.03)[..., None]
-    picture = picture + glow * np.array([0.16, 0.12, 0.05]) * (0.2 if night else 1.0)
+    picture = picture + glow * np.array([0.16, 0.12, 0.05]) * lit
     grain = 0.006 * noise(rng, (size, size), max(0.6, size / 400)) + 0.010 * noise(rng, (size, size), size / 60)
     picture = picture * (1 + grain[..., None]) * 0.92
     return np.round(255 * np.clip(picture, 0, 1)).astype(np.uint8)

@@ -14,6 +14,7 @@ from shared.compiled import cached_njit
 BEHIND, HEAD_LAYER, HAND = 0, 1, 2  # layers: behind the torso, with the head before it, before everything
 MIDDLE = np.array([0.0, 10.0, -80.0])  # millimetres, head space: the middle of the skull
 FOLLOW_FROM, FOLLOW_TO = -60.0, -190.0  # millimetres, head space: above, hair moves with the head, below with the torso
+ROOT = 40.0  # millimetres of a hair at its root that the torso does not pull wholly
 _KEY = KEY_LIGHT / np.linalg.norm(KEY_LIGHT)
 _FILL = FILL_LIGHT / np.linalg.norm(FILL_LIGHT)
 _HALF = (_KEY + [0, 0, -1]) / np.linalg.norm(_KEY + [0, 0, -1])
@@ -60,12 +61,12 @@ class TubeBuilder:
         self.hand_from: int | None = None
 
     def add(self, points: np.ndarray, radius, color, *, layer=HEAD_LAYER, shade=1.0, solid: bool = False, gloss: float = 0.1,
-            normal: np.ndarray | None = None, follow: float | None = None,
+            normal: np.ndarray | None = None, follow: np.ndarray | float | None = None,
             rooted: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """points (S, K, 3) mm; radius (mm), shade: broadcast to (S, K); color: to (S, K, 3), linear; layer: one or (S,).
 
         normal (S, K, 3), by default away from the skull's middle, below it from its vertical axis; follow: by default by
-        height; rooted: mesh vertices and weights (S, 3) each.
+        height, but none at the first point; rooted: mesh vertices and weights (S, 3) each.
         """
         s, k = points.shape[:2]
         if self.hand_from is None and np.all(np.equal(layer, HAND)):
@@ -74,12 +75,14 @@ class TubeBuilder:
             normal = points - MIDDLE
             normal[..., 1] = np.maximum(normal[..., 1], 0)
         normal = normal / (np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9)
-        weight = smoothstep(0, 1, (FOLLOW_FROM - points[..., 1]) / (FOLLOW_FROM - FOLLOW_TO)) if follow is None else follow
+        if follow is None:
+            length = np.cumsum(np.linalg.norm(np.diff(points, axis=1, prepend=points[:, :1]), axis=-1), 1)
+            follow = smoothstep(FOLLOW_FROM, FOLLOW_TO, points[..., 1]) * smoothstep(0, ROOT, length)
         at = self.count + np.arange(s * k).reshape(s, k)
         roots, root_weights = (np.zeros((s, 3), int), np.zeros((s, 3))) if rooted is None else rooted
         full = {"points": points / 1000, "normal": normal, "color": np.broadcast_to(np.asarray(color, float), (s, k, 3))}
         for name, value in (("radius", np.asarray(radius) / 1000), ("shade", shade), ("solid", solid), ("gloss", gloss),
-                            ("follow", weight)):
+                            ("follow", follow)):
             full[name] = np.broadcast_to(value, (s, k))
         part = {name: value.reshape(s * k, *value.shape[2:]) for name, value in full.items()}
         part |= {"strand": np.repeat(self.strands + np.arange(s), k), "roots": roots, "root_weights": root_weights,
@@ -183,7 +186,7 @@ def hair_light(vertices, normals, segments, color, shade, solid):
         lit = min(1.0, max(0.0, (nx * _KEY[0] + ny * _KEY[1] + nz * _KEY[2] + 0.4) / 1.4))
         fill = max(0.0, nx * _FILL[0] + ny * _FILL[1] + nz * _FILL[2])
         diffuse = 0.22 - 0.06 * ny + 0.95 * lit * np.sqrt(max(0.0, 1.0 - key * key)) + 0.28 * fill
-        shine = lit * max(0.0, 1.0 - half * half) ** 30
+        shine = lit * max(0.0, 1.0 - half * half) ** 24
         for k in range(3):
-            out[v, k] = shade[v] * (color[v, k] * (diffuse + 1.1 * shine) + 0.012 * shine)
+            out[v, k] = shade[v] * (color[v, k] * (diffuse + 1.6 * shine) + 0.02 * shine)
     return out
