@@ -1,11 +1,13 @@
 """Labels, mattes and background plates of `talkhead process` against the truth of synthetic people.
 
-    python benchmarks/labels.py films --look long --look bun --seeds 2,3 --tag after
+\b
+    python benchmarks/labels.py films --look long --look braids --seeds 2,3 --tag after
     PYTHONPATH=../older python benchmarks/labels.py films --tag before      # the films that are there, by another version
 
 Films each person once (FOLDER/LOOK-SEED), processes the film and measures it: FOLDER/LOOK-SEED/TAG.json. Prints a table of all
 tags there are. Figures are means over the frames:
 
+\b
 - overlap: intersection over union of head (with mouth), neck, torso and background;
 - wrong at outline: share of pixels within 8 px of the true head's outline that are given to another of head, body and
   background; below jaw: those of them below the line of the jaw;
