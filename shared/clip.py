@@ -302,7 +302,8 @@ class Clip:
         return self.root / self.info.shots[shot].background
 
     def seen_path(self, shot: int) -> Path:
-        """A grey picture of that plate: 255 where the background was seen, 0 where it is filled in. May be absent."""
+        """A grey picture of that plate: 255 where the background was seen, 128 where only beside the person, 0 where it is filled
+        in. May be absent."""
         return seen_file(self.plate_path(shot))
 
     def load_plates(self) -> np.ndarray:

@@ -31,8 +31,11 @@ PER_FRAME = 2000  # pixels of each kind and frame that are counted
 
 @dataclass(frozen=True)
 class PersonColors:
-    """Log likelihoods (bins,3) float32 of skin, hair and clothes for each CIELAB bin; the least log likelihoods of skin and of
-    hair; whether hair and clothes differ enough."""
+    """Log likelihoods (bins,4) float32 of skin, hair, clothes and body for each CIELAB bin; the least log likelihoods of skin
+    and of hair; whether hair and clothes differ enough.
+
+    Body is all that chest and shoulders show, clothes and bare skin.
+    """
 
     table: np.ndarray
     skin_level: float
@@ -40,7 +43,7 @@ class PersonColors:
     apart: bool
 
     def evidence(self, frame: np.ndarray) -> np.ndarray:
-        """Log likelihoods (H,W,3) float32 of skin, hair and clothes for an RGB picture (H,W,3) uint8."""
+        """Log likelihoods (H,W,4) float32 of skin, hair, clothes and body for an RGB picture (H,W,3) uint8."""
         lab = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2LAB)
         return np.take(self.table, _bins(lab), axis=0)
 
@@ -123,7 +126,7 @@ def learn_colors(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pix
     """Sample frames (H,W,3) uint8, their coarse mattes (h,w) uint8 and landmarks (n,68,2) pixels -> the person's colours.
 
     The order of the samples does not matter. Colours of skin are removed from the clothes; the hair is weighted down where
-    skin explains it, the clothes where hair explains them.
+    skin explains it, the clothes where hair explains them, and the body, less so, likewise.
     """
     skin, hair, clothes = np.zeros(BINS), np.zeros(BINS), np.zeros(BINS)
     for frame, matte, points in zip(frames, mattes, pixels):
@@ -132,10 +135,11 @@ def learn_colors(frames: Sequence[np.ndarray], mattes: Sequence[np.ndarray], pix
     skin_log, level = _skin_model(skin)
     skin_like = np.exp(skin_log) + FLOOR
     hair *= _share(hair, skin_like)
+    body = clothes * _share(clothes, _likelihood(hair), doubt=1.0)
     clothes[skin_log > level] = 0
     for _ in range(3):
         clothes *= _share(clothes, _likelihood(hair))
-    models = skin_like, _likelihood(hair), _likelihood(clothes)
+    models = skin_like, _likelihood(hair), _likelihood(clothes), _likelihood(body)
     table = np.stack([np.log(model).ravel() for model in models], 1).astype(np.float32)
     counts, total = hair.ravel(), hair.sum()
     if total == 0:
@@ -160,7 +164,7 @@ def _skin_model(counts: np.ndarray) -> tuple[np.ndarray, float]:
     return -0.5 * distance - np.log(volume), float(-0.5 * SKIN_DISTANCE**2 - np.log(volume))
 
 
-def _share(counts: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Share of the pixels in each bin that the likelihood of the other kind does not explain."""
+def _share(counts: np.ndarray, other: np.ndarray, doubt: float = DOUBT) -> np.ndarray:
+    """Share of the pixels in each bin that the likelihood of the other kind, `doubt` times it, does not explain."""
     own = _likelihood(counts)
-    return own / (own + DOUBT * other)
+    return own / (own + doubt * other)

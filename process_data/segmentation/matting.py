@@ -23,6 +23,7 @@ BARE = 10.0  # grey levels from the plate within which a pixel shows the plate
 FOREIGN = (18.0, 40.0)  # distance from the line plate - foreground, grey levels: still a mixture, surely another foreground
 INSIDE_DOUBT = 0.4  # share of the colours' trust that is lost where the coarse matte says person
 OUTSIDE_DOUBT = 3.0  # where it says background, so many times the squared contrast is needed in addition
+MISSED = 100.0  # grey levels by which a coarse matte may fall below the expected one
 STRETCH = 0.04  # of alpha's range that is cut off at both ends
 
 
@@ -182,16 +183,20 @@ def _solve(frame, plate, seen, noise, coarse, soft, low, high, colors, changes, 
     return alpha
 
 
-def refine(frame: np.ndarray, mattes: np.ndarray, plate: np.ndarray, seen: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def refine(frame: np.ndarray, mattes: np.ndarray, plate: np.ndarray, seen: np.ndarray, noise: np.ndarray,
+           expected: np.ndarray | None = None) -> np.ndarray:
     """Alpha, the person's share of each pixel, (H,W) uint8.
 
     frame (H,W,3) uint8; mattes (k,h,w) uint8 of the frame and its neighbours; plate (H,W,3) uint8 with seen (H,W) bool;
-    noise (H,W): `plate_noise` of these two. Where the coarse matte is uncertain, a pixel I is taken as a mixture of the
+    noise (H,W): `plate_noise` of these two; expected (h,w) uint8: the usual coarse matte at the same place of the head, which
+    the frame's own may not fall far below. Where the coarse matte is uncertain, a pixel I is taken as a mixture of the
     plate B and the nearby foreground colour F that fits best: alpha = (I - B)·(F - B) / |F - B|². The larger the contrast
     |F - B|², the more this is trusted; the rest is the coarse matte, sharpened by a guided filter.
     """
     height, width = frame.shape[:2]
     matte = np.ascontiguousarray(steady_matte(mattes))
+    if expected is not None:
+        matte = np.maximum(matte, cv2.subtract(expected, MISSED))
     inner, outer = (np.ones((2 * reach + 1, 2 * reach + 1), np.uint8) for reach in (INNER, OUTER))
     coarse, low, high = (cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR)
                          for m in (matte, cv2.erode(matte, inner), cv2.dilate(matte, outer)))

@@ -1,103 +1,206 @@
-"""Alpha and one of five labels for each pixel, from person mattes, landmarks, background plate and the person's colours."""
+"""Alpha and one of five labels for each pixel, from person mattes, landmarks, background plate, the person's colours and what
+moves with the head.
+
+Head and torso are told apart by log odds at half the picture's size: how far a pixel lies above or below the line of the jaw,
+whether its colour is more like hair or like skin and clothes, and whether the layer that moves with the head or the one that
+moves with the torso explains it. The sum is smoothed along the picture's edges by a guided filter.
+"""
+
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from process_data.segmentation import matting
-from process_data.segmentation.colors import FACE_OUTLINE, HEAD_WIDTHS, TOLD, PersonColors, above_jaw, filled
-from shared.clip import BACKGROUND, HEAD, MOUTH, NECK, TORSO
+from process_data.segmentation.colors import FACE_OUTLINE, PersonColors, above_jaw, filled
+from process_data.segmentation.layers import Sample, ShotLayers, moved
+from process_data.tracking.torso_motion import face_similarity
+from shared.clip import HEAD, MOUTH, NECK, TORSO
 from shared.landmarks import LIPS_INNER, N_LANDMARKS
 
 PERSON = 127  # alpha above which a pixel is the person
 SPECK = 0.004  # of the picture: smaller parts that are not connected to the person are removed
 HOLE = 0.001  # of the picture: smaller holes in the person are filled
-HAIR_FALL = 1.5  # face widths below the chin that hair may fall
 EVIDENCE = 4.0  # largest log likelihood ratio that one pixel's colour contributes
-SMOOTHING = 1 / 64  # of the picture's size, over which colour evidence is averaged
+COLOR = 1.5  # weight of the colour's log likelihood ratio
+TOLD = 0.3  # log likelihood ratio that hair must exceed to be more likely than skin and clothes
+STRANGE = 4.0  # how fast colours that hair hardly has count against it
+ALIKE = 0.5  # the same in favour of hair where hair and clothes have the same colours
+# log odds of head against torso by place: at the line of the jaw, their growth with each face width above it, and the most;
+# the same below it, downwards; what is added around the skull
+ABOVE, ABOVE_RATE, ABOVE_MOST = 0.5, 12.0, 5.0
+BELOW, BELOW_RATE, BELOW_MOST = 0.5, 1.0, 6.0
+SKULL, SKULL_AXES, SKULL_LIFT = 4.0, (0.75, 0.95), 0.1  # of the face's width: half axes across and down; its middle's height
+SURE = 3.0  # most log odds of one pixel, and those of what lies within the face's outline
+GUIDE_RADIUS, GUIDE_EPSILON = 1 / 48, 40.0  # of the smoothing: of the picture's size, grey levels squared
 BESIDE_NECK = 4.0  # subtracted from the log likelihood of skin beside the neck
 CLOTHES_MARGIN = 2.0  # log likelihood by which clothes must beat skin below the chin
-# falling hair is a region of hair below the jaw. In a picture of 512 pixels it must overlap the head by HAIR_PIXELS pixels and
-# the torso by four times as many; torso that it encloses is hair up to eight times as many
-HAIR_PIXELS = 100
-CLOSING, OPENING = 1 / 40, 1 / 100  # of the picture's size: smaller gaps in the neck are closed, smaller specks removed
+CRUMB = 1 / 4000  # of the picture: smaller parts of head or torso within the other are given to it
+CLOSING = 1 / 40  # of the picture's size: smaller gaps between neck and jaw are closed
 NECK_REACH = 0.055  # metres below the chin that may still be neck
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One frame before its torso is matched: alpha (H,W) uint8; labels (H,W) uint8 without motion; at half the size picture
+    (h,w,3) uint8, person (h,w) bool, coarse matte (h,w) uint8 and log odds (h,w) float32 of head against torso and of neck;
+    its landmarks (68,2) and pixels to a metre."""
+
+    alpha: np.ndarray
+    labels: np.ndarray
+    picture: np.ndarray
+    person: np.ndarray
+    matte: np.ndarray
+    odds: np.ndarray
+    neck: np.ndarray
+    pixels: np.ndarray
+    metre: float
+
+    def sample(self, face: np.ndarray, torso: np.ndarray) -> Sample:
+        """What layers are built from; face (68,2): landmarks of the reference, torso (2,3): similarity from it."""
+        return Sample(self.picture, self.person, self.odds, self.matte, face_similarity(face, self.pixels), torso)
 
 
 class Segmenter:
     """Segments the frames of one shot, each by itself."""
 
-    def __init__(self, colors: PersonColors, plate: np.ndarray, seen: np.ndarray) -> None:
-        """The person's colours; the shot's background plate (H,W,3) uint8 and which of its pixels were seen (H,W) bool."""
+    def __init__(self, colors: PersonColors, plate: np.ndarray, seen: np.ndarray, layers: ShotLayers | None = None) -> None:
+        """The person's colours; the shot's background plate (H,W,3) uint8, which of its pixels were seen (H,W) bool, and what
+        moves with head and torso in it, if known."""
         self.colors, self.plate, self.seen = colors, np.ascontiguousarray(plate), np.ascontiguousarray(seen, bool)
-        self.noise = matting.plate_noise(self.plate, self.seen)
+        self.noise, self.layers = matting.plate_noise(self.plate, self.seen), layers
 
-    def __call__(self, frame: np.ndarray, mattes: np.ndarray, pixels: np.ndarray, metre: float) -> tuple[np.ndarray, np.ndarray]:
-        """Labels (H,W) uint8 and alpha (H,W) uint8, 255 for all person, of a frame (H,W,3) uint8.
+    def __call__(self, frame: np.ndarray, mattes: np.ndarray, pixels: np.ndarray, metre: float,
+                 torso: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Labels (H,W) uint8 and alpha (H,W) uint8, 255 for all person; `draft` and `labels` in one, which see."""
+        draft = self.draft(frame, mattes, pixels, metre)
+        return self.labels(draft, torso), draft.alpha
+
+    def draft(self, frame: np.ndarray, mattes: np.ndarray, pixels: np.ndarray, metre: float) -> Draft:
+        """Alpha and preliminary labels of a frame (H,W,3) uint8.
 
         mattes (k,h,w) uint8: coarse mattes of the frame and its neighbours; pixels (68,2): projected landmarks; metre: pixels
         to a metre at the head's depth.
         """
         height, width = frame.shape[:2]
-        face = filled(pixels[FACE_OUTLINE], height, width)
-        alpha = matting.refine(np.ascontiguousarray(frame), mattes, self.plate, self.seen, self.noise)
-        np.copyto(alpha, 255, where=face)
+        half = width // 2, height // 2
+        frame = np.ascontiguousarray(frame)
+        alpha = matting.refine(frame, mattes, self.plate, self.seen, self.noise, self._expected(mattes.shape[1:], pixels, width))
+        np.copyto(alpha, 255, where=filled(pixels[FACE_OUTLINE], height, width))
         tidy(alpha, pixels[30])
-        person = alpha > PERSON
-        labels = person * np.uint8(TORSO)
-        np.copyto(labels, HEAD, where=person & above_jaw(pixels, height, width))
-        self._below_jaw(labels, frame, pixels, face, metre)
-        np.copyto(labels, MOUTH, where=person & filled(pixels[LIPS_INNER], height, width))
-        return labels, alpha
+        picture = cv2.resize(frame, half, interpolation=cv2.INTER_AREA)
+        person = cv2.resize(alpha, half, interpolation=cv2.INTER_AREA) > PERSON
+        odds, neck = self._odds(picture, person, pixels / 2)
+        size = 2 * max(1, round(GUIDE_RADIUS * half[0])) + 1
+        face = filled(pixels[FACE_OUTLINE] / 2, *person.shape)
+        bare = _neck((cv2.blur(neck, (size, size)) > 0) & person, face, pixels / 2, metre / 2)
+        guess = _labels(cv2.blur(odds, (size, size)), bare, alpha, pixels)
+        return Draft(alpha, guess, picture, person, cv2.resize(matting.steady_matte(mattes), half), odds, neck, pixels, metre)
 
-    def _below_jaw(self, labels: np.ndarray, frame: np.ndarray, pixels: np.ndarray, face: np.ndarray, metre: float) -> None:
-        """Label falling hair as head and the skin of the neck as neck, in place; `face` (H,W) bool is inside the outline."""
-        height, width = labels.shape
-        middle, breadth = pixels[[0, 16]].mean(0), float(np.linalg.norm(pixels[16] - pixels[0]))
-        top = min(pixels[[2, 14], 1])
-        x0, x1 = np.clip([middle[0] - HEAD_WIDTHS * breadth, middle[0] + HEAD_WIDTHS * breadth], 0, width).astype(int)
-        y0, y1 = np.clip([top, pixels[8, 1] + HAIR_FALL * breadth], 0, height).astype(int)
-        if x1 - x0 < 4 or y1 - y0 < 4:
-            return
-        window = (slice(y0, y1), slice(x0, x1))
-        part = labels[window]
-        left, right = np.clip(pixels[[3, 13], 0], x0, x1).astype(int) - x0
-        skin, hair = self._by_color(frame[window], left, right, width)
-        if self.colors.apart:
-            hair &= (part != BACKGROUND) & ~face[window]
-            enough = HAIR_PIXELS * (width / 512) ** 2
-            falling = _joined(_closed(hair, CLOSING, width), part == HEAD, enough)
-            falling = _joined(falling, part == TORSO, 4 * enough)
-            part[falling & (part == TORSO)] = HEAD
-            if falling.any():
-                part[_enclosed(part == TORSO, 8 * enough)] = HEAD
-        below = part == TORSO
-        below[:, :left] = below[:, right:] = False
-        below[max(0, int(pixels[8, 1] + NECK_REACH * metre) - y0) :] = False
-        neck = _opened(_closed(skin & below, CLOSING, width), OPENING, width)
-        # a beard or a shadow may separate the neck's skin from the jaw
-        jaw = cv2.dilate(face[window].astype(np.uint8), _square(2 * CLOSING * width)) > 0
-        part[_joined(neck | jaw, jaw, 1) & neck & below] = NECK
+    def labels(self, draft: Draft, torso: np.ndarray | None = None) -> np.ndarray:
+        """Labels (H,W) uint8 of a draft; torso (2,3): its torso's similarity from the shot's reference, None if unknown."""
+        odds = draft.odds
+        if self.layers is not None:
+            head = face_similarity(self.layers.face, draft.pixels)
+            odds = odds + self.layers.evidence(draft.picture, head, torso) * draft.person
+        radius = max(2, round(GUIDE_RADIUS * draft.picture.shape[1]))
+        face = filled(draft.pixels[FACE_OUTLINE] / 2, *odds.shape)
+        planes = np.dstack([np.clip(odds, -SURE, SURE) * ~face, draft.neck])  # the face is known, and says nothing of the neck
+        smooth = cv2.ximgproc.guidedFilter(draft.picture, planes, radius, GUIDE_EPSILON, scale=0.5)
+        odds, neck = np.ascontiguousarray(smooth[..., 0]), smooth[..., 1] > 0
+        odds[face] = 1  # about as far from 0 as the smoothed skin beside it
+        _tidy_odds(odds, draft.person, face)
+        odds = np.where(draft.person, odds, cv2.blur(odds * draft.person, (5, 5)))  # soft edges belong to what is beside them
+        bare = _neck(neck & draft.person, face, draft.pixels / 2, draft.metre / 2)
+        return _labels(odds, bare, draft.alpha, draft.pixels)
 
-    def _by_color(self, picture: np.ndarray, left: int, right: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where a part (h,w,3) of a picture of `width` pixels has colours of skin, and where surely those of hair, (h,w) bool.
+    def _expected(self, shape: tuple[int, int], pixels: np.ndarray, width: int) -> np.ndarray | None:
+        """The coarse matte (h,w) uint8 of `shape` that the layers expect above the jaw; None without layers."""
+        if self.layers is None:
+            return None
+        expected = cv2.resize(moved(self.layers.matte, face_similarity(self.layers.face, pixels)), shape[::-1])
+        return expected * above_jaw(pixels * (shape[1] / width), *shape)
 
-        The neck lies between the columns `left` and `right`; beside them skin is less likely. Likelihoods are computed at half
-        the resolution and averaged, against flicker by noise.
+    def _odds(self, picture: np.ndarray, person: np.ndarray, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log odds (h,w) float32 of head against torso, and of skin of the neck against all else, by place and colour.
+
+        picture (h,w,3) uint8 of half size, person (h,w) bool, pixels (68,2) landmarks in it. 0 where there is no person.
         """
-        height, breadth = picture.shape[:2]
-        small = cv2.resize(picture, (breadth // 2, height // 2), interpolation=cv2.INTER_AREA)
-        skin, hair, clothes = cv2.split(self.colors.evidence(small))
-        size = 2 * max(1, round(SMOOTHING * width / 4)) + 1
+        height, width = person.shape
+        skin, hair, clothes, body = cv2.split(self.colors.evidence(picture))
+        color = hair - np.maximum(np.maximum(skin, clothes), body) - TOLD
+        color += STRANGE * np.minimum(hair - self.colors.hair_level, 0)
+        odds = np.clip(COLOR * color, -EVIDENCE, EVIDENCE if self.colors.apart else ALIKE) + place_odds(pixels, height, width)
+        odds[filled(pixels[FACE_OUTLINE], height, width)] = SURE
+        left, right = np.clip(pixels[[3, 13], 0], 0, width).astype(int)
+        neck = np.minimum(skin - self.colors.skin_level, skin - clothes + CLOTHES_MARGIN)
+        neck[:, :left] -= BESIDE_NECK
+        neck[:, right:] -= BESIDE_NECK
+        return odds * person, np.clip(neck, -EVIDENCE, EVIDENCE) * person
 
-        def averaged(ratio: np.ndarray) -> np.ndarray:
-            mean = cv2.blur(np.clip(ratio, -EVIDENCE, EVIDENCE), (size, size))
-            return cv2.resize(mean, (breadth, height), interpolation=cv2.INTER_LINEAR)
 
-        neck = averaged(np.minimum(skin - self.colors.skin_level, skin - clothes + CLOTHES_MARGIN)) > 0
-        skin[:, : left // 2] -= BESIDE_NECK
-        skin[:, right // 2 :] -= BESIDE_NECK
-        hair = np.minimum(hair - np.maximum(skin, clothes) - TOLD, hair - self.colors.hair_level)
-        return neck, averaged(hair) > 0
+def place_odds(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Log odds (H,W) float32 of head against torso by place alone, for landmarks (68,2) pixels."""
+    above = above_jaw(pixels, height, width)
+    breadth = max(float(np.linalg.norm(pixels[16] - pixels[0])), 1e-6)
+    inside, outside = (cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, 3) / breadth if mask.any() else np.inf
+                       for mask in (above, ~above))
+    odds = np.where(above, np.minimum(ABOVE + ABOVE_RATE * inside, ABOVE_MOST),
+                    -np.minimum(BELOW + BELOW_RATE * outside, BELOW_MOST)).astype(np.float32)
+    across = (pixels[45] - pixels[36]) / max(np.linalg.norm(pixels[45] - pixels[36]), 1e-6)
+    middle = pixels[[0, 16]].mean(0) + SKULL_LIFT * breadth * np.array([across[1], -across[0]])
+    circle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
+    ring = breadth * np.array(SKULL_AXES) * np.column_stack([np.cos(circle), np.sin(circle)])
+    skull = filled(middle + ring @ np.array([across, [-across[1], across[0]]]), height, width)
+    odds[above & skull] += SKULL
+    return odds
+
+
+def _labels(odds: np.ndarray, neck: np.ndarray, alpha: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Labels (H,W) uint8 from log odds (h,w) of head against torso and neck (h,w) bool, of half size, and alpha (H,W)."""
+    height, width = alpha.shape
+    person = alpha > PERSON
+    head = cv2.resize(odds, (width, height), interpolation=cv2.INTER_LINEAR) > 0
+    bare = cv2.resize(neck.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+    labels = person * np.uint8(TORSO)
+    np.copyto(labels, NECK, where=person & bare)
+    np.copyto(labels, HEAD, where=person & head)
+    np.copyto(labels, MOUTH, where=person & filled(pixels[LIPS_INNER], height, width))
+    return labels
+
+
+def _tidy_odds(odds: np.ndarray, person: np.ndarray, face: np.ndarray) -> None:
+    """Turn the sign of odds (h,w) in place where head or torso is a crumb in the other, or head is not connected to the
+    `face` (h,w) bool, or torso lies above it, connected with nothing below."""
+    crumb = CRUMB * odds.size
+    head = (odds > 0) & person
+    loose = head & ~_joined(head, face, 1)
+    odds[loose] *= -1
+    torso = (odds <= 0) & person
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(torso.astype(np.uint8), connectivity=8)
+    chin = np.flatnonzero(face.any(1))[-1] if face.any() else 0
+    lowest = stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT]
+    given = (stats[:, cv2.CC_STAT_AREA] < crumb) | (lowest <= chin)
+    given[0] = False
+    turned = given[parts]
+    odds[turned] = np.maximum(-odds[turned], 0.5)
+
+
+def _neck(skin: np.ndarray, face: np.ndarray, pixels: np.ndarray, metre: float) -> np.ndarray:
+    """The neck (h,w) bool: `skin` (h,w) bool between the columns of the jaw, as far as it is connected to it.
+
+    face (h,w) bool: inside the face's outline; pixels (68,2) and metre: landmarks and pixels to a metre, of the same size.
+    """
+    height, width = skin.shape
+    left, right = np.clip(pixels[[3, 13], 0], 0, width).astype(int)
+    below = np.zeros_like(skin)
+    below[: max(0, int(pixels[8, 1] + NECK_REACH * metre)), left:right] = True
+    # a beard or a shadow may separate the neck's skin from the jaw
+    reach = 2 * max(1, round(CLOSING * width)) + 1
+    jaw = cv2.dilate(face.astype(np.uint8), np.ones((reach, reach), np.uint8)) > 0
+    neck = cv2.morphologyEx(skin.view(np.uint8), cv2.MORPH_CLOSE, np.ones((reach, reach), np.uint8)) > 0
+    neck &= below
+    return _joined(neck | jaw, jaw, 1) & neck
 
 
 def tidy(alpha: np.ndarray, inside: np.ndarray) -> None:
@@ -129,19 +232,6 @@ def _enclosed(mask: np.ndarray, most: float) -> np.ndarray:
     small = (area < most) & (left > 0) & (top > 0) & (left + breadth < mask.shape[1]) & (top + height < mask.shape[0])
     small[0] = False
     return small[parts] if small.any() else np.zeros_like(mask)
-
-
-def _closed(mask: np.ndarray, share: float, width: int) -> np.ndarray:
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_CLOSE, _square(share * width)) > 0
-
-
-def _opened(mask: np.ndarray, share: float, width: int) -> np.ndarray:
-    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, _square(share * width)) > 0
-
-
-def _square(side: float) -> np.ndarray:
-    size = 2 * max(1, round(side / 2)) + 1
-    return np.ones((size, size), np.uint8)
 
 
 def face_is_inside(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
