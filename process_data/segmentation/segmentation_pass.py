@@ -10,7 +10,8 @@ from process_data.detection.detection_pass import read_mattes
 from process_data.segmentation.background import background_plate
 from process_data.segmentation.colors import FACE_OUTLINE, PersonColors, filled, learn_colors
 from process_data.segmentation.segmenter import Segmenter
-from process_data.tracking.torso_motion import TorsoTracker, choose_references, fill_and_smooth
+from process_data.tracking.torso_motion import choose_references, fill_and_smooth
+from process_data.tracking.torso_warp import COLUMNS, WarpTracker
 from process_data.workers import Workers, chunk_spans, report_done
 from shared.arrays import evenly
 from shared.clip import Clip, Shot, seen_file
@@ -98,7 +99,8 @@ def _sample_file(work: Path, start: int) -> Path:
 
 def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray, good: np.ndarray, colors: PersonColors,
                  work: Path, workers: Workers, quiet: bool = False) -> tuple[np.ndarray, list[int]]:
-    """Write labels.mkv and alpha.mkv; returns the torso motion (T,4) and the numbers of shots whose torso does not match.
+    """Write labels.mkv and alpha.mkv; returns the torso motion (T, 4 + 2·n²), similarities and warps, and the numbers of shots
+    whose torso does not match.
 
     poses (T,4,4); good (T,) bool: frames with a face. An interrupted run continues from the chunks in `work`.
     """
@@ -110,7 +112,7 @@ def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray,
         frame = next(read_video(clip.video, start=t, stop=t + 1))
         labels, _ = _segmenter(clip, shot, colors)(frame, _around(work, shot, t), face.pixels[t], float(face.metre[t]))
         references.append((frame, labels))
-    tracker = TorsoTracker(references, face.pixels[numbers], spans)
+    tracker = WarpTracker(references, face.pixels[numbers], spans)
     parts = chunk_spans(count)
     jobs = [(clip, shots, face.part(a, b), colors, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
     if jobs:
@@ -122,11 +124,11 @@ def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray,
     return fill_and_smooth(np.concatenate([np.load(_torso_file(work, a)) for a, _ in parts]), spans), tracker.unmatched
 
 
-def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColors, tracker: TorsoTracker, work: Path, start: int,
+def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColors, tracker: WarpTracker, work: Path, start: int,
                 stop: int) -> None:
     """Write labels, alpha and torso motion of frames start ≤ t < stop to `work`; `face` holds only these frames."""
     height, width = tracker.size
-    motion = np.full((stop - start, 4), np.nan)
+    motion = np.full((stop - start, COLUMNS), np.nan)
     segmenter, current = None, None
     with (GrayVideoWriter(_chunk_file(work, "labels", start), width, height) as labels_video,
           GrayVideoWriter(_chunk_file(work, "alpha", start), width, height) as alpha_video):
@@ -159,4 +161,4 @@ def _chunk_file(work: Path, name: str, start: int) -> Path:
 
 
 def _torso_file(work: Path, start: int) -> Path:
-    return work / f"torso_{start:07d}.npy"
+    return work / f"torso_warp_{start:07d}.npy"

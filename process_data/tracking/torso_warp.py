@@ -1,0 +1,220 @@
+"""Torso warp: what a similarity leaves of the torso's motion, such as a collar that moves against the jacket.
+
+The picture with its similarity taken out differs from the reference by offsets d, a quadratic B-spline with GRID × GRID control
+points over the picture: d is estimated by Gauss–Newton on grey levels with the robust weights of the similarity, coarse to fine.
+For a template point q with grey level T and gradient g, x + d(x) = q gives x, the frame is looked up there, and the derivative of
+that grey level by a control point is exactly -g times its weight at x: the reference's gradients serve every frame, as in
+inverse compositional matching. Control points are held by the bending energy of a thin plate (Wahba, Spline models for
+observational data, 1990, §2.4, in differences of control points) and a little by their length.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from process_data.tracking.torso_motion import MIDDLE_GREY, ROBUST, Level, TorsoTracker, compose, edge_points, pyramid, solved
+from shared.compiled import cached_njit
+from shared.torso_motion import SIMILARITY
+
+GRID = 7  # control points across and down
+COLUMNS = SIMILARITY + 2 * GRID * GRID  # of a torso motion
+POINTS = (3000, 2000, 1000, 700)  # about the number of points of a level, finest first
+BLOCKS = 12  # across and down, over which they are spread
+STEPS = (2, 3, 3, 4)  # most Gauss–Newton steps of a level, finest first
+COARSEST = 2  # level that matching starts from
+INVERSIONS = 2  # steps a Gauss–Newton step, each makes the error smaller by d's gradient, .1 or so
+CONVERGED = 0.05  # pixels of a level; smaller steps end its iterations
+LENGTH, BENDING = 0.003, 0.1  # weights of the squared control points and of their bending, of the data's mean weight
+LEAST_SEEN = 0.2  # share of the points that must be in the picture and not hidden
+LEAST_POINTS = 150  # of a reference that can be matched
+STEEPEST = 0.5  # largest difference of neighbouring control points, of their distance: d has an inverse
+
+
+def spread(points: np.ndarray, steep: np.ndarray, most: int, width: int, height: int) -> np.ndarray:
+    """About `most` of the points (N, 6) with squared gradients `steep` (N,): the steepest ones of each block of the picture."""
+    block = (points[:, 1] * (BLOCKS / height)).astype(int) * BLOCKS + (points[:, 0] * (BLOCKS / width)).astype(int)
+    order = np.lexsort((-steep, block))
+    sizes = np.bincount(block)
+    rank = np.arange(len(points)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.ascontiguousarray(points[order[rank < max(1, most // max(np.count_nonzero(sizes), 1))]])
+
+
+def stiffness(n: int) -> np.ndarray:
+    """(n², n²): c·stiffness·c is the energy of n × n control points c, row by row: bending and length."""
+    second = np.diff(np.eye(n), 2, axis=0)
+    first, one = np.diff(np.eye(n), axis=0), np.eye(n)
+    terms = ((np.kron(second, one), 1), (np.kron(one, second), 1), (np.kron(first, first), 2))
+    return BENDING * sum(weight * term.T @ term for term, weight in terms) + LENGTH * np.eye(n * n)
+
+
+@cached_njit(fastmath=True)
+def _normal_equations(points, spots, picture, labels, matrix, warp, light, robust, normal, right):
+    """Sum up `normal` (N,N) and `right` (N,) of one Gauss–Newton step over the points, of the upper triangle.
+
+    Unknowns: the control points row by row, across and down; gain, offset, whose present values are `light` (2,). `spots`
+    (P,2), where the points lie before the warp, go INVERSIONS steps of the fixed-point iteration x = q - d(x). Returns the soft
+    number of outliers and the number of points that are in the picture and not behind the head.
+    """
+    height, width = picture.shape
+    full_height, full_width = labels.shape
+    x_unit, y_unit = width / full_width, height / full_height
+    n = warp.shape[0]
+    last = 2 * n * n
+    normal[:] = 0.0
+    right[:] = 0.0
+    cost, seen = 0.0, 0
+    across, down = np.empty(3), np.empty(3)
+    row, index = np.empty(20), np.empty(20, np.int64)
+    index[18], index[19] = last, last + 1
+    for p in range(points.shape[0]):
+        x, y = spots[p, 0], spots[p, 1]
+        for _ in range(INVERSIONS):
+            u = min(max(x / full_width, 0.0), 1.0) * (n - 2)
+            v = min(max(y / full_height, 0.0), 1.0) * (n - 2)
+            i, j = min(int(v), n - 3), min(int(u), n - 3)
+            s, t = u - j, v - i
+            across[0], across[1], across[2] = 0.5 * (1 - s) ** 2, 0.5 + s - s * s, 0.5 * s * s
+            down[0], down[1], down[2] = 0.5 * (1 - t) ** 2, 0.5 + t - t * t, 0.5 * t * t
+            x, y = float(points[p, 0]), float(points[p, 1])
+            for a in range(3):
+                for b in range(3):
+                    share = down[a] * across[b]
+                    x -= share * warp[i + a, j + b, 0]
+                    y -= share * warp[i + a, j + b, 1]
+        spots[p, 0], spots[p, 1] = x, y
+        seen_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
+        seen_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
+        c, r = seen_x * x_unit - 0.5, seen_y * y_unit - 0.5
+        if not (c >= 0.0 and r >= 0.0 and c < width - 1 and r < height - 1):
+            continue
+        if labels[int(seen_y), int(seen_x)] > 1:  # neck, head or mouth lies in front
+            continue
+        top, left = int(r), int(c)
+        c, r = c - left, r - top
+        value = ((picture[top, left] * (1 - c) + picture[top, left + 1] * c) * (1 - r)
+                 + (picture[top + 1, left] * (1 - c) + picture[top + 1, left + 1] * c) * r)
+        level = points[p, 2]
+        residual = value - (1 + light[0]) * level - light[1]
+        strange = residual * residual / (points[p, 5] * robust * robust)
+        cost += strange / (1 + strange)
+        seen += 1
+        weight = 1 / (points[p, 5] * (1 + strange))
+        for a in range(3):
+            for b in range(3):
+                k = 2 * (3 * a + b)
+                share = down[a] * across[b]
+                row[k], row[k + 1] = share * points[p, 3], share * points[p, 4]
+                index[k] = 2 * ((i + a) * n + j + b)
+                index[k + 1] = index[k] + 1
+        row[18], row[19] = level - MIDDLE_GREY, 1.0
+        for k in range(20):
+            scaled = weight * row[k]
+            right[index[k]] += scaled * residual
+            for m in range(k, 20):
+                normal[index[k], index[m]] += scaled * row[m]
+    return cost, seen
+
+
+@cached_njit()
+def _gauss_newton(points, spots, picture, labels, matrix, warp, light, held, robust, least, steps, converged):
+    """Refine the control points `warp` (n,n,2) and `light` (2,), gain and offset, in place; returns the share of outliers
+    before the last step, inf where fewer than `least` points are seen."""
+    n = warp.shape[0]
+    count = 2 * n * n
+    normal, step = np.empty((count + 2, count + 2)), np.empty(count + 2)
+    cost = np.inf
+    for _ in range(steps):
+        strange, seen = _normal_equations(points, spots, picture, labels, matrix, warp, light, robust, normal, step)
+        if seen < least:
+            return np.inf
+        cost = strange / seen
+        mean = 0.0
+        for k in range(count):
+            mean += normal[k, k]
+        mean /= count
+        for k in range(n * n):
+            for m in range(n * n):
+                pull = mean * held[k, m]
+                if pull == 0.0:
+                    continue
+                for axis in range(2):
+                    if m >= k:
+                        normal[2 * k + axis, 2 * m + axis] += pull
+                    step[2 * k + axis] -= pull * warp[m // n, m % n, axis]
+        for k in range(count + 2):
+            normal[k, k] *= 1 + 1e-9
+            for m in range(k):
+                normal[k, m] = normal[m, k]
+        if not solved(normal, step):
+            return np.inf
+        largest = 0.0
+        for k in range(n * n):
+            for axis in range(2):
+                warp[k // n, k % n, axis] += step[2 * k + axis]
+                largest = max(largest, abs(step[2 * k + axis]))
+        light[1] += step[count + 1] - MIDDLE_GREY * step[count]
+        light[0] += step[count]
+        if largest < converged:
+            break
+    return cost
+
+
+class WarpMatcher:
+    """Finds the warp of a reference frame's torso in other frames."""
+
+    def __init__(self, frame: np.ndarray, labels: np.ndarray) -> None:
+        """Reference frame (H,W,3) uint8 and its labels (H,W)."""
+        height, width = labels.shape
+        self.levels = []
+        for number, gray in enumerate(pyramid(frame)[: COARSEST + 1]):
+            points, steep = edge_points(gray, labels, number)
+            self.levels.append(Level(number, spread(points, steep, POINTS[number], width, height)))
+        self.textured = len(self.levels[0].points) >= LEAST_POINTS
+        self.held = stiffness(GRID)
+        self.spacing = min(width, height) / (GRID - 2)
+
+    def __call__(self, pictures: list[np.ndarray], labels: np.ndarray, matrix: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """A frame's `pyramid`, its labels (H,W), the similarity (2,3) from the reference, first guess (n,n,2)
+        -> control points (n,n,2) of the warp, pixels; NaN where it is not found."""
+        warp, light, lost = np.array(start, float), np.zeros(2), np.full(start.shape, np.nan)
+        if not self.textured:
+            return lost
+        for level in reversed(self.levels):
+            spots = level.points[:, :2].astype(float)
+            cost = _gauss_newton(level.points, spots, pictures[level.number], labels, np.asarray(matrix, float), warp, light,
+                                 self.held, ROBUST, max(LEAST_SEEN * len(level.points), 6), STEPS[level.number],
+                                 CONVERGED * (1 << level.number))
+            if not np.isfinite(cost):
+                return lost
+        steepest = max(np.abs(np.diff(warp, axis=axis)).max() for axis in (0, 1))
+        return warp if steepest < STEEPEST * self.spacing else lost
+
+
+class WarpTracker(TorsoTracker):
+    """Finds similarity and warp of every frame; for frames of shots in `unmatched` the similarity only."""
+
+    def __init__(self, references: Sequence[tuple[np.ndarray, np.ndarray]], faces: np.ndarray,
+                 spans: Sequence[tuple[int, int]]) -> None:
+        """Arguments as of `TorsoTracker`."""
+        super().__init__(references, faces, spans)
+        self.warps = WarpMatcher(*references[self.common])
+        self.starts = [self._start(shot, *references[shot]) for shot in range(len(references))]
+
+    def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
+        """Motion (COLUMNS,) from the common reference to frame t: similarity, then control points, as in docs/formats.md.
+
+        frame (H,W,3) uint8, labels (H,W), face (68,2): projected landmarks in pixels. NaN for what is not found.
+        """
+        pictures, row = pyramid(frame), np.full(COLUMNS, np.nan)
+        row[:SIMILARITY] = self.similarity(t, pictures, labels, face)
+        shot = self.shot_of(t)
+        if shot not in self.unmatched and not np.isnan(row[0]):
+            row[SIMILARITY:] = self.warps(pictures, labels, compose(row[:SIMILARITY], self.center), self.starts[shot]).ravel()
+        return row
+
+    def _start(self, shot: int, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Control points (n,n,2) of a shot's reference, from which those of its frames are looked for; zeros if not found."""
+        rest = np.zeros((GRID, GRID, 2))
+        if shot == self.common or shot in self.unmatched:
+            return rest
+        return np.nan_to_num(self.warps(pyramid(frame), labels, self.from_common[shot], rest))
