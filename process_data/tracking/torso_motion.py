@@ -94,7 +94,11 @@ class Level:
 
 def pyramid(frame: np.ndarray) -> list[np.ndarray]:
     """Frame (H,W,3) uint8 -> blurred grey pictures float32, finest first, each half as large as the one before."""
-    gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return gray_pyramid(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+
+
+def gray_pyramid(gray: np.ndarray) -> list[np.ndarray]:
+    """The same of a grey picture (H,W) uint8."""
     levels = []
     for _ in range(MOST_LEVELS):
         levels.append(cv2.GaussianBlur(gray, (0, 0), BLUR).astype(np.float32))
@@ -105,8 +109,9 @@ def pyramid(frame: np.ndarray) -> list[np.ndarray]:
     return levels
 
 
-def _torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -> np.ndarray:
-    """Labels (H,W) -> mask of a level's `shape`: the torso and its outline against the background, away from head and neck."""
+def torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H,W) -> two masks of a level's `shape`: the torso, and a band along its outline against the background, both away
+    from head and neck."""
     torso = cv2.morphologyEx((labels == TORSO).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     others = ((labels != TORSO) & (labels != BACKGROUND)).astype(np.uint8)
     height, width = shape
@@ -118,28 +123,29 @@ def _torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -
     to_others = cv2.distanceTransform(1 - np.minimum(others, 1), cv2.DIST_L2, 3) if others.any() else np.full(shape, np.inf)
     reach = max(1.5, OUTLINE / 2 ** (level / 2))
     outline = (to_torso <= reach) & (to_room <= reach)
-    return ((torso > 0) | outline) & (to_others > max(1.0, 4.0 / 2**level))
+    apart = to_others > max(1.0, 4.0 / 2**level)
+    return (torso > 0) & apart, outline & apart
 
 
-def edge_points(gray: np.ndarray, labels: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every point of a level's grey picture, number `number` of the pyramid, that can be matched -> (N, 6), see `Level`, and
-    its squared gradient (N,), grey levels a pixel of the level."""
+def edge_points(gray: np.ndarray, inside: np.ndarray, full: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Every point of a level's grey picture, where `inside` is true, that can be matched -> (N, 6), see `Level`, and its squared
+    gradient (N,), grey levels a pixel of the level; `full` is height and width of the whole picture."""
     height, width = gray.shape
-    unit = labels.shape[1] / width
-    inside = _torso_and_outline(labels, (height, width), number)
+    unit, inside = full[1] / width, inside.copy()
     across, down = (cv2.Sobel(gray, cv2.CV_32F, *order, ksize=3, scale=1 / 8) for order in ((1, 0), (0, 1)))
     steep = across**2 + down**2
     inside[[0, -1]] = False
     inside[:, [0, -1]] = False
     rows, columns = np.nonzero(inside & (steep > LEAST_GRADIENT**2))
     variance = NOISE**2 + SLACK**2 * steep[rows, columns]
-    points = np.column_stack([(columns + 0.5) * unit, (rows + 0.5) * labels.shape[0] / height, gray[rows, columns],
+    points = np.column_stack([(columns + 0.5) * unit, (rows + 0.5) * full[0] / height, gray[rows, columns],
                               across[rows, columns] / unit, down[rows, columns] / unit, variance])
     return np.ascontiguousarray(points, np.float32), steep[rows, columns]
 
 
 def _template(gray: np.ndarray, labels: np.ndarray, number: int) -> Level:
-    (points, steep), most = edge_points(gray, labels, number), POINTS[number]
+    torso, outline = torso_and_outline(labels, gray.shape, number)
+    (points, steep), most = edge_points(gray, torso | outline, labels.shape), POINTS[number]
     return Level(number, points if len(points) <= most else points[np.sort(np.argpartition(steep, -most)[-most:])])
 
 

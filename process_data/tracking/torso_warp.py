@@ -8,15 +8,30 @@ inverse compositional matching. Control points are held by the bending energy of
 observational data, 1990, §2.4, in differences of control points) and a little by their length.
 """
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
 
-from process_data.tracking.torso_motion import MIDDLE_GREY, ROBUST, Level, TorsoTracker, compose, edge_points, pyramid, solved
+from process_data.tracking.torso_motion import (
+    MIDDLE_GREY,
+    ROBUST,
+    Level,
+    TorsoTracker,
+    compose,
+    concatenate,
+    edge_points,
+    gray_pyramid,
+    inverse,
+    pyramid,
+    solved,
+    torso_and_outline,
+)
+from shared.clip import BACKGROUND
 from shared.compiled import cached_njit
 from shared.torso_motion import SIMILARITY
 
-GRID = 7  # control points across and down
+GRID = int(os.environ.get("GRID", 7))  # control points across and down
 COLUMNS = SIMILARITY + 2 * GRID * GRID  # of a torso motion
 POINTS = (3000, 2000, 1000, 700)  # about the number of points of a level, finest first
 BLOCKS = 12  # across and down, over which they are spread
@@ -24,7 +39,10 @@ STEPS = (2, 3, 3, 4)  # most Gauss–Newton steps of a level, finest first
 COARSEST = 2  # level that matching starts from
 INVERSIONS = 2  # steps a Gauss–Newton step, each makes the error smaller by d's gradient, .1 or so
 CONVERGED = 0.05  # pixels of a level; smaller steps end its iterations
-LENGTH, BENDING = 0.003, 0.1  # weights of the squared control points and of their bending, of the data's mean weight
+HELD = (0.001, 0.02)
+LINK = (0.0001, 0.001)  # weights of the squared control points and of their bending, of the data's mean weight
+CONTRAST = 100  # grey levels between person and background, where the outline is matched
+DENSE = 3  # points of a lattice from one control point to the next
 LEAST_SEEN = 0.2  # share of the points that must be in the picture and not hidden
 LEAST_POINTS = 150  # of a reference that can be matched
 STEEPEST = 0.5  # largest difference of neighbouring control points, of their distance: d has an inverse
@@ -39,23 +57,28 @@ def spread(points: np.ndarray, steep: np.ndarray, most: int, width: int, height:
     return np.ascontiguousarray(points[order[rank < max(1, most // max(np.count_nonzero(sizes), 1))]])
 
 
-def stiffness(n: int) -> np.ndarray:
-    """(n², n²): c·stiffness·c is the energy of n × n control points c, row by row: bending and length."""
+def outlines(labels: np.ndarray) -> list[np.ndarray]:
+    """Labels (H,W) -> the person against the background as grey pictures: a pyramid of which the background knows nothing."""
+    return gray_pyramid((labels > BACKGROUND) * np.uint8(CONTRAST))
+
+
+def stiffness(n: int, length: float, bending: float) -> np.ndarray:
+    """(n², n²): c·stiffness·c is the energy of n × n control points c, row by row: bending and length with these weights."""
     second = np.diff(np.eye(n), 2, axis=0)
     first, one = np.diff(np.eye(n), axis=0), np.eye(n)
     terms = ((np.kron(second, one), 1), (np.kron(one, second), 1), (np.kron(first, first), 2))
-    return BENDING * sum(weight * term.T @ term for term, weight in terms) + LENGTH * np.eye(n * n)
+    return bending * sum(weight * term.T @ term for term, weight in terms) + length * np.eye(n * n)
 
 
 @cached_njit(fastmath=True)
-def _normal_equations(points, spots, picture, labels, matrix, warp, light, robust, normal, right):
+def _normal_equations(points, spots, pictures, labels, matrix, warp, light, robust, normal, right):
     """Sum up `normal` (N,N) and `right` (N,) of one Gauss–Newton step over the points, of the upper triangle.
 
     Unknowns: the control points row by row, across and down; gain, offset, whose present values are `light` (2,). `spots`
     (P,2), where the points lie before the warp, go INVERSIONS steps of the fixed-point iteration x = q - d(x). Returns the soft
     number of outliers and the number of points that are in the picture and not behind the head.
     """
-    height, width = picture.shape
+    height, width = pictures.shape[1:]
     full_height, full_width = labels.shape
     x_unit, y_unit = width / full_width, height / full_height
     n = warp.shape[0]
@@ -91,10 +114,13 @@ def _normal_equations(points, spots, picture, labels, matrix, warp, light, robus
             continue
         top, left = int(r), int(c)
         c, r = c - left, r - top
-        value = ((picture[top, left] * (1 - c) + picture[top, left + 1] * c) * (1 - r)
-                 + (picture[top + 1, left] * (1 - c) + picture[top + 1, left + 1] * c) * r)
+        kind = int(points[p, 6])
+        value = ((pictures[kind, top, left] * (1 - c) + pictures[kind, top, left + 1] * c) * (1 - r)
+                 + (pictures[kind, top + 1, left] * (1 - c) + pictures[kind, top + 1, left + 1] * c) * r)
         level = points[p, 2]
-        residual = value - (1 + light[0]) * level - light[1]
+        residual = value - level
+        if kind == 0:
+            residual -= light[0] * level + light[1]
         strange = residual * residual / (points[p, 5] * robust * robust)
         cost += strange / (1 + strange)
         seen += 1
@@ -106,7 +132,10 @@ def _normal_equations(points, spots, picture, labels, matrix, warp, light, robus
                 row[k], row[k + 1] = share * points[p, 3], share * points[p, 4]
                 index[k] = 2 * ((i + a) * n + j + b)
                 index[k + 1] = index[k] + 1
-        row[18], row[19] = level - MIDDLE_GREY, 1.0
+        if kind == 0:
+            row[18], row[19] = level - MIDDLE_GREY, 1.0
+        else:
+            row[18] = row[19] = 0.0
         for k in range(20):
             scaled = weight * row[k]
             right[index[k]] += scaled * residual
@@ -116,7 +145,7 @@ def _normal_equations(points, spots, picture, labels, matrix, warp, light, robus
 
 
 @cached_njit()
-def _gauss_newton(points, spots, picture, labels, matrix, warp, light, held, robust, least, steps, converged):
+def _gauss_newton(points, spots, pictures, labels, matrix, warp, light, held, robust, least, steps, converged):
     """Refine the control points `warp` (n,n,2) and `light` (2,), gain and offset, in place; returns the share of outliers
     before the last step, inf where fewer than `least` points are seen."""
     n = warp.shape[0]
@@ -124,7 +153,7 @@ def _gauss_newton(points, spots, picture, labels, matrix, warp, light, held, rob
     normal, step = np.empty((count + 2, count + 2)), np.empty(count + 2)
     cost = np.inf
     for _ in range(steps):
-        strange, seen = _normal_equations(points, spots, picture, labels, matrix, warp, light, robust, normal, step)
+        strange, seen = _normal_equations(points, spots, pictures, labels, matrix, warp, light, robust, normal, step)
         if seen < least:
             return np.inf
         cost = strange / seen
@@ -166,28 +195,67 @@ class WarpMatcher:
         """Reference frame (H,W,3) uint8 and its labels (H,W)."""
         height, width = labels.shape
         self.levels = []
-        for number, gray in enumerate(pyramid(frame)[: COARSEST + 1]):
-            points, steep = edge_points(gray, labels, number)
-            self.levels.append(Level(number, spread(points, steep, POINTS[number], width, height)))
+        for number, (gray, mask) in enumerate(zip(pyramid(frame)[: COARSEST + 1], outlines(labels))):
+            torso, outline = torso_and_outline(labels, gray.shape, number)
+            found = []
+            for kind, (picture, inside) in enumerate(((gray, torso & ~outline), (mask, outline))):
+                points, steep = edge_points(picture, inside, labels.shape)
+                points = spread(points, steep, POINTS[number] // (1 + 2 * kind), width, height)
+                found.append(np.column_stack([points, np.full(len(points), kind, np.float32)]))
+            self.levels.append(Level(number, np.concatenate(found)))
         self.textured = len(self.levels[0].points) >= LEAST_POINTS
-        self.held = stiffness(GRID)
         self.spacing = min(width, height) / (GRID - 2)
 
-    def __call__(self, pictures: list[np.ndarray], labels: np.ndarray, matrix: np.ndarray, start: np.ndarray) -> np.ndarray:
+    def __call__(self, pictures: list[np.ndarray], labels: np.ndarray, matrix: np.ndarray, held: np.ndarray,
+                 steps: Sequence[int] = STEPS) -> np.ndarray:
         """A frame's `pyramid`, its labels (H,W), the similarity (2,3) from the reference, first guess (n,n,2)
         -> control points (n,n,2) of the warp, pixels; NaN where it is not found."""
-        warp, light, lost = np.array(start, float), np.zeros(2), np.full(start.shape, np.nan)
+        warp, light, lost = np.zeros((GRID, GRID, 2)), np.zeros(2), np.full((GRID, GRID, 2), np.nan)
         if not self.textured:
             return lost
+        masks = outlines(labels)
         for level in reversed(self.levels):
             spots = level.points[:, :2].astype(float)
-            cost = _gauss_newton(level.points, spots, pictures[level.number], labels, np.asarray(matrix, float), warp, light,
-                                 self.held, ROBUST, max(LEAST_SEEN * len(level.points), 6), STEPS[level.number],
+            both = np.stack([pictures[level.number], masks[level.number]])
+            cost = _gauss_newton(level.points, spots, both, labels, np.asarray(matrix, float), warp, light,
+                                 held, ROBUST, max(LEAST_SEEN * len(level.points), 6), steps[level.number],
                                  CONVERGED * (1 << level.number))
             if not np.isfinite(cost):
                 return lost
         steepest = max(np.abs(np.diff(warp, axis=axis)).max() for axis in (0, 1))
         return warp if steepest < STEEPEST * self.spacing else lost
+
+
+def _weights(places: np.ndarray) -> np.ndarray:
+    """(P, GRID) weights of the control points along a side at places (P,), 0 to 1."""
+    away = np.abs(np.clip(places, 0, 1)[:, None] * (GRID - 2) - np.arange(GRID) + 0.5)
+    return np.where(away < 0.5, 0.75 - away**2, np.maximum(1.5 - away, 0) ** 2 / 2)
+
+
+class Lattice:
+    """Warps as offsets at points spread over a picture, and back."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.size = np.array([width, height], float)
+        side = (np.arange(DENSE * (GRID - 2)) + 0.5) / (DENSE * (GRID - 2))
+        self.points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * self.size
+        self.fit = np.linalg.pinv(self._basis(self.points))
+
+    def _basis(self, points: np.ndarray) -> np.ndarray:
+        across, down = _weights(points[:, 0] / self.size[0]), _weights(points[:, 1] / self.size[1])
+        return (down[:, :, None] * across[:, None, :]).reshape(len(points), -1)
+
+    def moved(self, warp: np.ndarray, points: np.ndarray) -> np.ndarray:
+        """points (P, 2) + d of `warp` (n, n, 2) there."""
+        return points + self._basis(points) @ warp.reshape(-1, 2)
+
+    def chained(self, matrix: np.ndarray, second: np.ndarray, first: np.ndarray) -> np.ndarray:
+        """The warp (n, n, 2) in the place of `second`, `matrix`, `first`: of a frame onto another reference, to which the similarity
+        (2, 3) `matrix` leads from the common one, with the warp `first` of that reference onto the common one."""
+        back = inverse(matrix)
+        there = self.moved(second, self.points @ matrix[:, :2].T + matrix[:, 2])
+        home = self.moved(first, there @ back[:, :2].T + back[:, 2])
+        return (self.fit @ (home - self.points)).reshape(GRID, GRID, 2)
 
 
 class WarpTracker(TorsoTracker):
@@ -197,24 +265,28 @@ class WarpTracker(TorsoTracker):
                  spans: Sequence[tuple[int, int]]) -> None:
         """Arguments as of `TorsoTracker`."""
         super().__init__(references, faces, spans)
-        self.warps = WarpMatcher(*references[self.common])
-        self.starts = [self._start(shot, *references[shot]) for shot in range(len(references))]
+        self.held = stiffness(GRID, *HELD)
+        self.lattice = Lattice(*self.size[::-1])
+        self.warps = [WarpMatcher(*reference) for reference in references]
+        self.to_common = [self._to_common(shot, *references[shot]) for shot in range(len(references))]
 
     def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
         """Motion (COLUMNS,) from the common reference to frame t: similarity, then control points, as in docs/formats.md.
 
         frame (H,W,3) uint8, labels (H,W), face (68,2): projected landmarks in pixels. NaN for what is not found.
         """
-        pictures, row = pyramid(frame), np.full(COLUMNS, np.nan)
+        pictures, row, shot = pyramid(frame), np.full(COLUMNS, np.nan), self.shot_of(t)
         row[:SIMILARITY] = self.similarity(t, pictures, labels, face)
-        shot = self.shot_of(t)
-        if shot not in self.unmatched and not np.isnan(row[0]):
-            row[SIMILARITY:] = self.warps(pictures, labels, compose(row[:SIMILARITY], self.center), self.starts[shot]).ravel()
+        if shot in self.unmatched or np.isnan(row[0]):
+            return row
+        whole = compose(row[:SIMILARITY], self.center)
+        warp = self.warps[shot](pictures, labels, concatenate(whole, inverse(self.from_common[shot])), self.held)
+        row[SIMILARITY:] = self.lattice.chained(self.from_common[shot], warp, self.to_common[shot]).ravel()
         return row
 
-    def _start(self, shot: int, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Control points (n,n,2) of a shot's reference, from which those of its frames are looked for; zeros if not found."""
-        rest = np.zeros((GRID, GRID, 2))
+    def _to_common(self, shot: int, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Control points (n,n,2) of a shot's reference as a frame of the common one; zeros if not found."""
         if shot == self.common or shot in self.unmatched:
-            return rest
-        return np.nan_to_num(self.warps(pyramid(frame), labels, self.from_common[shot], rest))
+            return np.zeros((GRID, GRID, 2))
+        loose = stiffness(GRID, *LINK)
+        return np.nan_to_num(self.warps[self.common](pyramid(frame), labels, self.from_common[shot], loose, (9, 9, 9, 9)))

@@ -44,8 +44,8 @@ def test_what_is_written_is_read_and_similarities_alone_are_as_before(tmp_path):
 
 @pytest.mark.parametrize(("warp", "said"), [
     (np.zeros((FRAMES, 3, 4, 2)), r"expected shape \(T, n, n, 2\) with n from 3 to 32, found \(6, 3, 4, 2\)"),
-    (np.zeros((FRAMES, 2, 2, 2)), r"n from 3 to 32, found \(6, 2, 2, 2\)"),
-    (np.zeros(FRAMES), r"n from 3 to 32, found \(6,\)"),
+    (np.zeros((FRAMES, 2, 2, 2)), r"expected shape .* n from 3 to 32, found \(6, 2, 2, 2\)"),
+    (np.zeros(FRAMES), r"expected shape .* n from 3 to 32, found \(6,\)"),
     (np.zeros((FRAMES + 1, 3, 3, 2)), "expected 6 frames as in torso.npy, found 7"),
     (np.full((FRAMES, 3, 3, 2), np.nan), "expected finite values, found nan"),
 ])
