@@ -1,7 +1,7 @@
 """The torso plate: the person's torso and neck with their motion removed.
 
 Frames are aligned by the inverse of their torso motion. Where they still disagree, as where a collar moves on a jacket, a pixel
-takes part in one of the arrangements only: the third of the frames that agree best around it. Its colour is the median over
+takes part in one of the arrangements only, the one that a third of the frames agree on best. Its colour is the median over
 those that show torso or neck there, its alpha the share of torso and neck among those in which the head does not hide it. What
 the head always hides is filled in: the neck is continued upwards behind the chin.
 """
@@ -24,8 +24,9 @@ CLEAR_VIEWS = 2  # frames without the head in front that settle a pixel
 COMPARED = 256  # pixels: about the width at which frames are compared
 WINDOW = 0.07  # of the picture's width, in which frames agree or not
 CANDIDATES = 16  # frames of which the one that others agree with best is looked for
-AGREEING = 1 / 3  # share of the frames that make a pixel of the plate
-LEAST_AGREEING = 5  # frames that do, if there are as many
+AGREEING = 1 / 3  # share of the frames that agree with the candidate best
+LEAST_AGREEING = 5  # number of them, if there are as many frames
+SPREAD = 2.0  # frames take part up to this multiple of how far the last of them is from the candidate
 CONTOUR = 40.0  # grey levels by which torso and background count as different, whatever their colours
 EVERYWHERE = 0.5  # weight of how well a candidate agrees all over: neighbouring windows prefer the same one
 APART = 255.0  # grey levels; no two frames differ by more
@@ -62,8 +63,8 @@ def agreeing(pictures: Tensor, labels: Tensor) -> Tensor:
     """Which aligned frames show the same arrangement around a pixel -> (N, h, w) bool.
 
     pictures (N, 3, h, w) uint8 and shares of torso, neck, background, head (N, 4, h, w). The mode of the frames, window by
-    window: of CANDIDATES frames the one from which the AGREEING-th nearest is least far, and those that are no farther. That is
-    coherent where a median pixel by pixel may take a collar from some frames and the jacket beside it from others.
+    window: of CANDIDATES frames the one from which the AGREEING-th nearest is least far, and those up to SPREAD times as far. That
+    is coherent where a median pixel by pixel may take a collar from some frames and the jacket beside it from others.
     """
     count, _, height, width = pictures.shape
     factor = max(1, round(width / COMPARED))
@@ -87,7 +88,7 @@ def agreeing(pictures: Tensor, labels: Tensor) -> Tensor:
     radius = torch.stack(radii)
     best = (radius + EVERYWHERE * radius.mean((1, 2), keepdim=True)).argmin(0)[None]
     chosen = torch.stack(apart).gather(0, best[None].expand(1, count, -1, -1))[0]
-    slack = radius.gather(0, best) - chosen
+    slack = SPREAD * radius.gather(0, best) - chosen
     return F.interpolate(slack[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0] >= 0
 
 

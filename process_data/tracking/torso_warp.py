@@ -33,9 +33,9 @@ from shared.torso_motion import SIMILARITY
 
 GRID = int(os.environ.get("GRID", 7))  # control points across and down
 COLUMNS = SIMILARITY + 2 * GRID * GRID  # of a torso motion
-POINTS = (3000, 2000, 1000, 700)  # about the number of points of a level, finest first
+POINTS = (2400, 1600, 900)  # about the number of points of a level, finest first
 BLOCKS = 12  # across and down, over which they are spread
-STEPS = (2, 3, 3, 4)  # most Gauss–Newton steps of a level, finest first
+STEPS = (2, 3, 3)  # most Gauss–Newton steps of a level, finest first
 COARSEST = 2  # level that matching starts from
 INVERSIONS = 2  # steps a Gauss–Newton step, each makes the error smaller by d's gradient, .1 or so
 CONVERGED = 0.05  # pixels of a level; smaller steps end its iterations
@@ -43,6 +43,7 @@ HELD = (0.001, 0.02)
 LINK = (0.0001, 0.001)  # weights of the squared control points and of their bending, of the data's mean weight
 CONTRAST = 100  # grey levels between person and background, where the outline is matched
 DENSE = 3  # points of a lattice from one control point to the next
+COARSER = 6.0  # times as stiff at each coarser level: a loose start falls into wrong places
 LEAST_SEEN = 0.2  # share of the points that must be in the picture and not hidden
 LEAST_POINTS = 150  # of a reference that can be matched
 STEEPEST = 0.5  # largest difference of neighbouring control points, of their distance: d has an inverse
@@ -86,9 +87,10 @@ def _normal_equations(points, spots, pictures, labels, matrix, warp, light, robu
     normal[:] = 0.0
     right[:] = 0.0
     cost, seen = 0.0, 0
-    across, down = np.empty(3), np.empty(3)
-    row, index = np.empty(20), np.empty(20, np.int64)
-    index[18], index[19] = last, last + 1
+    across, down, share = np.empty(3), np.empty(3), np.empty(9)
+    products = np.empty(45)
+    # sums of each interval of the spline: over products of weights, and over weights
+    squares, lines = np.zeros(((n - 2) * (n - 2), 3, 45)), np.zeros(((n - 2) * (n - 2), 6, 9))
     for p in range(points.shape[0]):
         x, y = spots[p, 0], spots[p, 1]
         for _ in range(INVERSIONS):
@@ -101,9 +103,9 @@ def _normal_equations(points, spots, pictures, labels, matrix, warp, light, robu
             x, y = float(points[p, 0]), float(points[p, 1])
             for a in range(3):
                 for b in range(3):
-                    share = down[a] * across[b]
-                    x -= share * warp[i + a, j + b, 0]
-                    y -= share * warp[i + a, j + b, 1]
+                    share[3 * a + b] = down[a] * across[b]
+                    x -= share[3 * a + b] * warp[i + a, j + b, 0]
+                    y -= share[3 * a + b] * warp[i + a, j + b, 1]
         spots[p, 0], spots[p, 1] = x, y
         seen_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
         seen_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
@@ -117,30 +119,53 @@ def _normal_equations(points, spots, pictures, labels, matrix, warp, light, robu
         kind = int(points[p, 6])
         value = ((pictures[kind, top, left] * (1 - c) + pictures[kind, top, left + 1] * c) * (1 - r)
                  + (pictures[kind, top + 1, left] * (1 - c) + pictures[kind, top + 1, left + 1] * c) * r)
-        level = points[p, 2]
-        residual = value - level
-        if kind == 0:
-            residual -= light[0] * level + light[1]
+        residual, bright, one = value - points[p, 2], 0.0, 0.0
+        if kind == 0:  # light changes what is seen, but not the outline
+            residual -= light[0] * points[p, 2] + light[1]
+            bright, one = points[p, 2] - MIDDLE_GREY, 1.0
         strange = residual * residual / (points[p, 5] * robust * robust)
         cost += strange / (1 + strange)
         seen += 1
         weight = 1 / (points[p, 5] * (1 + strange))
-        for a in range(3):
-            for b in range(3):
-                k = 2 * (3 * a + b)
-                share = down[a] * across[b]
-                row[k], row[k + 1] = share * points[p, 3], share * points[p, 4]
-                index[k] = 2 * ((i + a) * n + j + b)
-                index[k + 1] = index[k] + 1
-        if kind == 0:
-            row[18], row[19] = level - MIDDLE_GREY, 1.0
-        else:
-            row[18] = row[19] = 0.0
-        for k in range(20):
-            scaled = weight * row[k]
-            right[index[k]] += scaled * residual
-            for m in range(k, 20):
-                normal[index[k], index[m]] += scaled * row[m]
+        gx, gy = weight * points[p, 3], weight * points[p, 4]
+        cell, k = i * (n - 2) + j, 0
+        for a in range(9):
+            for b in range(a, 9):
+                products[k] = share[a] * share[b]
+                k += 1
+        xx, xy, yy = gx * points[p, 3], gx * points[p, 4], gy * points[p, 4]
+        for k in range(45):
+            squares[cell, 0, k] += xx * products[k]
+            squares[cell, 1, k] += xy * products[k]
+            squares[cell, 2, k] += yy * products[k]
+        for a in range(9):
+            lines[cell, 0, a] += gx * residual * share[a]
+            lines[cell, 1, a] += gy * residual * share[a]
+            lines[cell, 2, a] += gx * bright * share[a]
+            lines[cell, 3, a] += gy * bright * share[a]
+            lines[cell, 4, a] += gx * one * share[a]
+            lines[cell, 5, a] += gy * one * share[a]
+        right[last] += weight * residual * bright
+        right[last + 1] += weight * residual * one
+        normal[last, last] += weight * bright * bright
+        normal[last, last + 1] += weight * bright * one
+        normal[last + 1, last + 1] += weight * one
+    for cell in range(len(lines)):
+        first, k = (cell // (n - 2)) * n + cell % (n - 2), 0
+        for a in range(9):
+            row = 2 * (first + (a // 3) * n + a % 3)
+            for axis in range(2):
+                right[row + axis] += lines[cell, axis, a]
+                normal[row + axis, last] += lines[cell, 2 + axis, a]
+                normal[row + axis, last + 1] += lines[cell, 4 + axis, a]
+            for b in range(a, 9):
+                column = 2 * (first + (b // 3) * n + b % 3)
+                normal[row, column] += squares[cell, 0, k]
+                normal[row, column + 1] += squares[cell, 1, k]
+                normal[row + 1, column + 1] += squares[cell, 2, k]
+                if a != b:
+                    normal[row + 1, column] += squares[cell, 1, k]
+                k += 1
     return cost, seen
 
 
@@ -191,8 +216,8 @@ def _gauss_newton(points, spots, pictures, labels, matrix, warp, light, held, ro
 class WarpMatcher:
     """Finds the warp of a reference frame's torso in other frames."""
 
-    def __init__(self, frame: np.ndarray, labels: np.ndarray) -> None:
-        """Reference frame (H,W,3) uint8 and its labels (H,W)."""
+    def __init__(self, frame: np.ndarray, labels: np.ndarray, most: Sequence[int] = POINTS) -> None:
+        """Reference frame (H,W,3) uint8 and its labels (H,W); about the most points of a level, finest first."""
         height, width = labels.shape
         self.levels = []
         for number, (gray, mask) in enumerate(zip(pyramid(frame)[: COARSEST + 1], outlines(labels))):
@@ -200,7 +225,7 @@ class WarpMatcher:
             found = []
             for kind, (picture, inside) in enumerate(((gray, torso & ~outline), (mask, outline))):
                 points, steep = edge_points(picture, inside, labels.shape)
-                points = spread(points, steep, POINTS[number] // (1 + 2 * kind), width, height)
+                points = spread(points, steep, most[number] // (1 + 2 * kind), width, height)
                 found.append(np.column_stack([points, np.full(len(points), kind, np.float32)]))
             self.levels.append(Level(number, np.concatenate(found)))
         self.textured = len(self.levels[0].points) >= LEAST_POINTS
@@ -218,7 +243,7 @@ class WarpMatcher:
             spots = level.points[:, :2].astype(float)
             both = np.stack([pictures[level.number], masks[level.number]])
             cost = _gauss_newton(level.points, spots, both, labels, np.asarray(matrix, float), warp, light,
-                                 held, ROBUST, max(LEAST_SEEN * len(level.points), 6), steps[level.number],
+                                 held * COARSER**level.number, ROBUST, max(LEAST_SEEN * len(level.points), 6), steps[level.number],
                                  CONVERGED * (1 << level.number))
             if not np.isfinite(cost):
                 return lost
@@ -268,7 +293,8 @@ class WarpTracker(TorsoTracker):
         self.held = stiffness(GRID, *HELD)
         self.lattice = Lattice(*self.size[::-1])
         self.warps = [WarpMatcher(*reference) for reference in references]
-        self.to_common = [self._to_common(shot, *references[shot]) for shot in range(len(references))]
+        dense = WarpMatcher(*references[self.common], (12000, 8000, 4000))
+        self.to_common = [self._to_common(dense, shot, *references[shot]) for shot in range(len(references))]
 
     def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
         """Motion (COLUMNS,) from the common reference to frame t: similarity, then control points, as in docs/formats.md.
@@ -284,9 +310,9 @@ class WarpTracker(TorsoTracker):
         row[SIMILARITY:] = self.lattice.chained(self.from_common[shot], warp, self.to_common[shot]).ravel()
         return row
 
-    def _to_common(self, shot: int, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _to_common(self, dense: WarpMatcher, shot: int, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Control points (n,n,2) of a shot's reference as a frame of the common one; zeros if not found."""
         if shot == self.common or shot in self.unmatched:
             return np.zeros((GRID, GRID, 2))
         loose = stiffness(GRID, *LINK)
-        return np.nan_to_num(self.warps[self.common](pyramid(frame), labels, self.from_common[shot], loose, (9, 9, 9, 9)))
+        return np.nan_to_num(dense(pyramid(frame), labels, self.from_common[shot], loose, (9, 9, 9)))
