@@ -6,9 +6,11 @@ For a template point q with grey level T and gradient g, x + d(x) = q gives x, t
 that grey level by a control point is exactly -g times its weight at x: the reference's gradients serve every frame, as in
 inverse compositional matching. Control points are held by the bending energy of a thin plate (Wahba, Spline models for
 observational data, 1990, §2.4, in differences of control points) and a little by their length.
+
+Along the torso's outline the person's mask is matched in the place of grey levels, which would hold the outline to the background.
+As with similarities, a frame is matched to the reference of its shot, and the references to the common one.
 """
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,7 +33,7 @@ from shared.clip import BACKGROUND
 from shared.compiled import cached_njit
 from shared.torso_motion import SIMILARITY
 
-GRID = int(os.environ.get("GRID", 7))  # control points across and down
+GRID = 7  # control points across and down
 COLUMNS = SIMILARITY + 2 * GRID * GRID  # of a torso motion
 POINTS = (2400, 1600, 900)  # about the number of points of a level, finest first
 BLOCKS = 12  # across and down, over which they are spread
@@ -39,8 +41,8 @@ STEPS = (2, 3, 3)  # most Gauss–Newton steps of a level, finest first
 COARSEST = 2  # level that matching starts from
 INVERSIONS = 2  # steps a Gauss–Newton step, each makes the error smaller by d's gradient, .1 or so
 CONVERGED = 0.05  # pixels of a level; smaller steps end its iterations
-HELD = (0.001, 0.02)
-LINK = (0.0001, 0.001)  # weights of the squared control points and of their bending, of the data's mean weight
+HELD = (0.001, 0.02)  # weights of the squared control points and of their bending, of the data's mean weight
+LINK_POINTS, LINK_STEPS, LINK_HELD = (12000, 8000, 4000), (9, 9, 9), (0.0001, 0.001)  # between the references of shots
 CONTRAST = 100  # grey levels between person and background, where the outline is matched
 DENSE = 3  # points of a lattice from one control point to the next
 COARSER = 6.0  # times as stiff at each coarser level: a loose start falls into wrong places
@@ -73,7 +75,7 @@ def stiffness(n: int, length: float, bending: float) -> np.ndarray:
 
 @cached_njit(fastmath=True)
 def _normal_equations(points, spots, pictures, labels, matrix, warp, light, robust, normal, right):
-    """Sum up `normal` (N,N) and `right` (N,) of one Gauss–Newton step over the points, of the upper triangle.
+    """Points (P,7) are those of `Level` and which of `pictures` (2,h,w) they are looked up in, grey levels or person. Sum up `normal` (N,N) and `right` (N,) of one Gauss–Newton step over the points, of the upper triangle.
 
     Unknowns: the control points row by row, across and down; gain, offset, whose present values are `light` (2,). `spots`
     (P,2), where the points lie before the warp, go INVERSIONS steps of the fixed-point iteration x = q - d(x). Returns the soft
@@ -216,8 +218,9 @@ def _gauss_newton(points, spots, pictures, labels, matrix, warp, light, held, ro
 class WarpMatcher:
     """Finds the warp of a reference frame's torso in other frames."""
 
-    def __init__(self, frame: np.ndarray, labels: np.ndarray, most: Sequence[int] = POINTS) -> None:
-        """Reference frame (H,W,3) uint8 and its labels (H,W); about the most points of a level, finest first."""
+    def __init__(self, frame: np.ndarray, labels: np.ndarray, most: Sequence[int] = POINTS, steps: Sequence[int] = STEPS,
+                 held: tuple[float, float] = HELD) -> None:
+        """Reference frame (H,W,3) uint8 and its labels (H,W); points, steps and stiffness, see POINTS, STEPS and HELD."""
         height, width = labels.shape
         self.levels = []
         for number, (gray, mask) in enumerate(zip(pyramid(frame)[: COARSEST + 1], outlines(labels))):
@@ -229,12 +232,12 @@ class WarpMatcher:
                 found.append(np.column_stack([points, np.full(len(points), kind, np.float32)]))
             self.levels.append(Level(number, np.concatenate(found)))
         self.textured = len(self.levels[0].points) >= LEAST_POINTS
+        self.steps, self.held = steps, stiffness(GRID, *held)
         self.spacing = min(width, height) / (GRID - 2)
 
-    def __call__(self, pictures: list[np.ndarray], labels: np.ndarray, matrix: np.ndarray, held: np.ndarray,
-                 steps: Sequence[int] = STEPS) -> np.ndarray:
-        """A frame's `pyramid`, its labels (H,W), the similarity (2,3) from the reference, first guess (n,n,2)
-        -> control points (n,n,2) of the warp, pixels; NaN where it is not found."""
+    def __call__(self, pictures: list[np.ndarray], labels: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+        """A frame's `pyramid`, its labels (H,W), the similarity (2,3) from the reference -> control points (n,n,2) of the warp,
+        pixels; NaN where it is not found."""
         warp, light, lost = np.zeros((GRID, GRID, 2)), np.zeros(2), np.full((GRID, GRID, 2), np.nan)
         if not self.textured:
             return lost
@@ -243,8 +246,8 @@ class WarpMatcher:
             spots = level.points[:, :2].astype(float)
             both = np.stack([pictures[level.number], masks[level.number]])
             cost = _gauss_newton(level.points, spots, both, labels, np.asarray(matrix, float), warp, light,
-                                 held * COARSER**level.number, ROBUST, max(LEAST_SEEN * len(level.points), 6), steps[level.number],
-                                 CONVERGED * (1 << level.number))
+                                 self.held * COARSER**level.number, ROBUST, max(LEAST_SEEN * len(level.points), 6),
+                                 self.steps[level.number], CONVERGED * (1 << level.number))
             if not np.isfinite(cost):
                 return lost
         steepest = max(np.abs(np.diff(warp, axis=axis)).max() for axis in (0, 1))
@@ -290,11 +293,10 @@ class WarpTracker(TorsoTracker):
                  spans: Sequence[tuple[int, int]]) -> None:
         """Arguments as of `TorsoTracker`."""
         super().__init__(references, faces, spans)
-        self.held = stiffness(GRID, *HELD)
         self.lattice = Lattice(*self.size[::-1])
         self.warps = [WarpMatcher(*reference) for reference in references]
-        dense = WarpMatcher(*references[self.common], (12000, 8000, 4000))
-        self.to_common = [self._to_common(dense, shot, *references[shot]) for shot in range(len(references))]
+        link = WarpMatcher(*references[self.common], LINK_POINTS, LINK_STEPS, LINK_HELD)
+        self.to_common = [self._to_common(link, shot, *references[shot]) for shot in range(len(references))]
 
     def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
         """Motion (COLUMNS,) from the common reference to frame t: similarity, then control points, as in docs/formats.md.
@@ -306,13 +308,12 @@ class WarpTracker(TorsoTracker):
         if shot in self.unmatched or np.isnan(row[0]):
             return row
         whole = compose(row[:SIMILARITY], self.center)
-        warp = self.warps[shot](pictures, labels, concatenate(whole, inverse(self.from_common[shot])), self.held)
+        warp = self.warps[shot](pictures, labels, concatenate(whole, inverse(self.from_common[shot])))
         row[SIMILARITY:] = self.lattice.chained(self.from_common[shot], warp, self.to_common[shot]).ravel()
         return row
 
-    def _to_common(self, dense: WarpMatcher, shot: int, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _to_common(self, link: WarpMatcher, shot: int, frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Control points (n,n,2) of a shot's reference as a frame of the common one; zeros if not found."""
         if shot == self.common or shot in self.unmatched:
             return np.zeros((GRID, GRID, 2))
-        loose = stiffness(GRID, *LINK)
-        return np.nan_to_num(dense(pyramid(frame), labels, self.from_common[shot], loose, (9, 9, 9)))
+        return np.nan_to_num(link(pyramid(frame), labels, self.from_common[shot]))
