@@ -78,7 +78,7 @@ def test_a_similarity_alone_is_not_bent(tracker):
     truth = row([5, -3, 0.03, 1.02], np.zeros((GRID, GRID, 2)))
     frame, labels = scene(truth, noise=3.0)
     found = tracker.motion(1, frame, labels, FACE)
-    assert apart(found, truth, labels).max() < 0.5 and np.abs(found[4:]).max() < 1
+    assert apart(found, truth, labels).max() < 0.5 and np.abs(found[4:]).max() < 1.5
 
 
 def test_the_similarity_is_the_one_without_a_warp_and_no_frame_depends_on_others(tracker):
