@@ -63,8 +63,8 @@ def agreeing(pictures: Tensor, labels: Tensor) -> Tensor:
     """Which aligned frames show the same arrangement around a pixel -> (N, h, w) bool.
 
     pictures (N, 3, h, w) uint8 and shares of torso, neck, background, head (N, 4, h, w). The mode of the frames, window by
-    window: of CANDIDATES frames the one from which the AGREEING-th nearest is least far, and those up to SPREAD times as far. That
-    is coherent where a median pixel by pixel may take a collar from some frames and the jacket beside it from others.
+    window: of CANDIDATES frames the one from which the AGREEING-th nearest is least far, and those up to SPREAD times as far.
+    That is coherent where a median pixel by pixel may take a collar from some frames and the jacket beside it from others.
     """
     count, _, height, width = pictures.shape
     factor = max(1, round(width / COMPARED))

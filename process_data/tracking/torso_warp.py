@@ -7,7 +7,7 @@ that grey level by a control point is exactly -g times its weight at x: the refe
 inverse compositional matching. Control points are held by the bending energy of a thin plate (Wahba, Spline models for
 observational data, 1990, §2.4, in differences of control points) and a little by their length.
 
-Along the torso's outline the person's mask is matched in the place of grey levels, which would hold the outline to the background.
+Along the torso's outline the person's mask is matched in the place of grey levels, which would hold the outline to the room.
 As with similarities, a frame is matched to the reference of its shot, and the references to the common one.
 """
 
@@ -75,7 +75,9 @@ def stiffness(n: int, length: float, bending: float) -> np.ndarray:
 
 @cached_njit(fastmath=True)
 def _normal_equations(points, spots, pictures, labels, matrix, warp, light, robust, normal, right):
-    """Points (P,7) are those of `Level` and which of `pictures` (2,h,w) they are looked up in, grey levels or person. Sum up `normal` (N,N) and `right` (N,) of one Gauss–Newton step over the points, of the upper triangle.
+    """Sum up `normal` (N,N), its upper triangle, and `right` (N,) of one Gauss–Newton step over the points.
+
+    Points (P,7) are those of `Level` and which of `pictures` (2,h,w) each is looked up in: 0 grey levels, 1 the person's mask.
 
     Unknowns: the control points row by row, across and down; gain, offset, whose present values are `light` (2,). `spots`
     (P,2), where the points lie before the warp, go INVERSIONS steps of the fixed-point iteration x = q - d(x). Returns the soft
@@ -278,8 +280,8 @@ class Lattice:
         return points + self._basis(points) @ warp.reshape(-1, 2)
 
     def chained(self, matrix: np.ndarray, second: np.ndarray, first: np.ndarray) -> np.ndarray:
-        """The warp (n, n, 2) in the place of `second`, `matrix`, `first`: of a frame onto another reference, to which the similarity
-        (2, 3) `matrix` leads from the common one, with the warp `first` of that reference onto the common one."""
+        """The warp (n, n, 2) of a frame onto the common reference: by `second` onto another reference, to which the similarity
+        `matrix` (2, 3) leads from the common one, and by `first` from that reference onto the common one."""
         back = inverse(matrix)
         there = self.moved(second, self.points @ matrix[:, :2].T + matrix[:, 2])
         home = self.moved(first, there @ back[:, :2].T + back[:, 2])
