@@ -57,7 +57,7 @@ def spread(points: np.ndarray, steep: np.ndarray, most: int, width: int, height:
     order = np.lexsort((-steep, block))
     sizes = np.bincount(block)
     rank = np.arange(len(points)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.ascontiguousarray(points[order[rank < max(1, most // max(np.count_nonzero(sizes), 1))]])
+    return np.ascontiguousarray(points[order[rank < max(1, most // max(int(np.count_nonzero(sizes)), 1))]])
 
 
 def outlines(labels: np.ndarray) -> list[np.ndarray]:
