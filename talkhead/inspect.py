@@ -216,7 +216,7 @@ def _array(path: Path) -> Iterator[str]:
         yield f"poses {load_poses(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     elif shape[1:] == (4,):
         yield f"torso motion {load_array(path, (4,)).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
-    elif len(shape) == 4:
+    elif len(shape) == 4 and shape[3] == 2:
         yield f"torso warp {load_warp(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     else:
         yield from _landmarks(path)

@@ -11,6 +11,7 @@ from shared.face_check import TEMPLATE
 from shared.landmarks import save_array, save_landmarks
 from shared.media.video_io import write_png
 from shared.torso_motion import grid_of, load_torso_motion, save_torso_motion, warp_file
+from talkhead.inspect import describe
 
 FRAMES = 6
 PLAIN = np.tile(np.float32([1, 2, 0.1, 1]), (FRAMES, 1))
@@ -37,6 +38,7 @@ def test_what_is_written_is_read_and_similarities_alone_are_as_before(tmp_path):
     save_torso_motion(path, WARPED)
     assert np.load(path).shape == (FRAMES, 4) and np.load(warp_file(path)).shape == (FRAMES, 3, 3, 2)
     np.testing.assert_array_equal(load_torso_motion(path), WARPED)
+    assert list(describe(warp_file(path))) == ["torso warp (6, 3, 3, 2), 0.24 s at 25 fps: valid"]
     save_torso_motion(path, PLAIN)
     assert not warp_file(path).exists()
     np.testing.assert_array_equal(load_torso_motion(path), PLAIN)
