@@ -55,6 +55,7 @@ def make_samples(folder: Path) -> None:
     from shared.media.audio_io import save_wav
     from shared.media.video_io import write_png
     from shared.phones import save_phones
+    from shared.torso_motion import save_torso_motion
     from stage1_audio2lmk.checkpoint import save_model
     from stage1_audio2lmk.config import Stage1Config
     from stage1_audio2lmk.encoders.speech_encoder import SpeechEncoder, SpeechEncoderConfig, save_speech_encoder
@@ -82,7 +83,7 @@ def make_samples(folder: Path) -> None:
     for path in (clip.poses, avatar.poses):
         save_array(path, poses)
     for path in (clip.torso_motion, avatar.motion):
-        save_array(path, motion)
+        save_torso_motion(path, np.concatenate([motion, rng.normal(size=(FRAMES, 18))], 1))
     for path in (clip.background, avatar.background):
         write_png(path, picture)
     save_wav(clip.audio, np.zeros(640 * FRAMES, np.float32))
@@ -163,6 +164,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
         "clip/landmarks.npy": [clip],
         "clip/poses.npy": [clip, inspect("clip/poses.npy")],
         "clip/torso.npy": [clip, inspect("clip/torso.npy")],
+        "clip/torso_warp.npy": [clip, inspect("clip/torso_warp.npy")],
         "clip/phones.json": of("clip/phones.json", load_phones),
         "clip/quality.json": of("clip/quality.json", read_scores),
         "clip/audio.wav": of("clip/audio.wav", load_audio),

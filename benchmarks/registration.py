@@ -24,7 +24,7 @@ def registration(clip: Clip, samples: int = 60) -> dict[str, float]:
     that is never seen; 0 for a perfect registration without noise.
     """
     height, width = clip.info.height, clip.info.width
-    motion, centre = clip.load_torso_motion(), np.array([width / 2, height / 2])
+    motion, centre = clip.load_torso_motion()[:, :4], np.array([width / 2, height / 2])
     pixels = project(clip.load_landmarks(), clip.load_poses(), clip.info.intrinsics)
     chosen = _sample(clip, samples)
     anchor = chosen[len(chosen) // 2]

@@ -42,7 +42,7 @@ def film(path: Path, frames: Iterable[np.ndarray], seed: int, sound: np.ndarray)
 def accuracy(clip: Clip, truth) -> dict[str, float]:
     """Errors of a clip against the `ActorTruth`; torso motion and distance relative to the first frame."""
     count = clip.info.frames
-    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()
+    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()[:, :4]
     true, true_poses = truth.landmarks[:count], truth.poses[:count]
     depth = poses[:, 2, 3] / poses[0, 2, 3] - true_poses[:, 2, 3] / true_poses[0, 2, 3]
     away = np.abs((torso - torso[0]) - (truth.torso_motion - truth.torso_motion[0])[:count])

@@ -32,11 +32,13 @@ from shared.lock import PARTIAL, lock_folder
 from shared.media.audio_io import iter_audio, save_wav
 from shared.media.video_io import probe
 from shared.publish import WORK, publish, remove_work, work_folder
+from shared.torso_motion import save_torso_motion
 from shared.version import installed_versions
 
 Split = dict[str, list[tuple[int, int]]]
-OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso)\.npy|poses_fitted\.json|"
-                 r"(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|quality\.json|training|\.cache|\.partial|\.lock")
+OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso|torso_warp)\.npy|"
+                 r"poses_fitted\.json|(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|quality\.json|training|"
+                 r"\.cache|\.partial|\.lock")
 DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # written into a clip after `process`
 CLUTTER = (".lock", ".DS_Store", "Thumbs.db", "desktop.ini")  # files that do not count when a folder should be empty
 BUILT = "clip"  # folder in the work folder in which the new clip is built
@@ -186,7 +188,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     colors = segmentation_pass.write_plates(clip, clip_shots, face, ~lost, config.plate_samples, work, pool, quiet)
     torso_motion, unmatched = segmentation_pass.segment_frames(clip, clip_shots, face, tracked.poses, ~lost, colors, work, pool,
                                                                quiet)
-    save_array(clip.torso_motion, torso_motion)
+    save_torso_motion(clip.torso_motion, torso_motion)
 
     unmatched = [shot for shot in unmatched if usable[slice(*spans[shot])].any()]
     cuts = quality.cuts_of_takes(spans, blank)

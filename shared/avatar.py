@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -17,15 +17,17 @@ from shared.config import config_from_dict, shown
 from shared.consent import Consent
 from shared.errors import TalkheadError, TalkheadWarning
 from shared.files import make_folder, read_json, refuse_unreachable, sha256, write_json
-from shared.landmarks import load_array, load_landmarks, save_array
+from shared.landmarks import load_landmarks, save_array
 from shared.lock import lock_folder
 from shared.media.video_io import read_png
 from shared.pose_range import PoseRange
 from shared.poses import load_poses
 from shared.publish import PATIENCE, finish_move, publish, work_folder
+from shared.torso_motion import load_torso_motion, save_torso_motion
 
 AVATAR_FORMAT = 1
 TRACK = ("motion_poses.npy", "motion_torso.npy")
+WARP = "motion_torso_warp.npy"  # optional
 LONGEST_TRACK = 750  # frames; longer ones would only make the stored torso larger
 PARTS = ("stage1", "stage2", "torso")
 COMMANDS = {"stage1": "stage1 finetune", "stage2": "stage2 train", "torso": "torso train"}  # that train a part
@@ -82,6 +84,7 @@ class Avatar:
     neutral = _File("neutral.npy")
     poses = _File("motion_poses.npy")
     motion = _File("motion_torso.npy")
+    warp = _File(WARP)
     background = _File("background.png")
     layers = _File("torso_layers.mp4")
 
@@ -109,9 +112,9 @@ class Avatar:
         return self._unpacked.folder
 
     @property
-    def editable(self) -> tuple[Path, Path, Path, Path]:
+    def editable(self) -> tuple[Path, Path, Path, Path, Path]:
         """What a user may edit."""
-        return self.neutral, self.poses, self.motion, self.background
+        return self.neutral, self.poses, self.motion, self.warp, self.background
 
     @property
     def info(self) -> AvatarInfo:
@@ -196,21 +199,24 @@ class Avatar:
 
     def edited(self) -> list[Path]:
         """Neutral, motion track and background where they are no longer as training wrote them; none of an avatar file."""
-        return [] if self.packed else [path for path in self.editable
-                                       if path.name in self.info.files and path.is_file()
-                                       and sha256(path) != self.info.files[path.name]]
+        if self.packed or not self.info.files:
+            return []
+        return [path for path in self.editable if (path.is_file() and path.name in self.info.files or path == self.warp)
+                and self.info.files.get(path.name) != (sha256(path) if path.is_file() else None)]
 
     def has_layers(self) -> bool:
         """Whether the torso is stored for every frame of the motion track, as torso and track are now."""
         return (bool(self.info.layers) and self.layers.is_file() and self.info.layers["of"] == layers_source(self.info)
-                and not {self.poses, self.motion} & set(self.edited()))
+                and not {self.poses, self.motion, self.warp} & set(self.edited()))
 
     def accept_edits(self) -> list[Path]:
         """Take over what `edited` names; returns it. Raises TalkheadError for a file that is not valid."""
         self.require_folder()
         edited = self.edited()
         self.load_neutral(), self.load_motion(), self.load_background()
-        self.save_info(dataclasses.replace(self.info, files=self.info.files | {path.name: sha256(path) for path in edited}))
+        files = {name: known for name, known in self.info.files.items() if name not in {path.name for path in edited}}
+        files |= {path.name: sha256(path) for path in edited if path.is_file()}
+        self.save_info(dataclasses.replace(self.info, files=files))
         return edited
 
     def save_info(self, info: AvatarInfo) -> None:
@@ -240,8 +246,8 @@ class Avatar:
         return load_landmarks(self.neutral)[:1]
 
     def load_motion(self) -> tuple[np.ndarray, np.ndarray]:
-        """The motion track that synthesis loops: poses (M,4,4) and torso motion (M,4)."""
-        poses, torso = load_poses(self.poses), load_array(self.motion, (4,))
+        """The motion track that synthesis loops: poses (M,4,4) and torso motion (M, 4 + 2·n²), see shared.torso_motion."""
+        poses, torso = load_poses(self.poses), load_torso_motion(self.motion)
         if len(poses) != len(torso):
             raise TalkheadError(f"{self.root}: {len(poses)} poses but {len(torso)} torso motions in the motion track")
         return poses, torso
@@ -285,8 +291,9 @@ def check_contents(folder: Path, manifest: Manifest) -> None:
 
 
 def layers_source(info: AvatarInfo) -> str:
-    """What a stored torso was drawn from: hashes of the torso's network and of the motion track."""
-    return " ".join([info.parts.get("torso", {}).get("sha256", ""), *(info.files.get(name, "") for name in TRACK)])
+    """What a stored torso was drawn from: hashes of the torso's network and of the motion track, its warp if it has one."""
+    track = [info.files.get(name, "") for name in TRACK] + [info.files[name] for name in (WARP,) if name in info.files]
+    return " ".join([info.parts.get("torso", {}).get("sha256", ""), *track])
 
 
 def is_avatar(path: Path) -> bool:
@@ -372,10 +379,10 @@ def _entry(file: Path, clip: str, name: str) -> dict[str, str]:
     return {"sha256": sha256(file), "clip": clip, "name": name}
 
 
-def _publish(avatar: Avatar, work: str, info: AvatarInfo, parts: Mapping[str, dict[str, str]]) -> None:
+def _publish(avatar: Avatar, work: str, info: AvatarInfo, parts: Mapping[str, dict[str, str]], stale: Iterable[str] = ()) -> None:
     made = dataclasses.replace(info, parts={**info.parts, **parts})
     write_json(work_folder(avatar.root, work) / avatar.json.name, dataclasses.asdict(made))
-    publish(avatar.root, work, last=avatar.json.name)
+    publish(avatar.root, work, last=avatar.json.name, stale=stale)
     avatar.forget()
 
 
@@ -420,15 +427,18 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: 
         head = work if work.stage2.is_file() else avatar
         poses = refined_poses(head, clip)
         save_array(work.poses, poses[track])
-        save_array(work.motion, clip.load_torso_motion()[track])
+        save_torso_motion(work.motion, clip.load_torso_motion()[track])
         save_array(work.neutral, clip.load_neutral())
         shutil.copyfile(clip.plate_path(shot), work.background)
-        files = {path.name: sha256(path) for path in work.editable}
+        files = {path.name: sha256(path) for path in work.editable if path.is_file()}
+        stale = [] if work.warp.is_file() else [WARP]
         if old and all(known["clip"] == clip.identity() for known in parts.values()):
             for path in avatar.edited():
-                (work.root / path.name).unlink()
-                files[path.name] = old.files[path.name]
+                (work.root / path.name).unlink(missing_ok=True)
+                files.pop(path.name, None)
+                files |= {name: known for name, known in old.files.items() if name == path.name}
+                stale = [name for name in stale if name != path.name]
         made = AvatarInfo(info.name, info.width, info.height, info.intrinsics, info.fps, parts, files,
                           old.layers if old else {}, old.figures if old else {}, old.consent if old else None,
                           PoseRange.of(poses[clip.split(split)]))
-        _publish(avatar, part or "files", made, {})
+        _publish(avatar, part or "files", made, {}, stale)

@@ -15,12 +15,13 @@ from shared.arrays import MOST_ROWS
 from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
 from shared.files import atomic_path, read_json, refuse_unreachable, sha256, write_json
-from shared.landmarks import FPS, load_array, load_landmarks, save_array
+from shared.landmarks import FPS, load_landmarks, save_array
 from shared.lock import remove_abandoned
 from shared.media.audio_io import load_audio
 from shared.media.video_io import read_gray_video, read_png, read_video
 from shared.poses import load_poses
 from shared.publish import finish_move
+from shared.torso_motion import load_torso_motion, warp_file
 
 CLIP_FORMAT = 1
 ABANDONED = 3600.0  # seconds after which a half-written cache file may be removed, whichever host wrote it
@@ -143,6 +144,7 @@ class Clip:
         self.fitted_record = self.root / "poses_fitted.json"
         self.neutral = self.root / "neutral.npy"
         self.torso_motion = self.root / "torso.npy"
+        self.torso_warp = warp_file(self.torso_motion)
         self.labels = self.root / "labels.mkv"
         self.alpha = self.root / "alpha.mkv"
         self.background = self.root / "background.png"
@@ -229,8 +231,8 @@ class Clip:
     def content(self) -> dict[str, str]:
         """SHA-256 of each file that training reads, as it is now, by name."""
         plates = [name for shot in self.info.shots for name in (shot.background, seen_file(Path(shot.background)).name)]
-        paths = (self.video, self.audio, self.landmarks, self.poses, self.neutral, self.torso_motion, self.labels,
-                 self.alpha, *(self.root / name for name in dict.fromkeys(plates)))
+        paths = (self.video, self.audio, self.landmarks, self.poses, self.neutral, self.torso_motion, self.torso_warp,
+                 self.labels, self.alpha, *(self.root / name for name in dict.fromkeys(plates)))
         return {path.name: sha256(path) for path in paths if path.is_file()}
 
     def changed(self) -> list[str]:
@@ -253,13 +255,14 @@ class Clip:
 
     def _pictures(self) -> str:
         """Digest of the content that poses are fitted to."""
-        unused = (self.audio.name, self.torso_motion.name)
+        unused = (self.audio.name, self.torso_motion.name, self.torso_warp.name)
         content = {name: value for name, value in self.content().items() if name not in unused}
         return _digest(content, [dataclasses.astuple(span) for span in self.info.excluded], self.info.intrinsics)
 
     def load_torso_motion(self) -> np.ndarray:
-        """(T,4) float32 torso motion: dx, dy pixels, angle radians, scale."""
-        return self._of_length(load_array(self.torso_motion, (4,)), self.torso_motion)
+        """(T, 4 + 2·n²) float32 torso motion: dx, dy pixels, angle radians, scale; then the control points of the warp, n = 0
+        without one."""
+        return self._of_length(load_torso_motion(self.torso_motion), self.torso_motion)
 
     def load_neutral(self) -> np.ndarray:
         """(1,68,3) float32 metres, head space: the face at rest."""

@@ -207,7 +207,7 @@ class HeadDataset:
         landmarks = clip.load_landmarks()[indices]
         self.landmarks = torch.from_numpy(landmarks).to(device)
         self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
-        self.torso = torch.from_numpy(clip.load_torso_motion()[indices]).to(device)
+        self.torso = torch.from_numpy(clip.load_torso_motion()[indices, :4]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
         self.seen = torch.from_numpy(clip.load_seen()[:, self.rows, self.columns]).to(device)
         self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)

@@ -58,7 +58,7 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     Raises TalkheadError if no frame shows a head.
     """
     neutral = clip.load_neutral()[0]
-    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()
+    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()[:, :4]
     surface = head_surface(neutral)
     skinning = Skinning(torch.from_numpy(neutral))
     views = np.unique(indices[np.linspace(0, len(indices) - 1, VIEWS).round().astype(int)])

@@ -25,7 +25,7 @@ def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[
     """
     device = head.positions.device
     landmarks, poses = landmarks.to(device), poses.to(device)
-    torso = None if head.falling is None or torso is None else torso.to(device)
+    torso = None if head.falling is None or torso is None else torso[:, :4].to(device)
     if device.type == "cuda" and not head.positions.requires_grad:
         camera = tuple(float(value) for value in intrinsics)
         graph = _graph(head, len(poses), camera, width, height, torso is not None)

@@ -45,7 +45,7 @@ def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
     falling = None
     if config.falling_hair and has_falling_hair(clip, indices):
         falling = FallingHair(config.splats)
-        poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()))
+        poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()[:, :4]))
         falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
     start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling)
     with torch.random.fork_rng([]):

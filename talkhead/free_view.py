@@ -20,6 +20,7 @@ from shared.media.video_io import TransparentVideoWriter, VideoWriter, write_png
 from shared.pose_range import MARGIN, PoseRange
 from shared.progress import progress
 from shared.publish import WORK, whole_folder
+from shared.torso_motion import save_torso_motion
 from shared.training import pick_device
 from stage2_gaussian import camera_path
 from stage2_gaussian.checkpoint import load_head
@@ -36,7 +37,7 @@ from talkhead.synthesis import (
     written,
 )
 
-RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso\.npy")  # what a folder of rendered frames holds
+RENDERED = re.compile(r"\d{6,}\.png|poses\.npy|torso(_warp)?\.npy")  # what a folder of rendered frames holds
 LITTLE = 3.0  # degrees of a swing that one hardly sees
 MOST_NAMED = 4  # stretches of frames beyond the clip's views that a warning names
 CLUTTER = (WORK, ".lock", ".DS_Store")  # and what may lie there besides
@@ -141,7 +142,7 @@ def render_free_view(avatar: Avatar, landmarks: Path | str, output: Path | str, 
     """Render the head of a landmark file over nothing, straight alpha; returns the number of frames and warnings.
 
     A .mov or .webm `output` becomes a transparent video with the sound `audio`; any other name a folder of 000000.png, …
-    with the poses.npy and torso.npy that `composite_folder` needs. Raises TalkheadError.
+    with the poses.npy and torso.npy (and torso_warp.npy) that `composite_folder` needs. Raises TalkheadError.
     """
     output, sound = Path(output), None if audio is None else Path(audio)
     with (written(output, (Path(landmarks), sound, poses_file(poses), *avatar.files()), overwrite),
@@ -156,7 +157,7 @@ def render_free_view(avatar: Avatar, landmarks: Path | str, output: Path | str, 
 def _render_to_folder(view: HeadView, folder: Path, device: torch.device, quiet: bool) -> Rendered:
     with whole_folder(folder, "torso.npy", lambda name: RENDERED.fullmatch(name) is not None) as partial:
         save_array(partial / "poses.npy", view.poses)
-        save_array(partial / "torso.npy", view.torso)
+        save_torso_motion(partial / "torso.npy", view.torso)
         pictures = (picture for rgba in view.batches(device, quiet) for picture in to_uint8(straight(rgba)))
         for k, picture in enumerate(pictures):
             write_png(partial / f"{k:06d}.png", picture)

@@ -24,6 +24,7 @@ from shared.media.video_io import probe, read_png
 from shared.phones import load_phones
 from shared.poses import load_poses
 from shared.publish import WORK
+from shared.torso_motion import SIMILARITY, load_warp
 
 UNTRAINED = "not trained yet"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -94,9 +95,11 @@ def _clip(clip: Clip) -> Iterator[str]:
 
     parts: dict[str, Callable[[], str]] = {
         "landmarks.npy": lambda: _shape(clip.load_landmarks()), "poses.npy": lambda: _shape(clip.load_poses()),
-        "torso.npy": lambda: _shape(clip.load_torso_motion()), "neutral.npy": lambda: _shape(clip.load_neutral()),
+        "torso.npy": lambda: _shape(clip.load_torso_motion()[:, :SIMILARITY]), "neutral.npy": lambda: _shape(clip.load_neutral()),
         "audio.wav": lambda: f"{len(load_audio(clip.audio)) / SAMPLE_RATE:.1f} s",
     }
+    if clip.torso_warp.is_file():
+        parts[clip.torso_warp.name] = lambda: _shape(load_warp(clip.torso_warp))
     if clip.phones.is_file():
         parts[clip.phones.name] = lambda: f"{len(load_phones(clip.phones))} phones and pauses"
     if clip.fitted_poses.is_file():
@@ -217,6 +220,8 @@ def _array(path: Path) -> Iterator[str]:
         yield f"poses {load_poses(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     elif shape[1:] == (4,):
         yield f"torso motion {load_array(path, (4,)).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
+    elif len(shape) == 4 and shape[3] == 2:
+        yield f"torso warp {load_warp(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     else:
         yield from _landmarks(path)
 

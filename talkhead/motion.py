@@ -12,6 +12,7 @@ from shared.clip import Clip
 from shared.errors import TalkheadError
 from shared.landmarks import FPS
 from shared.poses import load_poses
+from shared.torso_motion import SIMILARITY
 
 APART_SECONDS = 0.1  # by which sound, poses and landmarks may differ in length without a word
 BEYOND = 15.0  # degrees from all views of the avatar's own track at which a head shows what no picture checked
@@ -31,7 +32,8 @@ def poses_file(poses: str | Path) -> Path | None:
 
 
 class Motion(NamedTuple):
-    """Of n frames: poses (n,4,4), torso motion (n,4), and their places (n,) in the avatar's own track; None for other poses."""
+    """Of n frames: poses (n,4,4), torso motion (n, 4 + 2·k²), see shared.torso_motion, and their places (n,) in the avatar's
+    own track; None for other poses."""
 
     poses: np.ndarray
     torso: np.ndarray
@@ -153,16 +155,19 @@ def borrowed(clip: Clip, avatar: Avatar) -> tuple[np.ndarray, np.ndarray]:
 
     They are relative to that clip's camera and to how that person sits, so only their deviations from their own mean are
     taken, and put on the mean of the avatar's track. A head turns by as many degrees and moves by as many metres as the other
-    did; the torso's shifts, which are pixels, are scaled by pixels a metre of the two pictures. Raises TalkheadError.
+    did; the torso's shifts, which are pixels, are scaled by pixels a metre of the two pictures. That person's clothes say
+    nothing about these, so the avatar's own mean warp stays. Raises TalkheadError.
     """
     own_poses, own_torso = avatar.load_motion()
     frames, _ = motion_track(clip)
-    poses, torso = clip.load_poses()[frames], clip.load_torso_motion()[frames].astype(np.float64)
+    poses, torso = clip.load_poses()[frames], clip.load_torso_motion()[frames, :SIMILARITY].astype(np.float64)
     rest, own_rest = rest_pose(poses), rest_pose(own_poses)
     scale = (avatar.info.intrinsics[0] / own_rest[2, 3]) / (clip.info.intrinsics[0] / rest[2, 3])
     deviation = torso - torso.mean(0)
     deviation[:, :2] *= scale
-    return moved(poses, rest, own_rest), (own_torso.mean(0) + deviation).astype(np.float32)
+    made = np.tile(own_torso.mean(0).astype(np.float64), (len(torso), 1))
+    made[:, :SIMILARITY] += deviation
+    return moved(poses, rest, own_rest), made.astype(np.float32)
 
 
 def beyond(poses: np.ndarray, own: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.files import refuse_existing, refuse_inputs
 from shared.image import premultiply
-from shared.landmarks import FPS, load_array
+from shared.landmarks import FPS
 from shared.lock import lock_output
 from shared.media.audio_io import iter_audio
 from shared.media.sound_check import SoundCheck
@@ -23,6 +23,7 @@ from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
 from shared.progress import progress
 from shared.publish import finish_move
+from shared.torso_motion import load_torso_motion
 from shared.training import pick_device
 from stage1_audio2lmk.stream import LandmarkStream, iter_predict, load_predictor
 from stage2_gaussian.checkpoint import load_head
@@ -94,14 +95,14 @@ class Renderer:
 
     @torch.no_grad()
     def compose(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, background: Tensor | None = None) -> Tensor:
-        """Head RGBA (B,H,W,4), poses (B,4,4), torso motion (B,4) -> (B,H,W,3) in [0,1] over `background` (H,W,3), with the
-        torso's network."""
+        """Head RGBA (B,H,W,4), poses (B,4,4), torso motion (B, 4 + 2·n²) -> (B,H,W,3) in [0,1] over `background` (H,W,3), with
+        the torso's network."""
         return composite(self.torso, head, torch.as_tensor(poses, device=self.device),
                          torch.as_tensor(torso_motion, device=self.device),
                          self.background if background is None else background).clamp(0, 1)
 
     def torso_rgba(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, track: np.ndarray | None = None) -> Tensor:
-        """Torso and neck behind head RGBA (B,H,W,4) at poses (B,4,4) and torso motion (B,4) -> uint8 (B,H,W,4), straight.
+        """Torso and neck behind head RGBA (B,H,W,4) at poses (B,4,4) and torso motion (B, 4 + 2·n²) -> uint8 (B,H,W,4), straight.
 
         As stored, if these are the frames track (B,) of the avatar's own motion track, else drawn by the network.
         """
@@ -230,7 +231,7 @@ def _composite_folder(avatar: Avatar, folder: Path, output: Path, audio: Path | 
         raise TalkheadError(f"{folder} is no folder of rendered frames; make one with `talkhead stage2 render`")
     finish_move(folder)
     pictures = sorted(folder.glob("*.png"))
-    pose, torso = load_poses(folder / "poses.npy"), load_array(folder / "torso.npy", (4,))
+    pose, torso = load_poses(folder / "poses.npy"), load_torso_motion(folder / "torso.npy")
     if not pictures or not len(pictures) == len(pose) == len(torso):
         raise TalkheadError(f"{folder}: found {len(pictures)} pictures, {len(pose)} poses, {len(torso)} torso motions; "
                             "there should be as many of each")

@@ -8,6 +8,7 @@ from torch import Tensor
 from shared.compiled import cached_njit
 from shared.errors import TalkheadError
 from shared.image import premultiply
+from shared.torso_motion import grid_of
 from torso_styleunet.model import Torso, composite_layers
 
 
@@ -15,7 +16,8 @@ from torso_styleunet.model import Torso, composite_layers
 def draw_torso(torso: Torso, head_rgba: Tensor, poses: Tensor, motion: Tensor) -> Tensor:
     """Torso and neck alone -> (B, 4, H, W) straight colour and alpha in [0, 1]; arguments and errors as of `composite`."""
     batch = len(head_rgba)
-    expected = {"head_rgba": (batch, torso.height, torso.width, 4), "poses": (batch, 4, 4), "motion": (batch, 4)}
+    grid_of(motion.shape[-1])
+    expected = {"head_rgba": (batch, torso.height, torso.width, 4), "poses": (batch, 4, 4), "motion": (batch, *motion.shape[1:])}
     for (name, shape), given in zip(expected.items(), (head_rgba, poses, motion)):
         if tuple(given.shape) != shape:
             raise TalkheadError(f"torso: {name} should be {shape}, found {tuple(given.shape)}")
@@ -29,8 +31,8 @@ def draw_torso(torso: Torso, head_rgba: Tensor, poses: Tensor, motion: Tensor) -
 def composite(torso: Torso, head_rgba: Tensor, poses: Tensor, motion: Tensor, background: Tensor) -> Tensor:
     """The full frame: head over torso over background.
 
-    head_rgba (B, H, W, 4) premultiplied, poses (B, 4, 4) head → camera, motion (B, 4) torso motion in pixels, radians
-    and scale, background (H, W, 3) in [0, 1]; all on the torso's device -> (B, H, W, 3) in [0, 1]. Where the head is
+    head_rgba (B, H, W, 4) premultiplied, poses (B, 4, 4) head → camera, motion (B, 4 + 2·n²) torso motion: similarity
+    and warp, see warp.py, background (H, W, 3) in [0, 1]; all on the torso's device -> (B, H, W, 3) in [0, 1]. Where the head is
     opaque its pixels are unchanged. Raises TalkheadError for wrong shapes.
     """
     if tuple(background.shape) != (torso.height, torso.width, 3):

@@ -20,7 +20,7 @@ BATCH = 16  # heads rendered at once
 
 class Batch(NamedTuple):
     """frames and backgrounds (B, 3, H, W), heads (B, 4, H, W) premultiplied, all float in [0, 1]; labels (B, H, W)
-    uint8; poses (B, 4, 4); motion (B, 4)."""
+    uint8; poses (B, 4, 4); motion (B, 4 + 2·n²), see warp.py."""
 
     frames: Tensor
     labels: Tensor

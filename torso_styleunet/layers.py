@@ -25,7 +25,7 @@ KEPT_ON_CPU = 128 << 20
 
 def store_layers(torso: Torso, heads: Callable[[np.ndarray], Tensor], poses: np.ndarray, motion: np.ndarray, path: Path,
                  quiet: bool = False) -> int:
-    """Draw the torso at poses (M, 4, 4) and motion (M, 4) and write the pictures to `path` -> M.
+    """Draw the torso at poses (M, 4, 4) and motion (M, 4 + 2·n²) and write the pictures to `path` -> M.
 
     `heads` gives the head with the neutral face: rows (B,) of the track -> (B, H, W, 4) premultiplied RGBA.
     """

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from shared.camera import NO_ROTATION, mean_rotation, turn_from
 from shared.image import over, premultiply
+from shared.torso_motion import SIMILARITY
 from torso_styleunet.config import TorsoConfig
 from torso_styleunet.generator import StyleUNet
 from torso_styleunet.warp import frame_to_plate, pixel_centres, sample
@@ -20,7 +21,7 @@ LEAST_DEPTH = 1e-3  # metres, and least scale of a motion: keeps logarithms fini
 class Torso(nn.Module):
     """Rendered head, head pose and torso motion -> torso and neck.
 
-    The plate (straight RGB and alpha logit) is warped by the frame's similarity; the network adds a small smooth offset field
+    The plate (straight RGB and alpha logit) is warped by the frame's torso motion; the network adds a small smooth offset field
     to that warp, and a residual to colour and alpha logit, so that clothes are sampled from the plate, not generated. The
     plate is a parameter: training sharpens what the median of misaligned frames has blurred. The noise is fixed to the plate
     and moves with it.
@@ -48,8 +49,8 @@ class Torso(nn.Module):
         self.register_buffer("code_scale", torch.ones(CODE_DIM))
 
     def set_statistics(self, poses: Tensor, motion: Tensor, intrinsics: Tensor) -> None:
-        """Set mean rotation, and mean and standard deviation of the motion code, from training poses (T, 4, 4) and motion (T, 4);
-        intrinsics (4,) fx, fy, cx, cy in pixels."""
+        """Set mean rotation, and mean and standard deviation of the motion code, from training poses (T, 4, 4) and motion
+        (T, 4 + 2·n²); intrinsics (4,) fx, fy, cx, cy in pixels."""
         self.intrinsics.copy_(intrinsics)
         self.mean_rotation.copy_(mean_rotation(poses[:, :3, :3]))
         code = self.raw_code(poses, motion)
@@ -59,7 +60,8 @@ class Torso(nn.Module):
         self.code_scale.copy_(code.std(0, correction=0).clamp(min=floor.to(code)))
 
     def raw_code(self, poses: Tensor, motion: Tensor) -> Tensor:
-        """poses (B, 4, 4), motion (B, 4) -> (B, 10): position of the head relative to the torso (6), torso motion (4).
+        """poses (B, 4, 4), motion (B, ≥ 4), of which the similarity is used -> (B, 10): position of the head relative to the
+        torso (6), torso motion (4).
 
         Rotation relative to the mean rotation (sine of the angle times the axis, 3), the head's origin mapped onto the plate
         (2, pixels), log of its depth divided by the torso's scale; dx, dy (pixels), angle, log scale. The first six do not
@@ -69,7 +71,7 @@ class Torso(nn.Module):
         x, y, z = poses[:, :3, 3].unbind(-1)
         depth = z.clamp(min=LEAST_DEPTH)
         origin = torch.stack([fx * x / depth + cx, fy * y / depth + cy], -1)
-        origin = frame_to_plate(origin, motion, self.width, self.height)
+        origin = frame_to_plate(origin, motion[:, :SIMILARITY], self.width, self.height)
         log_scale = motion[:, 3].clamp(min=LEAST_DEPTH).log()
         return torch.cat([
             turn_from(self.mean_rotation, poses[:, :3, :3]), origin,
@@ -81,7 +83,7 @@ class Torso(nn.Module):
         return ((self.raw_code(poses, motion) - self.code_mean) / self.code_scale).clamp(-CODE_LIMIT, CODE_LIMIT)
 
     def forward(self, head: Tensor, poses: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """head (B, 4, H, W) premultiplied RGBA, poses (B, 4, 4), motion (B, 4)
+        """head (B, 4, H, W) premultiplied RGBA, poses (B, 4, 4), motion (B, 4 + 2·n²)
         -> (B, 4, H, W) straight RGB and alpha logit of torso and neck, and the offset field (B, 2, H, W), pixels."""
         grid = pixel_centres(self.height, self.width, head.device).expand(len(head), -1, -1, -1)
         points = frame_to_plate(grid, motion, self.width, self.height)

@@ -1,8 +1,9 @@
 """The torso plate: the person's torso and neck with their motion removed.
 
-Frames are aligned by the inverse of their torso motion. A pixel's colour is the median over the frames that show torso or
-neck there, its alpha the share of torso and neck among the frames in which the head does not hide it. What the head always
-hides is filled in: the neck is continued upwards behind the chin.
+Frames are aligned by the inverse of their torso motion. Where they still disagree, as where a collar moves on a jacket, a pixel
+takes part in one of the arrangements only, the one that a third of the frames agree on best. Its colour is the median over
+those that show torso or neck there, its alpha the share of torso and neck among those in which the head does not hide it. What
+the head always hides is filled in: the neck is continued upwards behind the chin.
 """
 
 from collections.abc import Iterable
@@ -20,6 +21,15 @@ LOGIT_LIMIT = 6.0  # of alpha, 0.25 % from opaque: training can still change it
 NECK_EXTENSION = 0.15  # of the picture's height, by which the neck is continued behind the head
 ROWS = 32  # of the plate whose median is taken at once, to bound memory
 CLEAR_VIEWS = 2  # frames without the head in front that settle a pixel
+COMPARED = 256  # pixels: about the width at which frames are compared
+WINDOW = 0.07  # of the picture's width, in which frames agree or not
+CANDIDATES = 16  # frames of which the one that others agree with best is looked for
+AGREEING = 1 / 3  # share of the frames that agree with the candidate best
+LEAST_AGREEING = 5  # number of them, if there are as many frames
+SPREAD = 2.0  # frames take part up to this multiple of how far the last of them is from the candidate
+CONTOUR = 40.0  # grey levels by which torso and background count as different, whatever their colours
+EVERYWHERE = 0.5  # weight of how well a candidate agrees all over: neighbouring windows prefer the same one
+APART = 255.0  # grey levels; no two frames differ by more
 
 
 def push_pull(values: Tensor, weights: Tensor) -> Tensor:
@@ -49,6 +59,44 @@ def masked_median(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(count > 0, median, torch.zeros_like(median))
 
 
+def agreeing(pictures: Tensor, labels: Tensor) -> Tensor:
+    """Which aligned frames show the same arrangement around a pixel -> (N, h, w) bool.
+
+    pictures (N, 3, h, w) uint8 and shares of torso, neck, background, head (N, 4, h, w). The mode of the frames, window by
+    window: of CANDIDATES frames the one from which the AGREEING-th nearest is least far, and those up to SPREAD times as far.
+    That is coherent where a median pixel by pixel may take a collar from some frames and the jacket beside it from others.
+    """
+    count, _, height, width = pictures.shape
+    factor = max(1, round(width / COMPARED))
+    small = torch.cat([F.avg_pool2d(picture[None].float(), factor, ceil_mode=True) for picture in pictures])
+    shares = torch.cat([F.avg_pool2d(share[None].float(), factor, ceil_mode=True) for share in labels])
+    person, seen = shares[:, :2].sum(1), shares[:, :3].sum(1)
+    quarter = max(1, round(WINDOW * small.shape[-1] / 4))
+
+    def windows(values: Tensor) -> Tensor:
+        coarse = F.avg_pool2d(values[:, None], 4 * quarter, 2 * quarter, quarter, ceil_mode=True)
+        return F.avg_pool2d(coarse, 3, 1, 1)[:, 0]
+
+    apart, radii = [], []
+    for k in torch.linspace(0, count - 1, min(count, CANDIDATES)).round().long().tolist():
+        unlike = (small - small[k]).abs().mean(1) * person * person[k] + CONTOUR * (person - person[k]).abs() * seen * seen[k]
+        mass = windows(seen * seen[k])
+        apart.append(torch.where(mass > 0.02, windows(unlike) / mass.clamp(min=1e-6), APART))
+        comparable = (apart[-1] < APART).sum(0)
+        rank = (comparable * AGREEING).ceil().clamp(min=min(LEAST_AGREEING, count)).long() - 1
+        radii.append(apart[-1].sort(0).values.gather(0, rank[None])[0])
+    radius = torch.stack(radii)
+    best = (radius + EVERYWHERE * radius.mean((1, 2), keepdim=True)).argmin(0)[None]
+    chosen = torch.stack(apart).gather(0, best[None].expand(1, count, -1, -1))[0]
+    slack = SPREAD * radius.gather(0, best) - chosen
+    return F.interpolate(slack[:, None], size=(height, width), mode="bilinear", align_corners=False)[:, 0] >= 0
+
+
+def _if_enough(agree: Tensor, seen: Tensor) -> Tensor:
+    """Frames that agree (N, h, w) where CLEAR_VIEWS of them have `seen` (N, h, w) the pixel, elsewhere all."""
+    return agree | ((agree & seen).sum(0) < CLEAR_VIEWS)
+
+
 def build_plate(frames: Iterable[tuple[np.ndarray, np.ndarray]], motions: Tensor, margin: int) -> Tensor:
     """(frame uint8 (H, W, 3), labels uint8 (H, W)) for every row of motions (N, 4)
     -> plate (4, H + 2·margin, W + 2·margin): straight RGB in [0, 1] and the logit of alpha, within ±6.
@@ -76,6 +124,9 @@ def _reduce(pictures: Tensor, labels: Tensor) -> Tensor:
     if not (person > 0.5).any():
         raise TalkheadError("the labels show no torso and no neck in any training frame; check labels.mkv")
     inner = -F.max_pool2d(-person[:, None], 5, 1, 2)[:, 0] > 0.99  # away from contours, where the background mixes in
+    agree = agreeing(pictures, labels)
+    inner &= _if_enough(agree, inner)
+    labels = labels * _if_enough(agree, labels[:, :3].sum(1) > 0.5)[:, None]
     color = torch.zeros_like(pictures[0], dtype=torch.float32)
     for rows in torch.arange(color.shape[1], device=color.device).split(ROWS):
         here = pictures[:, :, rows].flatten(2).float() / 255

@@ -13,7 +13,6 @@ from process_data.segmentation.colors import FACE_OUTLINE, PersonColors, above_j
 from process_data.segmentation.layers import ShotLayers, build_layers
 from process_data.segmentation.segmenter import Segmenter
 from process_data.tracking.torso_motion import (
-    TorsoTracker,
     choose_references,
     compose,
     concatenate,
@@ -21,6 +20,7 @@ from process_data.tracking.torso_motion import (
     fill_and_smooth,
     inverse,
 )
+from process_data.tracking.torso_warp import COLUMNS, WarpTracker
 from process_data.workers import Workers, chunk_spans, report_done
 from shared.arrays import evenly
 from shared.clip import Clip, Shot, seen_file
@@ -133,7 +133,8 @@ def _sample_file(work: Path, start: int) -> Path:
 
 def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray, good: np.ndarray, colors: PersonColors,
                  work: Path, workers: Workers, quiet: bool = False) -> tuple[np.ndarray, list[int]]:
-    """Write labels.mkv and alpha.mkv; returns the torso motion (T,4) and the numbers of shots whose torso does not match.
+    """Write labels.mkv and alpha.mkv; returns the torso motion (T, 4 + 2·n²), similarities and warps, and the numbers of shots
+    whose torso does not match.
 
     poses (T,4,4); good (T,) bool: frames with a face. An interrupted run continues from the chunks in `work`.
     """
@@ -146,7 +147,7 @@ def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray,
         segmenter = Segmenter(colors, *_plate(clip, shot))
         labels, _ = segmenter(frame, _around(work, shot, t), face.pixels[t], float(face.metre[t]))
         references.append((frame, labels))
-    tracker = TorsoTracker(references, face.pixels[numbers], spans)
+    tracker = WarpTracker(references, face.pixels[numbers], spans)
     parts = chunk_spans(count)
     jobs = [(clip, shots, face.part(a, b), colors, tracker, work, a, b) for a, b in parts if not _torso_file(work, a).is_file()]
     if jobs:
@@ -159,7 +160,7 @@ def segment_frames(clip: Clip, shots: list[Shot], face: Face, poses: np.ndarray,
     return fill_and_smooth(np.concatenate([np.load(_torso_file(work, a)) for a, _ in parts]), spans), tracker.unmatched
 
 
-def _write_layers(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, colors: PersonColors, tracker: TorsoTracker,
+def _write_layers(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, colors: PersonColors, tracker: WarpTracker,
                   work: Path, workers: Workers, quiet: bool) -> None:
     jobs = []
     for number, shot in enumerate(shots):
@@ -172,7 +173,7 @@ def _write_layers(clip: Clip, shots: list[Shot], face: Face, good: np.ndarray, c
 
 
 def write_layers(clip: Clip, number: int, shot: Shot, wanted: np.ndarray, face: Face, colors: PersonColors,
-                 tracker: TorsoTracker, work: Path) -> None:
+                 tracker: WarpTracker, work: Path) -> None:
     """Write to `work` what moves with head and torso in shot `number`, from its frames `wanted` (n,) with their `face`.
 
     An empty file stands for a shot of too few frames.
@@ -181,7 +182,7 @@ def write_layers(clip: Clip, number: int, shot: Shot, wanted: np.ndarray, face: 
     samples = []
     for t, frame, pixels, metre in zip(wanted.tolist(), _frames_at(clip.video, wanted), face.pixels, face.metre):
         draft = segmenter.draft(frame, _around(work, shot, t), pixels, float(metre))
-        torso = _from_reference(tracker, number, tracker.motion(t, frame, draft.labels, pixels))
+        torso = _from_reference(tracker, number, tracker.motion(t, frame, draft.labels, pixels)[:4])
         if torso is not None:
             samples.append(draft.sample(tracker.faces[number], torso))
         report_done()
@@ -192,18 +193,18 @@ def write_layers(clip: Clip, number: int, shot: Shot, wanted: np.ndarray, face: 
         layers.save(_layer_file(work, shot))
 
 
-def _from_reference(tracker: TorsoTracker, number: int, motion: np.ndarray) -> np.ndarray | None:
+def _from_reference(tracker: WarpTracker, number: int, motion: np.ndarray) -> np.ndarray | None:
     """Torso motion (4,) from the common reference -> similarity (2,3) from the reference of shot `number`; None for NaN."""
     if np.isnan(motion).any():
         return None
     return concatenate(compose(motion, tracker.center), inverse(tracker.from_common[number]))
 
 
-def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColors, tracker: TorsoTracker, work: Path, start: int,
+def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColors, tracker: WarpTracker, work: Path, start: int,
                 stop: int) -> None:
     """Write labels, alpha and torso motion of frames start ≤ t < stop to `work`; `face` holds only these frames."""
     height, width = tracker.size
-    motion = np.full((stop - start, 4), np.nan)
+    motion = np.full((stop - start, COLUMNS), np.nan)
     segmenter, current = None, None
     with (GrayVideoWriter(_chunk_file(work, "labels", start), width, height) as labels_video,
           GrayVideoWriter(_chunk_file(work, "alpha", start), width, height) as alpha_video):
@@ -247,4 +248,4 @@ def _chunk_file(work: Path, name: str, start: int) -> Path:
 
 
 def _torso_file(work: Path, start: int) -> Path:
-    return work / f"torso_{start:07d}.npy"
+    return work / f"torso_warp_{start:07d}.npy"

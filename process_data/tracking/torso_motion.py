@@ -84,7 +84,7 @@ def choose_references(spans: Sequence[tuple[int, int]], poses: np.ndarray, good:
 
 
 @dataclass(frozen=True)
-class _Level:
+class Level:
     """Template points of one level: (N, 6) float32 rows x, y (pixels of the full picture), grey level, gradient across
     and down (grey levels a pixel of the full picture), variance of the grey level."""
 
@@ -94,7 +94,11 @@ class _Level:
 
 def pyramid(frame: np.ndarray) -> list[np.ndarray]:
     """Frame (H,W,3) uint8 -> blurred grey pictures float32, finest first, each half as large as the one before."""
-    gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return gray_pyramid(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+
+
+def gray_pyramid(gray: np.ndarray) -> list[np.ndarray]:
+    """The same of a grey picture (H,W) uint8."""
     levels = []
     for _ in range(MOST_LEVELS):
         levels.append(cv2.GaussianBlur(gray, (0, 0), BLUR).astype(np.float32))
@@ -105,8 +109,9 @@ def pyramid(frame: np.ndarray) -> list[np.ndarray]:
     return levels
 
 
-def _torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -> np.ndarray:
-    """Labels (H,W) -> mask of a level's `shape`: the torso and its outline against the background, away from head and neck."""
+def torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (H,W) -> two masks of a level's `shape`: the torso, and a band along its outline against the background, both away
+    from head and neck."""
     torso = cv2.morphologyEx((labels == TORSO).astype(np.uint8), cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
     others = ((labels != TORSO) & (labels != BACKGROUND)).astype(np.uint8)
     height, width = shape
@@ -118,26 +123,30 @@ def _torso_and_outline(labels: np.ndarray, shape: tuple[int, int], level: int) -
     to_others = cv2.distanceTransform(1 - np.minimum(others, 1), cv2.DIST_L2, 3) if others.any() else np.full(shape, np.inf)
     reach = max(1.5, OUTLINE / 2 ** (level / 2))
     outline = (to_torso <= reach) & (to_room <= reach)
-    return ((torso > 0) | outline) & (to_others > max(1.0, 4.0 / 2**level))
+    apart = to_others > max(1.0, 4.0 / 2**level)
+    return (torso > 0) & apart, outline & apart
 
 
-def _template(gray: np.ndarray, labels: np.ndarray, number: int) -> _Level:
+def edge_points(gray: np.ndarray, inside: np.ndarray, full: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Every point of a level's grey picture, where `inside` is true, that can be matched -> (N, 6), see `Level`, and its squared
+    gradient (N,), grey levels a pixel of the level; `full` is height and width of the whole picture."""
     height, width = gray.shape
-    unit = labels.shape[1] / width
-    inside = _torso_and_outline(labels, (height, width), number)
+    unit, inside = full[1] / width, inside.copy()
     across, down = (cv2.Sobel(gray, cv2.CV_32F, *order, ksize=3, scale=1 / 8) for order in ((1, 0), (0, 1)))
     steep = across**2 + down**2
     inside[[0, -1]] = False
     inside[:, [0, -1]] = False
     rows, columns = np.nonzero(inside & (steep > LEAST_GRADIENT**2))
-    most = POINTS[number]
-    if len(rows) > most:
-        keep = np.sort(np.argpartition(steep[rows, columns], -most)[-most:])
-        rows, columns = rows[keep], columns[keep]
     variance = NOISE**2 + SLACK**2 * steep[rows, columns]
-    points = np.column_stack([(columns + 0.5) * unit, (rows + 0.5) * labels.shape[0] / height, gray[rows, columns],
+    points = np.column_stack([(columns + 0.5) * unit, (rows + 0.5) * full[0] / height, gray[rows, columns],
                               across[rows, columns] / unit, down[rows, columns] / unit, variance])
-    return _Level(number, np.ascontiguousarray(points, np.float32))
+    return np.ascontiguousarray(points, np.float32), steep[rows, columns]
+
+
+def _template(gray: np.ndarray, labels: np.ndarray, number: int) -> Level:
+    torso, outline = torso_and_outline(labels, gray.shape, number)
+    (points, steep), most = edge_points(gray, torso | outline, labels.shape), POINTS[number]
+    return Level(number, points if len(points) <= most else points[np.sort(np.argpartition(steep, -most)[-most:])])
 
 
 @cached_njit(fastmath=True)
@@ -193,12 +202,19 @@ def _normal_equations(points, picture, labels, matrix, centre, radius, gain, off
 
 
 @cached_njit()
-def _solved(normal, right):
-    """Solve normal·x = right, (6,6) symmetric and (6,), in place of `right` by Cholesky's factors; False if singular."""
-    for i in range(6):
-        for j in range(i + 1):
+def solved(normal, right):
+    """Solve normal·x = right, (n,n) symmetric and (n,), in place of `right` by Cholesky's factors, without what is zero to the
+    left of each row's first number; False if singular."""
+    size = len(right)
+    first = np.empty(size, np.int64)
+    for i in range(size):
+        first[i] = 0
+        while normal[i, first[i]] == 0.0 and first[i] < i:
+            first[i] += 1
+    for i in range(size):
+        for j in range(first[i], i + 1):
             value = normal[i, j]
-            for k in range(j):
+            for k in range(max(first[i], first[j]), j):
                 value -= normal[i, k] * normal[j, k]
             if i > j:
                 normal[i, j] = value / normal[j, j]
@@ -206,13 +222,14 @@ def _solved(normal, right):
                 return False
             else:
                 normal[i, i] = np.sqrt(value)
-    for i in range(6):
-        for k in range(i):
+    for i in range(size):
+        for k in range(first[i], i):
             right[i] -= normal[i, k] * right[k]
         right[i] /= normal[i, i]
-    for i in range(5, -1, -1):
-        for k in range(i + 1, 6):
-            right[i] -= normal[k, i] * right[k]
+    for i in range(size - 1, -1, -1):
+        for k in range(i + 1, size):
+            if first[k] <= i:
+                right[i] -= normal[k, i] * right[k]
         right[i] /= normal[i, i]
     return True
 
@@ -231,7 +248,7 @@ def _gauss_newton(points, picture, labels, matrix, centre, radius, robust, least
         cost = strange / seen
         for k in range(6):
             normal[k, k] *= 1 + 1e-9
-        if not _solved(normal, step):
+        if not solved(normal, step):
             return np.inf
         gain, offset = step[4], step[5] - MIDDLE_GREY * step[4]
         # the inverse of the step's similarity [1 + growth, -turn; turn, 1 + growth] about the centre
@@ -287,7 +304,7 @@ class Matcher:
                 break
         return match
 
-    def _refine(self, level: _Level, picture: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> Match:
+    def _refine(self, level: Level, picture: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> Match:
         refined = np.array(matrix, float)
         cost = _gauss_newton(level.points, picture, labels, refined, self.centre, self.radius, ROBUST,
                              max(LEAST_SEEN * len(level.points), 6), CONVERGED * (1 << level.number))
@@ -319,17 +336,21 @@ class TorsoTracker:
         self.unmatched: list[int] = []
         self.from_common = [self._match_common(shot, references) for shot in range(len(references))]
 
-    def motion(self, t: int, frame: np.ndarray, labels: np.ndarray, face: np.ndarray) -> np.ndarray:
-        """Motion (4,) from the common reference to frame t: dx, dy pixels, angle radians, scale, about the picture's middle.
+    def similarity(self, t: int, pictures: list[np.ndarray], labels: np.ndarray, face: np.ndarray) -> np.ndarray:
+        """(4,) from the common reference to frame t: dx, dy pixels, angle radians, scale, about the picture's middle.
 
-        frame (H,W,3) uint8, labels (H,W), face (68,2): projected landmarks in pixels. NaN if the torso is not found.
+        The frame's `pyramid`, labels (H,W), face (68,2): projected landmarks in pixels. NaN if the torso is not found.
         """
-        shot = next(k for k, (start, stop) in enumerate(self.spans) if start <= t < stop)
+        shot = self.shot_of(t)
         guesses = [face_similarity(self.faces[shot], face), np.eye(2, 3)]
-        match = self.matchers[shot](pyramid(frame), labels, guesses)
+        match = self.matchers[shot](pictures, labels, guesses)
         if match is None:
             return np.full(4, np.nan)
         return decompose(concatenate(match.matrix, self.from_common[shot]), self.center)
+
+    def shot_of(self, t: int) -> int:
+        """The number of the shot that holds frame t."""
+        return next(k for k, (start, stop) in enumerate(self.spans) if start <= t < stop)
 
     def _match_common(self, shot: int, references: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Similarity (2,3) from the common reference to this shot's, verified by matching back."""
@@ -351,16 +372,19 @@ class TorsoTracker:
 
 
 def fill_and_smooth(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Motion (T,4), NaN where the torso was not found -> (T,4) float32, interpolated and smoothed within each shot."""
+    """Motion (T, 4 + 2·n²), NaN where similarity or warp were not found -> the same float32, interpolated and smoothed within
+    each shot; at rest in shots where nothing was found."""
     out = np.array(motion, float)
     for start, stop in spans:
-        out[start:stop] = _fill_and_smooth(out[start:stop])
+        out[start:stop, :4] = _fill_and_smooth(out[start:stop, :4], IDENTITY)
+        if out.shape[1] > 4:
+            out[start:stop, 4:] = _fill_and_smooth(out[start:stop, 4:], np.zeros(out.shape[1] - 4))
     return out.astype(np.float32)
 
 
-def _fill_and_smooth(motion: np.ndarray) -> np.ndarray:
+def _fill_and_smooth(motion: np.ndarray, rest: np.ndarray) -> np.ndarray:
     known = np.flatnonzero(~np.isnan(motion[:, 0]))
     if len(known) == 0:
-        return np.tile(IDENTITY, (len(motion), 1))
+        return np.tile(rest, (len(motion), 1))
     filled = np.stack([np.interp(np.arange(len(motion)), known, column[known]) for column in motion.T], -1)
     return savgol(filled, WINDOW) if len(filled) > WINDOW else filled

@@ -274,6 +274,8 @@ HOSTILE = {  # row of the page -> function that makes the file's bytes
     "a stage 2 whose header tells of 2^60 bytes": lambda: archive(whole(stage2__safetensors=struct.pack("<Q", 2**60) + b"{}")),
     "a stage 2 of another program": lambda: archive(whole(stage2__safetensors=save({"a": np.zeros(3)}))),
     "motion tracks of two lengths": lambda: archive(whole(motion_torso__npy=npy(np.zeros((5, 4), np.float32)))),
+    "a torso warp of another length": lambda: archive(whole(motion_torso_warp__npy=npy(np.zeros((5, 3, 3, 2), np.float32)))),
+    "a torso warp that is not square": lambda: archive(whole(motion_torso_warp__npy=npy(np.zeros((6, 3, 4, 2), np.float32)))),
     "a background of another size": lambda: archive(whole(background__png=png(8))),
     "a background that tells of 60,000x60,000": lambda: archive(whole(background__png=picture_of(60000))),
 }

@@ -65,6 +65,11 @@ def test_the_motion_of_another_clip_is_put_on_the_avatars_own_mean(monkeypatch):
     pixels = (250 / 0.8) / (1000 / 1.6)
     np.testing.assert_allclose(moves, 7 + (torso[:5] - torso[:5].mean(0)) * [pixels, pixels, 1, 1], atol=1e-5)
     np.testing.assert_allclose(rest_pose(poses), rest_pose(own), atol=1e-6)
+    torso = np.pad(torso, ((0, 0), (0, 18)), constant_values=5)
+    own_torso = np.pad(own_torso, ((0, 0), (0, 32)), constant_values=3)
+    warped = borrowed(clip, avatar)[1]
+    np.testing.assert_array_equal(warped[:, :4], moves)
+    assert warped.shape == (5, 36) and (warped[:, 4:] == 3).all(), "the warp is the avatar's own"
 
 
 def test_a_clip_is_known_by_its_folder_or_its_poses(tmp_path):

@@ -76,6 +76,20 @@ def test_drawing_is_deterministic_batched_and_leaves_an_opaque_head_alone(toy_cl
     torch.testing.assert_close(full, expected.clamp(0, 1), rtol=1e-4, atol=1e-5)
 
 
+def test_a_warp_moves_clothes_but_not_the_network_and_zeros_change_no_bit(toy_clip: Clip, true_heads: Heads,
+                                                                          trained: tuple[Path, dict]) -> None:
+    torso, indices = load_torso(trained[0]), np.array([3, 15])
+    heads = true_heads(toy_clip)(indices)
+    poses, motion = (torch.from_numpy(a[indices]) for a in (toy_clip.load_poses(), toy_clip.load_torso_motion()))
+    plain = draw_torso(torso, heads, poses, motion)
+    assert torch.equal(draw_torso(torso, heads, poses, torch.cat([motion, torch.zeros(2, 18)], 1)), plain)
+    shifted = torch.cat([motion, torch.tensor([2.0, 0.0]).repeat(9).expand(2, -1)], 1)
+    assert torch.equal(torso.code(poses, shifted), torso.code(poses, motion))
+    assert (draw_torso(torso, heads, poses, shifted) - plain).abs().mean() > 0.01
+    with pytest.raises(TalkheadError, match="a torso motion has 4 numbers a frame, or 4 .* found 7"):
+        draw_torso(torso, heads, poses, motion[:, [0, 1, 2, 3, 0, 0, 0]])
+
+
 def test_neighbouring_frames_move_smoothly(toy_clip: Clip, true_heads: Heads, trained: tuple[Path, dict]) -> None:
     """Half a motion step gives about half the change: nothing jumps with pose or position."""
     torso = load_torso(trained[0])
