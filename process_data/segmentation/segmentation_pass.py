@@ -217,7 +217,7 @@ def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColor
             near = [mattes[k] for k in (t - 1, t, t + 1) if shot.start <= k < shot.stop]
             draft = segmenter.draft(frame, np.stack(near), face.pixels[t - start], float(face.metre[t - start]))
             motion[t - start] = tracker.motion(t, frame, draft.labels, face.pixels[t - start])
-            labels_video.write(segmenter.labels(draft, _from_reference(tracker, shots.index(shot), motion[t - start])))
+            labels_video.write(segmenter.labels(draft, _from_reference(tracker, shots.index(shot), motion[t - start, :4])))
             alpha_video.write(draft.alpha)
             report_done()
     write_rows(_torso_file(work, start), "<f8", motion.shape, [motion])
