@@ -12,6 +12,7 @@ from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, eye_opening, lip_opening
+from shared.torso_motion import SIMILARITY
 
 CHUNK = 64  # frames prepared at once for the GPU
 READERS = 4  # such chunks read at once
@@ -207,7 +208,7 @@ class HeadDataset:
         landmarks = clip.load_landmarks()[indices]
         self.landmarks = torch.from_numpy(landmarks).to(device)
         self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
-        self.torso = torch.from_numpy(clip.load_torso_motion()[indices, :4]).to(device)
+        self.torso = torch.from_numpy(clip.load_torso_motion()[indices, :SIMILARITY]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
         self.seen = torch.from_numpy(clip.load_seen()[:, self.rows, self.columns]).to(device)
         self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from shared.camera import NO_ROTATION, mean_rotation, project, quaternion_from_matrix
 from shared.clip import HEAD, Clip
+from shared.torso_motion import SIMILARITY
 
 CHIN = 8
 JAW_CORNERS = [3, 13]  # at their height, beside the jaw, hair may begin to follow the shoulders
@@ -75,7 +76,7 @@ class FallingHair(nn.Module):
     def _moves(self, torso: Tensor) -> Tensor:
         """Torso motion (B, 4) -> linear maps of camera space (B, 3, 3)."""
         fx, fy, cx, cy, width, height = self.camera
-        dx, dy, angle, scale = torso[:, :4].unbind(-1)
+        dx, dy, angle, scale = torso[:, :SIMILARITY].unbind(-1)
         cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
         x, y = (width / 2 - cx) / fx, (height / 2 - cy) / fy  # the picture's middle, at a depth of 1
         rows = [cos, -sin, (x + dx / fx) / scale - (cos * x - sin * y), sin, cos, (y + dy / fy) / scale - (sin * x + cos * y),

@@ -12,6 +12,7 @@ from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.head_surface import head_surface
 from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, lip_opening
+from shared.torso_motion import SIMILARITY
 from stage2_gaussian.falling_hair import FallingHair
 from stage2_gaussian.skinning import Skinning
 
@@ -58,7 +59,7 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     Raises TalkheadError if no frame shows a head.
     """
     neutral = clip.load_neutral()[0]
-    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()[:, :4]
+    landmarks, poses, torso = clip.load_landmarks(), clip.load_poses(), clip.load_torso_motion()[:, :SIMILARITY]
     surface = head_surface(neutral)
     skinning = Skinning(torch.from_numpy(neutral))
     views = np.unique(indices[np.linspace(0, len(indices) - 1, VIEWS).round().astype(int)])

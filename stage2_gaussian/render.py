@@ -6,6 +6,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from shared.torso_motion import SIMILARITY
 from stage2_gaussian.head import Head
 from stage2_gaussian.rasterize import Projected, blend, project_splats, rasterize
 
@@ -25,7 +26,7 @@ def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[
     """
     device = head.positions.device
     landmarks, poses = landmarks.to(device), poses.to(device)
-    torso = None if head.falling is None or torso is None else torso[:, :4].to(device)
+    torso = None if head.falling is None or torso is None else torso[:, :SIMILARITY].to(device)
     if device.type == "cuda" and not head.positions.requires_grad:
         camera = tuple(float(value) for value in intrinsics)
         graph = _graph(head, len(poses), camera, width, height, torso is not None)

@@ -17,6 +17,7 @@ from shared.landmarks import LIPS, N_LANDMARKS
 from shared.metrics import psnr
 from shared.progress import progress
 from shared.resume import Saved, TrainState
+from shared.torso_motion import SIMILARITY
 from shared.training import TensorBoard, cpu_threads
 from stage2_gaussian.checkpoint import save_head
 from stage2_gaussian.config import Stage2Config, resolve
@@ -45,7 +46,7 @@ def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
     falling = None
     if config.falling_hair and has_falling_hair(clip, indices):
         falling = FallingHair(config.splats)
-        poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()[:, :4]))
+        poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()[:, :SIMILARITY]))
         falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
     start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling)
     with torch.random.fork_rng([]):

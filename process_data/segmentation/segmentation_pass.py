@@ -26,6 +26,7 @@ from shared.arrays import evenly
 from shared.clip import Clip, Shot, seen_file
 from shared.files import write_arrays, write_rows
 from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
+from shared.torso_motion import SIMILARITY
 
 PERSON_MATTE = 13  # of 255: pixels with a larger coarse matte may be the person's
 USUAL_MATTE = 64  # of 255: mean matte at a place of the head from which the person may be there in every frame
@@ -182,7 +183,7 @@ def write_layers(clip: Clip, number: int, shot: Shot, wanted: np.ndarray, face: 
     samples = []
     for t, frame, pixels, metre in zip(wanted.tolist(), _frames_at(clip.video, wanted), face.pixels, face.metre):
         draft = segmenter.draft(frame, _around(work, shot, t), pixels, float(metre))
-        torso = _from_reference(tracker, number, tracker.motion(t, frame, draft.labels, pixels)[:4])
+        torso = _from_reference(tracker, number, tracker.motion(t, frame, draft.labels, pixels)[:SIMILARITY])
         if torso is not None:
             samples.append(draft.sample(tracker.faces[number], torso))
         report_done()
@@ -217,7 +218,8 @@ def segment_chunk(clip: Clip, shots: list[Shot], face: Face, colors: PersonColor
             near = [mattes[k] for k in (t - 1, t, t + 1) if shot.start <= k < shot.stop]
             draft = segmenter.draft(frame, np.stack(near), face.pixels[t - start], float(face.metre[t - start]))
             motion[t - start] = tracker.motion(t, frame, draft.labels, face.pixels[t - start])
-            labels_video.write(segmenter.labels(draft, _from_reference(tracker, shots.index(shot), motion[t - start, :4])))
+            torso = _from_reference(tracker, shots.index(shot), motion[t - start, :SIMILARITY])
+            labels_video.write(segmenter.labels(draft, torso))
             alpha_video.write(draft.alpha)
             report_done()
     write_rows(_torso_file(work, start), "<f8", motion.shape, [motion])
