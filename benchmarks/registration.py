@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from process_data.tracking.torso_motion import compose, face_similarity, inverse
+from process_data.tracking.torso_motion import compose, face_similarity, inverse, pixel_numbers
 from shared.arrays import evenly
 from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, MOUTH, TORSO, Clip, good_frames
@@ -99,8 +99,7 @@ class _Still:
 
 def _warp(gray: np.ndarray, labels: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Grey levels (bilinear) and labels (nearest) warped by a similarity (2,3) of continuous coordinates; label 255 outside."""
-    centred = matrix.copy()
-    centred[:, 2] += matrix[:, :2] @ [0.5, 0.5] - 0.5  # warpAffine puts the first pixel's centre at 0, here it is at 0.5
+    centred = pixel_numbers(matrix)
     size = gray.shape[::-1]
     seen = cv2.warpAffine(np.ones_like(labels), centred, size, flags=cv2.INTER_LINEAR)
     marks = cv2.warpAffine(labels, centred, size, flags=cv2.INTER_NEAREST, borderValue=255)

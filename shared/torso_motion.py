@@ -15,6 +15,7 @@ from shared.files import remove
 from shared.landmarks import load_array, save_array
 
 SIMILARITY = 4  # dx, dy in pixels, angle in radians, scale
+AT_REST = (0.0, 0.0, 0.0, 1.0)  # the similarity of no motion
 SMALLEST_GRID, LARGEST_GRID = 3, 32  # control points of a warp across the picture and down
 
 

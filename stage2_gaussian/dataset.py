@@ -17,7 +17,7 @@ from shared.torso_motion import SIMILARITY
 CHUNK = 64  # frames prepared at once for the GPU
 READERS = 4  # such chunks read at once
 KEPT_BYTES = 1 << 30  # of prepared frames kept in host memory where they are not resident on a GPU
-BYTES_PER_PIXEL = 13  # of `FrameTensors`: three RGB pictures and four masks
+BYTES_PER_PIXEL, RECOLORABLE = 9, 4  # of `FrameTensors`: two RGB pictures and three masks; and of its last two fields
 WINDOW_MARGIN = 1 / 24  # room around the head, in picture widths
 BAND = 1 / 128  # half-width, in picture widths, of the band around the head's outline where labels are not trusted
 WISPS = 1 / 64  # picture widths that loose hair reaches beyond the head's label; further out mattes may be haze
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
 
 class FrameTensors(NamedTuple):
-    """The pictures of a `Batch` as they are stored, uint8."""
+    """The pictures of a `Batch` as they are stored, uint8; the last two, which training needs, are empty in other datasets."""
 
     frames: Tensor  # (B, H, W, 3)
     backdrop: Tensor  # (B, H, W, 3)
@@ -195,10 +195,11 @@ class HeadDataset:
     the clip.
     """
 
-    def __init__(self, clip: Clip, indices: np.ndarray, device: torch.device) -> None:
+    def __init__(self, clip: Clip, indices: np.ndarray, device: torch.device, recolorable: bool = False) -> None:
+        """`recolorable`: with what `over_colors` needs."""
         if len(indices) == 0:
             raise TalkheadError(f"{clip.root}: the train split holds no good frame")
-        self.clip, self.indices, self.device = clip, indices, device
+        self.clip, self.indices, self.device, self.recolorable = clip, indices, device, recolorable
         clip.decode()
         x0, y0, x1, y1 = self._find_window()
         self.rows, self.columns = slice(y0, y1), slice(x0, x1)
@@ -210,7 +211,8 @@ class HeadDataset:
         self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
         self.torso = torch.from_numpy(clip.load_torso_motion()[indices, :SIMILARITY]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
-        self.seen = torch.from_numpy(clip.load_seen()[:, self.rows, self.columns]).to(device)
+        if recolorable:
+            self.seen = torch.from_numpy(clip.load_seen()[:, self.rows, self.columns]).to(device)
         self.shots = torch.from_numpy(clip.shot_of_frames()[indices]).to(device)
         self.boxes = torch.stack([bounding_box(self.landmarks, self.poses, self.intrinsics, part, margin)
                                   for part, margin in ((LIPS, LIPS_MARGIN), (EYE_RIGHT, EYE_MARGIN), (EYE_LEFT, EYE_MARGIN))], 1)
@@ -225,7 +227,7 @@ class HeadDataset:
         return len(self.indices)
 
     def _bytes(self, frames: int) -> int:
-        return frames * self.width * self.height * BYTES_PER_PIXEL
+        return frames * self.width * self.height * (BYTES_PER_PIXEL + self.recolorable * RECOLORABLE)
 
     def _find_window(self) -> tuple[int, int, int, int]:
         info = self.clip.info
@@ -262,14 +264,15 @@ class HeadDataset:
         shots = self.shots[torch.from_numpy(rows).to(self.device)]
         plates = self.plates[shots]
         background, reach = labels == BACKGROUND, max(1, round(BAND * self.clip.info.width))
-        seen = self.seen[shots]
         pictures, empty = frames.float() / 255, plates.float() / 255
         found = matte(pictures, empty, head, background, reach, round(WISPS * self.clip.info.width), person)
         backdrop = make_backdrop(frames, plates, head, background, found.edge, reach)
-        colors = foreground_colors(pictures, empty, found.alpha, found.sure, seen, reach)
-        open_air = found.air | (background & (found.valid > 0)) | (found.sure & (found.alpha == 1))
-        bytes_of = [(value * 255).round().byte() for value in (found.alpha, colors * found.alpha[..., None])]
-        return FrameTensors(frames, backdrop, head.byte(), bytes_of[0], found.valid.byte(), bytes_of[1], open_air.byte())
+        alpha, clean, open_air = (found.alpha * 255).round().byte(), frames[:, :0], frames[:, :0, :, 0]
+        if self.recolorable:
+            colors = foreground_colors(pictures, empty, found.alpha, found.sure, self.seen[shots], reach)
+            clean = (colors * found.alpha[..., None] * 255).round().byte()
+            open_air = (found.air | (background & (found.valid > 0)) | (found.sure & (found.alpha == 1))).byte()
+        return FrameTensors(frames, backdrop, head.byte(), alpha, found.valid.byte(), clean, open_air)
 
     def sample(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` random rows, rare expressions more often (see `sampling_probs`)."""

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.camera import NO_ROTATION, mean_rotation, project, quaternion_from_matrix
+from shared.arrays import evenly
+from shared.camera import NO_ROTATION, mean_rotation, project, quaternion_from_matrix, quaternion_multiply
 from shared.clip import HEAD, Clip
 from shared.torso_motion import SIMILARITY
 
@@ -93,10 +94,9 @@ class FallingHair(nn.Module):
         share, shoulders = self.shares()[:, None], self.shoulders(torso)
         with_head = means @ poses[:, :3, :3].mT + poses[:, None, :3, 3]
         with_torso = means @ shoulders[:, :, :3].mT + shoulders[:, None, :, 3]
-        moved = torch.stack([torch.cos(torso[:, 2] / 2), torch.sin(torso[:, 2] / 2)], -1)
-        w, x, y, z = quaternion_from_matrix(self.rest[:, :3])
-        c, s = moved[:, :1], moved[:, 1:]
-        turned = torch.cat([c * w - s * z, c * x - s * y, c * y + s * x, c * z + s * w], -1)  # (c, 0, 0, s) times the rest's
+        half, none = torso[:, 2] / 2, torch.zeros_like(torso[:, 2])
+        roll = torch.stack([torch.cos(half), none, none, torch.sin(half)], -1)
+        turned = quaternion_multiply(roll, quaternion_from_matrix(self.rest[:, :3]))
         head = quaternion_from_matrix(poses[:, :3, :3])
         turned = turned * torch.where((turned * head).sum(-1, keepdim=True) < 0, -1.0, 1.0)
         return torch.lerp(with_head, with_torso, share), torch.lerp(head[:, None], turned[:, None], share)
@@ -113,7 +113,7 @@ class FallingHair(nn.Module):
 def has_falling_hair(clip: Clip, indices: np.ndarray) -> bool:
     """Whether the frames `indices` (n,) show head, by their labels, on more than LEAST of the picture below the chin."""
     info, neutral = clip.info, clip.load_neutral()[0]
-    views = indices[np.unique(np.linspace(0, len(indices) - 1, VIEWS).round().astype(int))]
+    views = indices[evenly(len(indices), VIEWS)]
     below = project(neutral[CHIN][None] - [0, BELOW, 0], clip.load_poses()[views], info.intrinsics)[:, 0, 1]
     shares = [(labels[max(0, math.ceil(row)) :] == HEAD).sum() / labels.size
               for labels, row in zip(clip.read_labels(views), below)]

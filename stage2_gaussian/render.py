@@ -6,11 +6,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from shared.torso_motion import SIMILARITY
+from shared.torso_motion import AT_REST, SIMILARITY
 from stage2_gaussian.head import Head
 from stage2_gaussian.rasterize import Projected, blend, project_splats, rasterize
 
-NO_MOTION = (0.0, 0.0, 0.0, 1.0)  # dx, dy, angle, scale
 GRAPHS = 8  # CUDA graphs kept for one head
 
 _graphs: "WeakKeyDictionary[Head, dict[tuple, ProjectionGraph]]" = WeakKeyDictionary()
@@ -50,7 +49,7 @@ class ProjectionGraph:
         self.landmarks = head.code.centres.expand(count, -1, -1).clone()
         self.poses = torch.eye(4, device=device).expand(count, 4, 4).clone()
         self.poses[:, 2, 3] = 1.0
-        self.torso = torch.tensor([NO_MOTION], device=device).repeat(count, 1) if with_torso else None
+        self.torso = torch.tensor([AT_REST], device=device).repeat(count, 1) if with_torso else None
 
         def project() -> Projected:
             gaussians = head(self.landmarks, self.poses, self.torso)._asdict()

@@ -157,7 +157,8 @@ class Trainer:
         rows = data.sample(self.batch_size, rng)
         pictures = data.frame_tensors(rows)
         chosen_colors = rng.integers(0, 256, (len(rows), 3), np.uint8), rng.random(len(rows)) < config.recolored
-        pictures = over_colors(pictures, *(torch.from_numpy(x).to(data.device) for x in chosen_colors))
+        if data.recolorable:
+            pictures = over_colors(pictures, *(torch.from_numpy(x).to(data.device) for x in chosen_colors))
         noise = torch.from_numpy(rng.standard_normal((len(rows), N_LANDMARKS, 3), np.float32)).to(data.device)
         chosen = torch.from_numpy(rows).to(data.device)
         landmarks = data.landmarks[chosen] + config.landmark_noise * noise
@@ -255,7 +256,7 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
     """
     config = resolve(config, device, clip.info.width, clip.info.height)
     indices, validation = split_off_validation(clip.split("train"), config.held_out)
-    data = HeadDataset(clip, indices, device)
+    data = HeadDataset(clip, indices, device, recolorable=config.recolored > 0)
     meta = {"config": config_to_dict(config), "clip": clip.info.name, "frames": len(indices),
             "intrinsics": list(clip.info.intrinsics), "size": [clip.info.width, clip.info.height]}
     state = TrainState(state_dir, {"clip": clip.fingerprint(), "settings": config_to_dict(config)})

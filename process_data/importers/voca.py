@@ -33,6 +33,7 @@ from shared.landmarks import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, lip_opening, s
 from shared.media.audio_io import load_audio, save_wav
 from shared.progress import progress
 from shared.publish import remove_work, work_folder
+from shared.torso_motion import AT_REST
 from shared.version import installed_versions
 
 VOCA_FPS = 60.0  # meshes a second
@@ -174,7 +175,7 @@ def _write_files(sentence: Sentence, clip: Clip, landmarks: np.ndarray, neutral:
     save_landmarks(clip.landmarks, landmarks)
     save_landmarks(clip.neutral, neutral)
     save_array(clip.poses, pose_matrix(np.tile(_UPRIGHT, (count, 1, 1)), np.tile([0, 0, DISTANCE], (count, 1))))
-    save_array(clip.torso_motion, np.tile(np.array([0, 0, 0, 1], np.float32), (count, 1)))
+    save_array(clip.torso_motion, np.tile(np.array(AT_REST, np.float32), (count, 1)))
     length = count * SAMPLES_PER_FRAME
     save_wav(clip.audio, np.pad(samples[:length], (0, max(0, length - len(samples)))))
     focal = FOCAL_SIZES * SIZE

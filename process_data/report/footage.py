@@ -11,16 +11,15 @@ import cv2
 import numpy as np
 
 from process_data.segmentation.matting import plate_noise
-from process_data.tracking.torso_motion import compose, concatenate, inverse
+from process_data.tracking.torso_motion import compose, concatenate, inverse, pixel_numbers
 from shared.arrays import evenly
 from shared.camera import project, umeyama
 from shared.clip import BACKGROUND, HEAD, NECK, TORSO, Clip, good_frames
-from shared.media.video_io import read_png, read_video
+from shared.media.video_io import read_frames_at, read_png
 
 FEWEST, EVERY, MOST = 16, 25, 56  # frames that are looked at: one of `EVERY`, but at least and at most so many
 SIDE = 256  # pixels: larger pictures are measured at this size
 PICTURE = 512  # pixels: larger pictures are kept at this size, to be shown
-SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
 BAND = 0.02  # of the picture's width: reach of the outline's band to either side
 RING = 0.08  # of the picture's width to either side of the head's outline: what turns and nods cover and uncover
 COLOR_REACH = 0.04  # of the picture's width over which the colour inside the outline is averaged
@@ -53,14 +52,6 @@ def sample_frames(clip: Clip) -> np.ndarray:
     return numbers[evenly(len(numbers), min(max(len(numbers) // EVERY, FEWEST), MOST))]
 
 
-def _pictures(clip: Clip, frames: np.ndarray) -> Iterator[np.ndarray]:
-    if len(frames) > 1 and np.diff(frames).mean() > SEEK_FROM:
-        for t in frames:
-            yield next(clip.frames(int(t), int(t) + 1))
-    else:
-        yield from read_video(clip.video, start=int(frames[0]), stop=int(frames[-1]) + 1, only=set(frames.tolist()))
-
-
 def reduced(image: np.ndarray, side: int) -> np.ndarray:
     """A square picture (n,n[,3]) at `side` pixels, if it is larger."""
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) if len(image) > side else image
@@ -76,7 +67,7 @@ def samples(clip: Clip, frames: np.ndarray) -> Iterator[Sample]:
     shots = clip.shot_of_frames()
     side = min(SIDE, info.width)
     rest = project(clip.load_neutral(), clip.load_poses().astype(float), info.intrinsics)[:, :, :2] * side / info.width
-    for t, picture in zip(map(int, frames), _pictures(clip, frames)):
+    for t, picture in zip(map(int, frames), read_frames_at(clip.video, frames)):
         pair = t + 1 < info.frames and shots[t + 1] == shots[t]
         end = t + 1 + pair
         labels = _two(clip.label_frames(t, end))
@@ -96,9 +87,8 @@ def samples(clip: Clip, frames: np.ndarray) -> Iterator[Sample]:
 
 def moved(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """An image under a similarity (2,3) of continuous coordinates, in which the first pixel's centre lies at 0.5."""
-    half = np.array([0.5, 0.5])
-    pixels = np.column_stack([matrix[:, :2], matrix[:, :2] @ half + matrix[:, 2] - half])
-    return cv2.warpAffine(image, pixels, image.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(image, pixel_numbers(matrix), image.shape[1::-1], flags=cv2.INTER_LINEAR,
+                          borderMode=cv2.BORDER_REPLICATE)
 
 
 def _widened(mask: np.ndarray, reach: float) -> np.ndarray:

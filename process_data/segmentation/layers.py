@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from process_data.segmentation.background import masked_median
+from process_data.tracking.torso_motion import pixel_numbers
 from shared.compiled import cached_njit
 from shared.files import write_arrays
 
@@ -107,20 +108,14 @@ def _motion_odds(picture, head, torso, noise, freedom, temper):
     return odds
 
 
-def halved(matrix: np.ndarray) -> np.ndarray:
-    """Similarity (2,3) of continuous coordinates of the whole picture -> the same for pixel numbers of half the size."""
-    linear = matrix[:, :2]
-    return np.column_stack([linear, linear @ [0.5, 0.5] + matrix[:, 2] / 2 - 0.5])
-
-
 def moved(layer: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """A layer (h,w) or (h,w,c) of half size in place of the reference -> in place of the frame; 0 beyond its edges."""
-    return cv2.warpAffine(layer, halved(matrix), layer.shape[1::-1], flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(layer, pixel_numbers(matrix, 0.5), layer.shape[1::-1], flags=cv2.INTER_LINEAR)
 
 
 def _back(image: np.ndarray, matrix: np.ndarray, flags: int = cv2.INTER_LINEAR) -> np.ndarray:
     """An image of half size in place of a frame -> in place of the reference; 0 beyond its edges."""
-    return cv2.warpAffine(image, halved(matrix), image.shape[1::-1], flags=flags | cv2.WARP_INVERSE_MAP)
+    return cv2.warpAffine(image, pixel_numbers(matrix, 0.5), image.shape[1::-1], flags=flags | cv2.WARP_INVERSE_MAP)
 
 
 def build_layers(samples: Sequence[Sample], face: np.ndarray) -> ShotLayers | None:

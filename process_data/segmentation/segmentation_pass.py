@@ -19,13 +19,14 @@ from process_data.tracking.torso_motion import (
     face_similarity,
     fill_and_smooth,
     inverse,
+    pyramid,
 )
 from process_data.tracking.torso_warp import COLUMNS, WarpTracker
 from process_data.workers import Workers, chunk_spans, report_done
 from shared.arrays import evenly
 from shared.clip import Clip, Shot, seen_file
 from shared.files import write_arrays, write_rows
-from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_png, read_video, write_png
+from shared.media.video_io import GrayVideoWriter, join_gray_videos, read_frames_at, read_png, read_video, write_png
 from shared.torso_motion import SIMILARITY
 
 PERSON_MATTE = 13  # of 255: pixels with a larger coarse matte may be the person's
@@ -36,7 +37,6 @@ SEEN, SEEN_BESIDE = 255, 128  # values in the picture of what was seen
 KNOT = 1 / 128  # of the coarse matte's size: half the width of the least that counts as missed in a frame's matte
 LAYER_SAMPLES = 24  # frames of a shot in which the layers that move with head and torso are looked for
 COLOR_SAMPLES = 48  # frames that the person's colours are learned from
-SEEK_FROM = 60  # frames between samples from which jumping to each is faster than reading all frames between
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def write_plate(clip: Clip, shot: Shot, wanted: np.ndarray, pixels: np.ndarray, 
     `learn` of these frames are kept in work/samples_NNNNNNN.npz, the number being the shot's start, for the person's colours.
     """
     frames = []
-    for frame in _frames_at(clip.video, wanted):
+    for frame in read_frames_at(clip.video, wanted):
         frames.append(frame)
         report_done()
     near = [_around(work, shot, t) for t in wanted.tolist()]
@@ -116,16 +116,6 @@ def covered(mattes: Sequence[np.ndarray], pixels: np.ndarray, height: int, width
         mask = cv2.resize(np.maximum(matte, missed), (width, height)) > PERSON_MATTE
         people.append(mask | filled(points[FACE_OUTLINE], height, width))
     return np.stack(people)
-
-
-def _frames_at(video: Path, wanted: np.ndarray):
-    if len(wanted) == 0:
-        return
-    if len(wanted) > 1 and np.diff(wanted).max() > SEEK_FROM:
-        for t in wanted:
-            yield from read_video(video, start=int(t), stop=int(t) + 1)
-        return
-    yield from read_video(video, start=int(wanted[0]), stop=int(wanted[-1]) + 1, only=set(wanted.tolist()))
 
 
 def _sample_file(work: Path, start: int) -> Path:
@@ -181,9 +171,9 @@ def write_layers(clip: Clip, number: int, shot: Shot, wanted: np.ndarray, face: 
     """
     segmenter = Segmenter(colors, *_plate(clip, shot))
     samples = []
-    for t, frame, pixels, metre in zip(wanted.tolist(), _frames_at(clip.video, wanted), face.pixels, face.metre):
+    for t, frame, pixels, metre in zip(wanted.tolist(), read_frames_at(clip.video, wanted), face.pixels, face.metre):
         draft = segmenter.draft(frame, _around(work, shot, t), pixels, float(metre))
-        torso = _from_reference(tracker, number, tracker.motion(t, frame, draft.labels, pixels)[:SIMILARITY])
+        torso = _from_reference(tracker, number, tracker.similarity(t, pyramid(frame), draft.labels, pixels))
         if torso is not None:
             samples.append(draft.sample(tracker.faces[number], torso))
         report_done()

@@ -16,6 +16,8 @@ from scipy.sparse import coo_matrix
 from scipy.spatial import cKDTree
 
 from process_data.detection.detection_pass import read_mattes
+from process_data.tracking.bilinear import bilinear
+from process_data.tracking.torso_motion import pyramid
 from process_data.workers import Workers, chunk_spans, report_done
 from shared.arrays import evenly
 from shared.camera import project, rotation_from_rotvec
@@ -23,7 +25,7 @@ from shared.compiled import cached_njit
 from shared.files import write_arrays
 from shared.head_surface import head_surface
 from shared.landmarks import JAW
-from shared.media.video_io import read_video
+from shared.media.video_io import read_frames_at, read_video
 
 PIXELS_APART = 1.6  # of the grid's points, at the head's mean distance
 MOST_POINTS = 14000
@@ -32,8 +34,7 @@ SAMPLES = 96  # frames whose mean is the head's picture
 ROUNDS = 3  # of taking the mean and fitting the samples to it
 PERSON = 200  # of 255: coarse matte of a point that is surely the person, on average over the samples
 FACING = 0.25  # least cosine between surface and view at which a point is seen
-BLUR = 0.8  # standard deviation, pixels of each level
-LEVELS = ((2, 4), (1, 5))  # reduction of the picture and Gauss–Newton steps, coarse to fine
+LEVELS = ((2, 4), (1, 5))  # reduction of the picture, as of `pyramid`, and Gauss–Newton steps, coarse to fine
 NOISE = 5.0  # grey levels: least standard deviation of a point
 CAUCHY = 2.0  # residual, in standard deviations, that counts half
 CORRELATED = 30.0  # points with correlated errors, which count as one measurement
@@ -58,10 +59,8 @@ class HeadPicture:
 
 
 def levels_of(frame: np.ndarray) -> list[np.ndarray]:
-    """Frame (H,W,3) uint8 -> blurred grey pictures uint8, one for each of LEVELS."""
-    gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
-    sizes = [(gray.shape[1] // scale, gray.shape[0] // scale) for scale, _ in LEVELS]
-    return [cv2.GaussianBlur(cv2.resize(gray, size, interpolation=cv2.INTER_AREA), (0, 0), BLUR) for size in sizes]
+    """Frame (H,W,3) uint8 -> blurred grey pictures float32, one for each of LEVELS."""
+    return pyramid(frame)[len(LEVELS) - 1 :: -1]
 
 
 def surface_points(neutral: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,20 +105,12 @@ def _place(point, normal, pose, fx, fy, cx, cy, width, height):
 
 
 @cached_njit(fastmath=True)
-def _bilinear(picture, u, v):
-    i, j = int(v), int(u)
-    s, t = u - j, v - i
-    return ((picture[i, j] * (1 - s) + picture[i, j + 1] * s) * (1 - t)
-            + (picture[i + 1, j] * (1 - s) + picture[i + 1, j + 1] * s) * t)
-
-
-@cached_njit(fastmath=True)
 def _sample(picture, points, normals, pose, fx, fy, cx, cy, values):
     """Grey levels (K,) of points in a picture at a pose (4,4), NaN where they are not seen; fx … cy in its pixels."""
     height, width = picture.shape
     for k in range(len(points)):
         u, v = _place(points[k], normals[k], pose, fx, fy, cx, cy, width, height)[6:]
-        values[k] = np.nan if u < 0.0 else _bilinear(picture, u, v)
+        values[k] = np.nan if u < 0.0 else bilinear(picture, u, v)
 
 
 @cached_njit(fastmath=True)
@@ -139,8 +130,8 @@ def _normal_equations(picture, across, down, points, normals, gray, variance, po
         p, q, r, x, y, z, u, v = _place(points[k], normals[k], pose, fx, fy, cx, cy, width, height)
         if u < 0.0:
             continue
-        gx, gy = _bilinear(across, u, v), _bilinear(down, u, v)
-        residual = _bilinear(picture, u, v) - gain * gray[k] - offset
+        gx, gy = bilinear(across, u, v), bilinear(down, u, v)
+        residual = bilinear(picture, u, v) - gain * gray[k] - offset
         seen += 1
         weight = 1 / (variance[k] + residual * residual / (CAUCHY * CAUCHY))
         ex, ey = gx * fx / z, gy * fy / z
@@ -173,13 +164,12 @@ def fit_pose(levels: list[np.ndarray], head: HeadPicture, start: np.ndarray, int
     normal, right = np.empty((8, 8)), np.empty(8)
     moved = np.zeros(6)
     for picture, (scale, steps) in zip(levels, LEVELS):
-        gray = picture.astype(np.float32)
-        across, down = (cv2.Sobel(gray, cv2.CV_32F, *order, ksize=3, scale=1 / 8) for order in ((1, 0), (0, 1)))
+        across, down = (cv2.Sobel(picture, cv2.CV_32F, *order, ksize=3, scale=1 / 8) for order in ((1, 0), (0, 1)))
         camera = tuple(value / scale for value in intrinsics)
         for left in reversed(range(steps)):
             last = scale == LEVELS[-1][0] and left == 0
-            seen = _normal_equations(gray, across, down, head.points, head.normals, head.gray, head.variance, pose, *camera, gain,
-                                     offset, normal, right, depths if last else NOTHING)
+            seen = _normal_equations(picture, across, down, head.points, head.normals, head.gray, head.variance, pose, *camera,
+                                     gain, offset, normal, right, depths if last else NOTHING)
             if seen < LEAST_SEEN * len(head.points):
                 return start
             hess, slope = normal / (CORRELATED / scale**2), right / (CORRELATED / scale**2)
@@ -261,7 +251,7 @@ def refine(video: Path, neutral: np.ndarray, poses: np.ndarray, good: np.ndarray
     parts = chunk_spans(len(poses))
     jobs = [a for a, _ in parts if not _pose_file(work, a).is_file()]
     if jobs:
-        samples = [levels_of(frame) for frame in read_video(video, only=set(wanted.tolist()))]
+        samples = [levels_of(frame) for frame in read_frames_at(video, wanted)]
         mattes = np.stack([next(read_mattes(work, int(t), int(t) + 1)) for t in wanted])
         head = head_picture(samples, mattes, poses[wanted], neutral, intrinsics)
         spans = [(video, a, b, head, poses[a:b], good[a:b], intrinsics, work) for a, b in parts if a in set(jobs)]

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from process_data.tracking.bilinear import bilinear
 from shared.arrays import savgol
 from shared.camera import rotvec_from_rotation, umeyama
 from shared.clip import BACKGROUND, TORSO
 from shared.compiled import cached_njit
+from shared.torso_motion import AT_REST, SIMILARITY
 
-IDENTITY = np.array([0.0, 0.0, 0.0, 1.0])  # dx, dy, angle, scale of no motion
 STEADY = [27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45]  # landmarks that speech hardly moves: nose and corners of the eyes
 SMALLEST = 48  # pixels: side of the coarsest level
 MOST_LEVELS = 4
@@ -65,6 +66,12 @@ def inverse(matrix: np.ndarray) -> np.ndarray:
     """The inverse of a similarity (2,3)."""
     linear = np.linalg.inv(matrix[:, :2])
     return np.column_stack([linear, -linear @ matrix[:, 2]])
+
+
+def pixel_numbers(matrix: np.ndarray, size: float = 1.0) -> np.ndarray:
+    """Similarity (2,3) of continuous coordinates -> the same for pixel numbers, which OpenCV's warps take: the first pixel's
+    centre lies at 0 instead of 0.5; for pictures of `size` times that in which `matrix` is told."""
+    return np.column_stack([matrix[:, :2], matrix[:, :2] @ [0.5, 0.5] + matrix[:, 2] * size - 0.5])
 
 
 def choose_references(spans: Sequence[tuple[int, int]], poses: np.ndarray, good: np.ndarray) -> list[int]:
@@ -172,10 +179,7 @@ def _normal_equations(points, picture, labels, matrix, centre, radius, gain, off
             continue
         if labels[int(v), int(u)] > 1:  # neck, head or mouth lies in front
             continue
-        i, j = int(b), int(a)
-        s, t = a - j, b - i
-        value = ((picture[i, j] * (1 - s) + picture[i, j + 1] * s) * (1 - t)
-                 + (picture[i + 1, j] * (1 - s) + picture[i + 1, j + 1] * s) * t)
+        value = bilinear(picture, a, b)
         residual = value - (1 + gain) * level - offset
         strange = residual * residual / (points[n, 5] * robust * robust)
         cost += strange / (1 + strange)
@@ -363,7 +367,7 @@ class TorsoTracker:
             back = self.matchers[shot](pyramid(frame), labels, [inverse(there.matrix), inverse(guess)])
             if back is not None:
                 reach = self.matchers[self.common].radius
-                loop = decompose(concatenate(back.matrix, there.matrix), self.matchers[self.common].centre) - IDENTITY
+                loop = decompose(concatenate(back.matrix, there.matrix), self.matchers[self.common].centre) - AT_REST
                 if np.linalg.norm(loop[:2]) + reach * np.linalg.norm(loop[2:]) < 2 * LOOP * reach:
                     both = [decompose(there.matrix, self.center), decompose(inverse(back.matrix), self.center)]
                     return compose(np.mean(both, 0), self.center)
@@ -376,13 +380,13 @@ def fill_and_smooth(motion: np.ndarray, spans: Sequence[tuple[int, int]]) -> np.
     each shot; at rest in shots where nothing was found."""
     out = np.array(motion, float)
     for start, stop in spans:
-        out[start:stop, :4] = _fill_and_smooth(out[start:stop, :4], IDENTITY)
-        if out.shape[1] > 4:
-            out[start:stop, 4:] = _fill_and_smooth(out[start:stop, 4:], np.zeros(out.shape[1] - 4))
+        out[start:stop, :SIMILARITY] = _fill_and_smooth(out[start:stop, :SIMILARITY], AT_REST)
+        if out.shape[1] > SIMILARITY:
+            out[start:stop, SIMILARITY:] = _fill_and_smooth(out[start:stop, SIMILARITY:], np.zeros(out.shape[1] - SIMILARITY))
     return out.astype(np.float32)
 
 
-def _fill_and_smooth(motion: np.ndarray, rest: np.ndarray) -> np.ndarray:
+def _fill_and_smooth(motion: np.ndarray, rest: Sequence[float] | np.ndarray) -> np.ndarray:
     known = np.flatnonzero(~np.isnan(motion[:, 0]))
     if len(known) == 0:
         return np.tile(rest, (len(motion), 1))

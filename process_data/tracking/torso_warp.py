@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from process_data.tracking.bilinear import bilinear
 from process_data.tracking.torso_motion import (
     MIDDLE_GREY,
     ROBUST,
@@ -118,11 +119,8 @@ def _normal_equations(points, spots, pictures, labels, matrix, warp, light, robu
             continue
         if labels[int(seen_y), int(seen_x)] > 1:  # neck, head or mouth lies in front
             continue
-        top, left = int(r), int(c)
-        c, r = c - left, r - top
         kind = int(points[p, 6])
-        value = ((pictures[kind, top, left] * (1 - c) + pictures[kind, top, left + 1] * c) * (1 - r)
-                 + (pictures[kind, top + 1, left] * (1 - c) + pictures[kind, top + 1, left + 1] * c) * r)
+        value = bilinear(pictures[kind], c, r)
         residual, bright, one = value - points[p, 2], 0.0, 0.0
         if kind == 0:  # light changes what is seen, but not the outline
             residual -= light[0] * points[p, 2] + light[1]

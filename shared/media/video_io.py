@@ -38,6 +38,7 @@ from shared.media.deinterlace import deinterlaced
 from shared.media.sound_track import SoundTrack, add_sound
 from shared.media.spool import DecodedSound
 
+JUMP_FROM = 60  # frames between two wanted ones from which jumping to each is faster than reading all frames between
 SEEK_MARGIN = 0.1  # seconds
 LARGEST_PICTURE = 8192**2  # pixels
 FASTEST = 120  # frames a second of a file
@@ -278,6 +279,15 @@ def read_video(path: Path | str, fps: float = FPS, start: int = 0, stop: int | N
             if only is None or k in only:
                 yield picture()
             k += 1
+
+
+def read_frames_at(path: Path | str, wanted: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the frames of the ascending numbers `wanted` (n,), as `read_video`; where they lie far apart, by jumping to each."""
+    if len(wanted) > 1 and np.diff(wanted).max() > JUMP_FROM:
+        for t in wanted:
+            yield from read_video(path, start=int(t), stop=int(t) + 1)
+    elif len(wanted):
+        yield from read_video(path, start=int(wanted[0]), stop=int(wanted[-1]) + 1, only=set(wanted.tolist()))
 
 
 def _seek(container, stream, time: float) -> None:

@@ -1,6 +1,5 @@
 """The short form of benchmarks/kill_jobs.py: processes of the job service are killed, and nothing is lost or made twice."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,4 +17,4 @@ def test_killed_at_random_moments_the_job_service_loses_nothing(made_once):
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "kill_jobs.py", avatar, "--count", "3", "--seconds", "0.4"],
                           capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.fullmatch("[1-9][0-9]* kills, 0 faults", done.stdout.splitlines()[-1]) and "videos completed" in done.stdout
+    assert done.stdout.splitlines()[-1] == "3 kills, 0 faults" and "videos completed" in done.stdout

@@ -279,7 +279,7 @@ def test_another_background_looks_as_if_filmed_there(cartoon):
 
 
 def test_hair_in_the_air_has_open_air_behind_it_and_the_jaw_has_not(cartoon):
-    data = HeadDataset(cartoon, cartoon.split("test"), CPU)
+    data = HeadDataset(cartoon, cartoon.split("test"), CPU, recolorable=True)
     kept = data.frame_tensors(np.arange(2))
     labels = cartoon.read_labels(data.indices[:2])[:, data.rows, data.columns]
     torso = torch.from_numpy((labels == 1) | (labels == 2))

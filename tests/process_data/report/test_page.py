@@ -12,6 +12,7 @@ from process_data.report.page import draw_cut_out, draw_landmarks, draw_unseen, 
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, lip_opening, save_array, save_landmarks
+from shared.media import video_io
 from shared.media.audio_io import save_wav
 from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 
@@ -129,13 +130,13 @@ def test_ticks_are_round_and_inside(low, high, expected):
 
 def test_only_some_good_frames_are_looked_at(clip, monkeypatch):
     asked = []
-    read = footage.read_video
+    read = video_io.read_video
 
     def counted(path, start, stop, only):
         asked.append((start, stop, only))
         return read(path, start=start, stop=stop, only=only)
 
-    monkeypatch.setattr(footage, "read_video", counted)
+    monkeypatch.setattr(video_io, "read_video", counted)
     write_report(clip)
     ((start, stop, only),) = asked
     bad = {t for b in clip.info.excluded for t in range(b.start, b.stop)}
