@@ -33,6 +33,7 @@ class Stage2Config(Settings):
     rate_pose: float = setting(1e-4, "learning rate of poses, radians, and metres / 10", 0, 1)
     falling_hair: bool = setting(True, "hair that falls below the jaw follows the shoulders, the further down the more")
     rate_follow: float = setting(2e-2, "learning rate of how much falling hair moves with the shoulders, logits", 0, 1)
+    gaze: bool = setting(True, "the eyes look where the clip's gaze says; without a gaze.npy in the clip this does nothing")
     rate_shading: float = setting(5e-3, "learning rate of the shading's basis", 0, 1)
     exposure_weight: float = setting(0.1, "keeps the exposure of frames near that of all", 0, 1000)
     rate_exposure: float = setting(1e-3, "learning rate of the frames' exposure", 0, 1)
