@@ -105,6 +105,7 @@ class LowRankBlendshapes(nn.Module):
         clamped = torch.clamp(displacements, self.low, self.high)
         found = []
         for k, network in enumerate(self.networks):
+            assert isinstance(network, nn.Sequential)
             flat = clamped.index_select(1, self.get_buffer(f"part{k}")).flatten(1) / DISPLACEMENT
             first = network[0](F.pad(flat, (0, 0, 0, 1)))  # the appended row of zeros is the neutral face
             if looks is not None and self.gaze is not None and k in EYES:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.camera import quaternion_from_matrix, quaternion_multiply
-from stage2_gaussian.blendshapes import LowRankBlendshapes
+from stage2_gaussian.blendshapes import GazeBlend, LowRankBlendshapes
 from stage2_gaussian.falling_hair import FallingHair
 from stage2_gaussian.shading import PoseShading
 from stage2_gaussian.skinning import Skinning
@@ -61,7 +61,8 @@ class Head(nn.Module):
         for name in ATTRIBUTES:
             old = getattr(self, name)
             setattr(self, name, nn.Parameter(old[rows], requires_grad=old.requires_grad))
-        for part in (self.blend, self.shading, *([self.blend.gaze] if self.blend.gaze is not None else [])):
+        parts: list[LowRankBlendshapes | GazeBlend | PoseShading] = [self.blend, self.shading]
+        for part in parts + ([] if self.blend.gaze is None else [self.blend.gaze]):
             own = rows[rows < part.basis.shape[1]]
             part.basis = nn.Parameter(part.basis[:, own], requires_grad=part.basis.requires_grad)
         if self.falling is not None:
@@ -78,7 +79,8 @@ class Head(nn.Module):
             self._skinning_weights = self.code.weights(self.positions)
         return self._skinning_weights
 
-    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor | None = None, gaze: Tensor | None = None) -> CameraGaussians:
+    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor | None = None,
+                gaze: Tensor | None = None) -> CameraGaussians:
         """landmarks (B, 68, 3) metres in head space, poses (B, 4, 4) head → camera, torso motion (B, 4): without it, falling
         hair moves with the head; gaze (B, 2) eye widths: without it, and where it is NaN, the eyes look as they usually do."""
         displacements = landmarks - self.code.centres

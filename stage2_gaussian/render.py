@@ -21,8 +21,9 @@ def render_head(head: Head, landmarks: Tensor, poses: Tensor, intrinsics: tuple[
     """landmarks (B, 68, 3) metres, poses (B, 4, 4), intrinsics (fx, fy, cx, cy) pixels -> (B, H, W, 4) float.
 
     `torso` (B, 4) is the torso motion, which moves the ends of long hair; without it they move with the head. `gaze` (B, 2) is
-    where the irises are, eye widths; without it, and where it is NaN, where they usually are. RGBA premultiplied by alpha, on the head's device, differentiable when gradients are on. On CUDA, the Gaussians of a head that is
-    not being trained are deformed and projected by a CUDA graph, kept per batch size and camera.
+    where the irises are, eye widths; without it, and where it is NaN, where they usually are. RGBA premultiplied by
+    alpha, on the head's device, differentiable when gradients are on. On CUDA, the Gaussians of a head that is not being trained
+    are deformed and projected by a CUDA graph, kept per batch size and camera.
     """
     device = head.positions.device
     landmarks, poses = landmarks.to(device), poses.to(device)

@@ -88,8 +88,8 @@ class TrainingView(nn.Module):
 
     def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor, gaze: Tensor, refinement: Tensor,
                 exposure: Tensor) -> tuple[Tensor, ...]:
-        """landmarks (B, 68, 3), poses (B, 4, 4), torso motion (B, 4), gaze (B, 2), refinement (B, 6), exposure (B, 3) log gains ->
-        fields of `Projected`."""
+        """landmarks (B, 68, 3), poses (B, 4, 4), torso motion (B, 4), gaze (B, 2), refinement (B, 6), exposure (B, 3) log gains
+        -> fields of `Projected`."""
         intrinsics, width, height = self.camera
         gaussians = self.gaussians(landmarks, poses, torso, gaze, refinement, exposure)
         return tuple(project_splats(**gaussians._asdict(), intrinsics=intrinsics, width=width, height=height))
