@@ -37,7 +37,7 @@ class Fixations:
         starts = np.cumsum(np.append(0, np.round(FPS * seconds[:-1]).astype(int)))
         places = self.places[rng.integers(0, len(self.places), most)]
         places[rng.random(most) < AT_CENTRE] = self.centre
-        used = starts < BLOCK
+        used = starts <= BLOCK - SHORTEST * FPS  # the next block begins with a fixation of its own
         return BLOCK * block + starts[used], places[used]
 
     def at(self, start: int, stop: int) -> np.ndarray:

@@ -40,9 +40,8 @@ class GazeBlend(nn.Module):
 
     def set_range(self, gaze: Tensor) -> None:
         """Set the usual gaze and the range from those of the training frames (T, 2), eye widths."""
-        self.usual.copy_(gaze.median(0).values)
-        self.low.copy_(gaze.quantile(GAZE_TAIL, dim=0))
-        self.high.copy_(gaze.quantile(1 - GAZE_TAIL, dim=0))
+        for bound, share in ((self.usual, 0.5), (self.low, GAZE_TAIL), (self.high, 1 - GAZE_TAIL)):
+            bound.copy_(gaze.quantile(share, dim=0))
 
     def coefficients(self, gaze: Tensor) -> Tensor:
         """gaze (B, 2) eye widths, NaN where it is not known -> (B, 2), zero for the usual gaze."""

@@ -44,8 +44,8 @@ def load_head(path: Path | str, device: torch.device | str) -> Head:
     count, (rank, moving, _) = len(tensors["positions"]), tensors["blend.basis"].shape
     centres = tensors["code.centres"].float()
     if rank < len(GROUPS) or not 1 <= moving <= count or eyes > moving or centres.shape != (N_LANDMARKS, 3):
-        raise TalkheadError(f"{path} is damaged: {count} splats, {moving} that move by {rank} coefficients and {len(centres)} "
-                            "landmarks do not go together")
+        raise TalkheadError(f"{path} is damaged: {count} splats, {moving} that move by {rank} coefficients"
+                            f"{f', {eyes} with the gaze' if eyes else ''} and {len(centres)} landmarks do not go together")
     head = load_module(lambda: Head(centres, torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3), moving=moving,
                                     rank=rank, hidden=len(tensors["blend.networks.0.0.weight"]),
                                     pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors,

@@ -148,7 +148,7 @@ def make_background(seed: int, size: int, look: Look = PLAIN) -> np.ndarray:
 
 
 def _eye_rotation(pose: np.ndarray, glance: np.ndarray) -> np.ndarray:
-    """(3, 3): how the eyes turn in the head, part of the way back to the camera and by `glance` (2,), yaw and pitch in radians."""
+    """(3, 3): how the eyes turn in the head, part of the way back to the camera and by `glance` (2,) radians, yaw and pitch."""
     relative = pose[:3, :3].astype(float).T @ UPRIGHT
     yaw, pitch = np.arctan2(relative[0, 2], relative[2, 2]), np.arcsin(np.clip(-relative[1, 2], -1, 1))
     turn_yaw, turn_pitch = GAZE * yaw + glance[0], GAZE * pitch + glance[1]
