@@ -9,9 +9,9 @@ from shared.camera import euler_degrees, pose_matrix
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.files import write_json
-from shared.image import straight
 from shared.fixations import Fixations
 from shared.gaze import save_gaze
+from shared.image import straight
 from shared.landmarks import load_array, save_array, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_rgba, read_transparent_video, read_video
@@ -63,7 +63,7 @@ def test_motion_loops_stands_still_or_follows_a_file(avatar, tmp_path):
 
 
 def test_the_gaze_is_that_of_the_tracks_frames_or_seeded(avatar, tmp_path):
-    assert np.isnan(MotionTrack(avatar, "loop").gaze_at(0, 3)).all() and np.isnan(MotionTrack(avatar, "still").gaze_at(0, 3)).all()
+    assert all(np.isnan(MotionTrack(avatar, mode).gaze_at(0, 3)).all() for mode in ("loop", "still"))
     looks = np.array([[0.0, 0], [0.1, 0], [0.2, 0], [0.3, 0.1], [0.4, 0]], np.float32)
     save_gaze(avatar.gaze, looks)
     for gain in (1.0, 0.5):
