@@ -176,6 +176,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
         "clip/background.png": [clip, *of("clip/background.png", read_png)],
         "avatar/avatar.json": [avatar, inspect("avatar"), inspect("avatar/avatar.json")],
         "avatar/motion_poses.npy": [avatar],
+        "avatar/motion_gaze.npy": [avatar],
         "avatar/stage1.safetensors": [inspect("avatar"), *of("avatar/stage1.safetensors", lambda path: load_model(path, "cpu"))],
         "avatar/stage2.safetensors": of("avatar/stage2.safetensors", lambda path: load_head(path, "cpu")),
         "avatar/torso.safetensors": of("avatar/torso.safetensors", load_torso),

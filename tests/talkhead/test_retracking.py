@@ -48,7 +48,7 @@ class FlatRenderer:
     def plate(self, rgb):
         return torch.as_tensor(rgb).float() / 255
 
-    def head_rgba(self, landmarks, poses, motion):
+    def head_rgba(self, landmarks, poses, motion, gaze):
         return torch.as_tensor(landmarks[:, 0, 0])
 
     def compose(self, head, poses, motion, background):
