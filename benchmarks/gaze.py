@@ -1,7 +1,7 @@
 """How well the gaze is measured and what of it the eyes show: `python benchmarks/gaze.py me --write`, or without a clip.
 
 With a clip: irises are found anew in its video, as `process` does; printed are the spread of the gaze in the good frames, its
-noise (from second differences, which a steady gaze does not have), and how far both eyes agree. --write puts gaze.npy into the
+noise (from second differences, which a steady gaze does not have), and how far both eyes agree where they are open. --write puts gaze.npy into the
 clip, for one that was processed before there was a gaze; `stage2 train --overwrite` then learns it. Without a clip: a synthetic
 person that glances around is filmed, and the gaze found is compared with the true one.
 """
@@ -22,7 +22,7 @@ from process_data.actor.look import Look  # noqa: E402
 from process_data.detection.detection_pass import WARM_UP  # noqa: E402
 from process_data.detection.detector import open_detector  # noqa: E402
 from process_data.retrack import nearest_face  # noqa: E402
-from process_data.tracking.eyes import iris_offset, track_gaze  # noqa: E402
+from process_data.tracking.eyes import HIDDEN, blink, iris_offset, track_gaze  # noqa: E402
 from shared.camera import project  # noqa: E402
 from shared.clip import Clip, good_frames  # noqa: E402
 from shared.gaze import save_gaze  # noqa: E402
@@ -60,10 +60,11 @@ def measure(clip: Clip) -> np.ndarray | None:
         print("no frame shows an iris")
         return None
     width = np.mean([np.linalg.norm(pixels[:, eye[3]] - pixels[:, eye[0]], axis=1).mean() for eye in (EYE_RIGHT, EYE_LEFT)])
+    opened = good & (blink(landmarks).max(1) < HIDDEN)
     alone = [np.where(np.arange(2)[:, None] == eye, irises, np.nan) for eye in (0, 1)]
     for k, name in enumerate(("across", "down")):
         noise = 1.4826 * np.median(np.abs(np.diff(gaze[:, k], 2))) / np.sqrt(6)
-        eyes = np.stack([iris_offset(one, pixels)[good, k] for one in alone])
+        eyes = np.stack([iris_offset(one, pixels)[opened, k] for one in alone])
         together = np.corrcoef(eyes[:, np.isfinite(eyes).all(0)])[0, 1]
         print(f"{name}: spread {gaze[good, k].std():.4f} eye widths ({width * gaze[good, k].std():.2f} px), noise {noise:.4f} "
               f"({width * noise:.2f} px), both eyes correlate by {together:.2f}")
