@@ -1,9 +1,9 @@
 """How well the gaze is measured and what of it the eyes show: `python benchmarks/gaze.py me --write`, or without a clip.
 
 With a clip: irises are found anew in its video, as `process` does; printed are the spread of the gaze in the good frames, its
-noise (from second differences, which a steady gaze does not have), and how far both eyes agree where they are open. --write puts gaze.npy into the
-clip, for one that was processed before there was a gaze; `stage2 train --overwrite` then learns it. Without a clip: a synthetic
-person that glances around is filmed, and the gaze found is compared with the true one.
+noise (from second differences, which a steady gaze does not have), and how far both eyes agree where they are open. --write puts
+gaze.npy into the clip, for one that was processed before there was a gaze; `stage2 train --overwrite` then learns it. Without a
+clip: a synthetic person that glances around is filmed, and the gaze found is compared with the true one.
 """
 
 import sys
