@@ -65,6 +65,8 @@ class Head(nn.Module):
         for part in parts + ([] if self.blend.gaze is None else [self.blend.gaze]):
             own = rows[rows < part.basis.shape[1]]
             part.basis = nn.Parameter(part.basis[:, own], requires_grad=part.basis.requires_grad)
+        if self.blend.gaze is not None and not self.blend.gaze.basis.shape[1]:
+            self.blend.gaze = None  # no splat of the eyes is left
         if self.falling is not None:
             self.falling.select(rows)
         if self.blend.falloff is not None:

@@ -105,6 +105,8 @@ def test_chosen_splats_keep_their_gaze(head):
     rows = torch.tensor([0, 3, 3, 19, 20, 45])
     head.select(rows)
     assert head.blend.gaze.basis.shape[1] == 4 and torch.allclose(gaussians(head, gaze), before[rows], atol=1e-7)
+    head.select(torch.tensor([4, 5]))
+    assert head.blend.gaze is None, "a file without splats of the eyes could not be told from one without a gaze"
 
 
 def test_the_splats_of_both_eyes_come_first_and_have_blendshapes(cartoon, face):
