@@ -18,7 +18,7 @@ from shared.landmarks import FPS
 from shared.lock import lock_output
 from shared.media.audio_io import iter_audio
 from shared.media.sound_check import SoundCheck
-from shared.media.spool import readable_again
+from shared.media.spool import DecodedSound, readable_again
 from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
 from shared.progress import progress
@@ -144,14 +144,6 @@ class Rendered(NamedTuple):
     warnings: list[str]
 
 
-def check_sound(audio: Path) -> SoundCheck:
-    """A file's sound, decoded once to know its length and what is wrong with it. Raises TalkheadError like `iter_audio`."""
-    check = SoundCheck()
-    for piece in iter_audio(audio):
-        check.push(piece)
-    return check
-
-
 def sound_warnings(check: SoundCheck, frames: int, what: str) -> list[str]:
     """Sentences about the sound under a video of `frames` frames of `what`, which decides how long the video is."""
     video, sound = frames / FPS, check.seconds
@@ -160,6 +152,20 @@ def sound_warnings(check: SoundCheck, frames: int, what: str) -> list[str]:
         end = "the sound is cut off there" if sound > video else "the rest of the video is silent"
         found.append(f"the {what} last {video:.1f} s, the sound {sound:.1f} s; the video is as long as the {what}, and {end}")
     return found
+
+
+@contextmanager
+def sound_under(audio: Path | None, folder: Path, frames: int, what: str) -> Iterator[tuple[DecodedSound | None, list[str]]]:
+    """The sound `audio` of a video in `folder`, decoded once, and its `sound_warnings`. Raises TalkheadError like
+    `DecodedSound`."""
+    if audio is None:
+        yield None, []
+        return
+    with DecodedSound(audio, folder) as sound:
+        check = SoundCheck()
+        for _ in check.listen(sound.pieces(2.0)):
+            pass
+        yield sound, sound_warnings(check, frames, what)
 
 
 def unseen(rgba: Tensor) -> Tensor:
@@ -235,10 +241,10 @@ def _composite_folder(avatar: Avatar, folder: Path, output: Path, audio: Path | 
     if not pictures or not len(pictures) == len(pose) == len(torso):
         raise TalkheadError(f"{folder}: found {len(pictures)} pictures, {len(pose)} poses, {len(torso)} torso motions; "
                             "there should be as many of each")
-    warnings = sound_warnings(check_sound(audio), len(pictures), "pictures") if audio is not None else []
     info, hidden = avatar.info, 0
     renderer = Renderer(avatar, device, parts=("torso",))
-    with (VideoWriter(output, info.width, info.height, audio=audio) as writer,
+    with (sound_under(audio, output.parent, len(pictures), "pictures") as (sound, warnings),
+          VideoWriter(output, info.width, info.height, audio=sound) as writer,
           progress(len(pictures), "compositing", quiet=quiet, unit="frame") as bar):
         for start in range(0, len(pictures), batch_size(device)):
             batch = slice(start, start + batch_size(device))
