@@ -1,8 +1,12 @@
 """The stored torso against the network that drew it, and pictures composited in one pass against the slow way."""
 
+import threading
+from functools import partial
+
 import numpy as np
 import torch
 
+from shared.media.layer_video import GROUP, write_layers
 from shared.metrics import psnr
 from torso_styleunet.composite import composite_pictures, draw_torso
 from torso_styleunet.config import TorsoConfig
@@ -46,3 +50,18 @@ def test_stored_torso_equals_the_network(tmp_path):
     stored = TorsoLayers(tmp_path / "torso.mp4", 48, 32, count, CPU).at(rows)
     drawn = to_bytes(draw_torso(torso, heads(rows), torch.from_numpy(poses[rows]), torch.from_numpy(motion[rows])))
     assert stored.shape == (4, 32, 48, 4) and psnr(stored / 255, drawn / 255) > 35
+
+
+def test_pictures_decoded_ahead_in_threads_are_those_decoded_when_asked_for(tmp_path):
+    count, size = 5 * GROUP + 3, 16
+    rng = np.random.default_rng(0)
+    write_layers(tmp_path / "torso.mp4", rng.integers(0, 256, (count, size, size, 4), np.uint8), size, size)
+    opened = partial(TorsoLayers, tmp_path / "torso.mp4", size, size, count, torch.device("cpu"))
+    slow, fast, whole = opened(threads=0), opened(threads=2), opened(threads=2, preload=True)
+    for track in ([0, 1, 2], [40, 41], [62, 5, 30], [3], np.arange(count)):
+        expected = slow.at(np.array(track))
+        for layers in (fast, whole):
+            assert torch.equal(layers.at(np.array(track)), expected)
+    for layers in (slow, fast, whole):
+        layers.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("torso layers")]
