@@ -4,6 +4,7 @@ What the head says hardly changes the torso behind it (docs/benchmarks.md): alon
 motion, which repeat. So it is drawn with the neutral face after training, and synthesis only looks it up.
 """
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -50,14 +51,17 @@ def to_bytes(torso_rgba: Tensor) -> Tensor:
 
 
 class TorsoLayers:
-    """The stored pictures of a motion track of `count` frames, decoded on demand; memory is bounded."""
+    """The stored pictures of a motion track of `count` frames, decoded on demand; memory is bounded.
+
+    The file is open until `close()`, or until nothing refers to the object.
+    """
 
     def __init__(self, path: Path, width: int, height: int, count: int, device: torch.device) -> None:
         self.device = device
         budget = KEPT_ON_CPU if device.type == "cpu" else KEPT_ON_GPU
         self.groups = max(2, budget // (GROUP * width * height * 4))
         self.video = LayerVideo(path, width, height, count, kept=self.groups * GROUP if device.type == "cpu" else 0)
-        self.video.__enter__()
+        self.close = weakref.finalize(self, self.video.__enter__().close)
         self._resident: OrderedDict[int, Tensor] = OrderedDict()
 
     def at(self, track: np.ndarray) -> Tensor:
