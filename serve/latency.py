@@ -65,17 +65,19 @@ class Bench:
 
     def speak(self, sound: np.ndarray, conversations: int, seconds: float, want: str = "video", codec: str = "vp8",
               progress: Callable[[float], None] = lambda seconds: None) -> Run:
-        """`conversations`, of each avatar in turn, speak `sound` (n,) 16 kHz in real time, over and over, 40 ms at a time, started
-        at different times within a tick. Raises TalkheadError if a worker ends."""
+        """`conversations`, of each avatar in turn, speak `sound` (n,) 16 kHz in real time, over and over, 40 ms at a time,
+        started at different times within a tick. Raises TalkheadError if a worker ends."""
         known: dict[int, Heard] = {}
         for k in range(conversations):
             self._next += 1
             self._owner[self._next] = self.pipes[k % len(self.pipes)]
             known[self._next] = Heard()
-            init = {"avatar": self.avatars[k % len(self.avatars)], "want": [want], "codec": codec, "sample_rate": SAMPLE_RATE, "format": "s16", "seed": k}
+            init = {"avatar": self.avatars[k % len(self.avatars)], "want": [want], "codec": codec, "sample_rate": SAMPLE_RATE,
+                    "format": "s16", "seed": k}
             self._send(self._next, "open", init=init)
         ready: set[int] = set()
-        self._until(known, time.monotonic() + START_SECONDS, lambda number, message: ready.add(number), lambda: len(ready) == len(known))
+        self._until(known, time.monotonic() + START_SECONDS, lambda number, message: ready.add(number),
+                    lambda: len(ready) == len(known))
         pieces = [piece.tobytes() for piece in
                   np.split((sound[: len(sound) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME] * 32767).astype("<i2"),
                            len(sound) // SAMPLES_PER_FRAME)]

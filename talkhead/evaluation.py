@@ -34,7 +34,7 @@ PROTOCOL = (
     "`stage2 train` fitted to the pictures, held-out ones too.")
 
 
-def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device, *, fitted: bool = False,
+def evaluate_pictures(renderer: Renderer, clip: Clip, splits: Iterable[str], *, fitted: bool = False,
                       quiet: bool = False) -> dict[str, dict[str, float]]:
     """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses and torso motion.
 
@@ -42,7 +42,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
     the mouth box. head over truth: what `stage2 eval` measures (see `head_over_truth`). With `fitted`, the poses are those
     that `stage2 train` fitted to the pictures, held-out ones too. Raises TalkheadError for a split without good frames.
     """
-    renderer = Renderer(avatar, device)
+    avatar, device = renderer.avatar, renderer.device
     info = clip.info
     landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
     poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
@@ -86,9 +86,9 @@ def _good_frames(clip: Clip, split: str) -> np.ndarray:
     return indices
 
 
-def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> dict[str, float]:
+def render_speed(renderer: Renderer, seconds: float = 2.0) -> dict[str, float]:
     """Frames a second of head and of finished frames, at batch 1 and at the usual batch, after warming up."""
-    renderer = Renderer(avatar, device)
+    avatar, device = renderer.avatar, renderer.device
     neutral = avatar.load_neutral()
     motion = MotionTrack(avatar, "loop")
     result = {}
@@ -121,9 +121,9 @@ def check_same_size(avatar: Avatar, clip: Clip) -> None:
         raise TalkheadError(f"{avatar.root} renders {a.width}x{a.height}, but {clip.root} is {b.width}x{b.height}")
 
 
-def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.device) -> np.ndarray:
+def side_by_side(renderer: Renderer, clip: Clip, indices: np.ndarray) -> np.ndarray:
     """Contact sheet: true frames, finished frames at tracked and, if there are any, at fitted poses -> uint8 (k·H, n·W, 3)."""
-    renderer = Renderer(avatar, device)
+    avatar = renderer.avatar
     landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
     plates, shots = clip.load_plates(), clip.shot_of_frames()
     rows = [clip.read_frames(indices)]
@@ -158,12 +158,13 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
             again = retracking.retrack_avatar(avatar, clip, splits, device)
             tables |= {retracking.TITLE.format(split): made.table for split, made in again.items()}
             notes[list(tables)[-1]] = retracking.note(avatar, clip)
-        tables[PICTURES.format("tracked")] = evaluate_pictures(avatar, clip, splits, device)
+        renderer = Renderer(avatar, device)
+        tables[PICTURES.format("tracked")] = evaluate_pictures(renderer, clip, splits)
         if clip.load_fitted_poses(avatar.trained_head()) is not None:
-            tables[PICTURES.format("fitted")] = evaluate_pictures(avatar, clip, splits, device, fitted=True)
+            tables[PICTURES.format("fitted")] = evaluate_pictures(renderer, clip, splits, fitted=True)
         notes[list(tables)[-1]] = PROTOCOL
-        tables["frames a second"] = {"this machine": render_speed(avatar, device)}
-        sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
+        tables["frames a second"] = {"this machine": render_speed(renderer)}
+        sheet = side_by_side(renderer, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)])
     if avatar.stage1.is_file():
         tables["stage 1 against its baselines"] = evaluate_stage1(clip, avatar.stage1, splits=splits, device=device)
     make_folder(folder)

@@ -81,6 +81,7 @@ class Renderer:
         """The stored torso of the motion track; None if there is none for the torso and the track as they are."""
         if not self.avatar.has_layers():
             return None
+        self.avatar.verify("layers")
         return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device,
                            self.preload and self.device.type != "cpu")
 

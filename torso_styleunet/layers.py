@@ -4,6 +4,7 @@ What the head says hardly changes the torso behind it (docs/benchmarks.md): alon
 motion, which repeat. So it is drawn with the neutral face after training, and synthesis only looks it up.
 """
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,11 +56,18 @@ def to_bytes(torso_rgba: Tensor) -> Tensor:
     return (torso_rgba.permute(0, 2, 3, 1) * 255).round().byte().contiguous()
 
 
+def _close(video: LayerVideo, threads: ThreadPoolExecutor | None) -> None:
+    if threads is not None:
+        threads.shutdown(wait=False, cancel_futures=True)
+    video.close()
+
+
 class TorsoLayers:
     """The stored pictures of a motion track of `count` frames, decoded on demand; memory is bounded.
 
     With `threads`, of which there are some on a GPU, they are decoded before they are needed, with `preload` all of them in the
-    end. On a GPU they stay as long as a quarter of its memory is free.
+    end. On a GPU they stay as long as a quarter of its memory is free. The file is open until `close()`, or until nothing refers
+    to the object.
     """
 
     def __init__(self, path: Path, width: int, height: int, count: int, device: torch.device, preload: bool = False,
@@ -75,13 +83,7 @@ class TorsoLayers:
         self._decoders = local()  # one for each thread
         self._threads = ThreadPoolExecutor(threads, "torso layers") if threads else None
         self.video = self._open(kept=0 if threads else self._budget).__enter__()
-
-    def close(self) -> None:
-        """Give back what is decoded, and end the threads."""
-        if self._threads is not None:
-            self._threads.shutdown(cancel_futures=True)
-        self._resident.clear()
-        self.video.__exit__(None, None, None)
+        self.close = weakref.finalize(self, _close, self.video, self._threads)
 
     def at(self, track: np.ndarray) -> Tensor:
         """Frames track (B,) of the motion track -> (B, H, W, 4) uint8 straight colour and alpha, on the device."""
