@@ -38,12 +38,14 @@ def load_head(path: Path | str, device: torch.device | str) -> Head:
                                 "dimensions")
     count, (rank, moving, _) = len(tensors["positions"]), tensors["blend.basis"].shape
     centres = tensors["code.centres"].float()
+    interior = tensors["interior.jaw"].numel() if "interior.jaw" in tensors else 0
     if rank < len(GROUPS) or not 1 <= moving <= count or centres.shape != (N_LANDMARKS, 3):
         raise TalkheadError(f"{path} is damaged: {count} splats, {moving} that move by {rank} coefficients and {len(centres)} "
                             "landmarks do not go together")
     head = load_module(lambda: Head(centres, torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3), moving=moving,
                                     rank=rank, hidden=len(tensors["blend.networks.0.0.weight"]),
-                                    pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors), tensors, path)
+                                    pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors,
+                                    interior=interior), tensors, path)
     if meta["format"] == UNLIMITED:
         head.brightest = float("inf")
     return head.to(device).eval().requires_grad_(False)

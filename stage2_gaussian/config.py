@@ -33,6 +33,8 @@ class Stage2Config(Settings):
     rate_pose: float = setting(1e-4, "learning rate of poses, radians, and metres / 10", 0, 1)
     falling_hair: bool = setting(True, "hair that falls below the jaw follows the shoulders, the further down the more")
     rate_follow: float = setting(2e-2, "learning rate of how much falling hair moves with the shoulders, logits", 0, 1)
+    rigid_teeth: bool = setting(False, "splats behind the lips move with skull and lower jaw instead of the lips")
+    rate_jaw: float = setting(2e-2, "learning rate of how far splats behind the lips move with the lower jaw, logits", 0, 1)
     rate_shading: float = setting(5e-3, "learning rate of the shading's basis", 0, 1)
     exposure_weight: float = setting(0.1, "keeps the exposure of frames near that of all", 0, 1000)
     rate_exposure: float = setting(1e-3, "learning rate of the frames' exposure", 0, 1)

@@ -48,11 +48,14 @@ def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
         falling = FallingHair(config.splats)
         poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()[:, :SIMILARITY]))
         falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
-    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling)
+    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling, config.rigid_teeth)
+    means, scales, colors, jaw = (torch.from_numpy(x) for x in start)
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        head = Head(torch.from_numpy(clip.load_neutral()[0]), *(torch.from_numpy(x) for x in start), moving=config.moving,
-                    rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank)
+        head = Head(torch.from_numpy(clip.load_neutral()[0]), means, scales, colors, moving=config.moving, rank=config.rank,
+                    hidden=config.hidden, pose_rank=config.pose_rank, interior=len(jaw))
+    if head.interior is not None:
+        head.interior.jaw.data.copy_(jaw)
     if falling is not None:
         falling.set_start(head.positions.detach(), head.code.centres)
         head.falling = falling
@@ -120,6 +123,8 @@ class Trainer:
         ]
         if head.falling is not None:
             groups.append(([head.falling.follow], config.rate_follow))
+        if head.interior is not None:
+            groups.append(([head.interior.jaw], config.rate_jaw))
         self.rates = [rate for _, rate in groups]
         self.optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups], eps=1e-15,
                                           fused=True)
@@ -264,7 +269,8 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
         count = len(saved.tensors["head/positions"])
         head = Head(saved.tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
                     moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank,
-                    falling="head/falling.follow" in saved.tensors)
+                    falling="head/falling.follow" in saved.tensors,
+                    interior=len(saved.tensors.get("head/interior.jaw", ())))
         trainer = Trainer(head.to(device), data, config)
         trainer.restore(saved)
     else:
