@@ -44,6 +44,7 @@ class Stage2Config(Settings):
     final_rate: float = setting(0.05, "all rates fall exponentially to this part of their start", 1e-6, 1)
     ssim_weight: float = setting(0.2, "of the structural similarity", 0, 1000)
     gradient_weight: float = setting(0.5, "of the error of differences of neighbouring pixels", 0, 1000)
+    detail_weight: float = setting(0.0, "of the error of how much detail the mouth box shows, wherever it lies", 0, 1000)
     alpha_weight: float = setting(0.2, "of the error of opacity", 0, 1000)
     pose_weight: float = setting(0.02, "keeps the refinement of training poses near zero", 0, 1000)
     mouth_emphasis: float = setting(4.0, "extra weight of pixels in the mouth box", 0, 1000)
