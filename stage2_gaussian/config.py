@@ -17,6 +17,7 @@ class Stage2Config(Settings):
     splats: int = setting(0, "Gaussians at the start; 0: by the picture's size", 0, 2_000_000)
     moving: int = setting(0, "splats with blendshapes, those that move most with the landmarks; 0: a share of all",
                           0, 2_000_000)
+    mouth_share: float = setting(0.06, "share of the splats at the start that lie behind the lips", 0, 0.5)
     rank: int = setting(0, "coefficients of the low-rank blendshapes; 0: 32 on CUDA, else 16", 0, 256)
     hidden: int = setting(128, "width of the networks from landmarks to coefficients", 1, 4096)
     pose_rank: int = setting(6, "coefficients of the pose-dependent shading", 1, 64)

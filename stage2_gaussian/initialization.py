@@ -18,7 +18,6 @@ from stage2_gaussian.skinning import CHIN, Skinning
 
 VIEWS = 16  # training frames that Gaussians are sampled from
 OPEN_VIEWS = 6  # frames with the widest mouth that teeth and tongue are sampled from
-MOUTH_SHARE = 0.06  # of the Gaussians, behind the lips
 MOUTH_DEPTH = 0.012  # metres behind the surface of the lips
 DETAIL = 3.0  # extra density in the boxes around eyes and mouth
 DETAIL_BOXES = ((LIPS, 0.15), (EYE_RIGHT, 0.3), (EYE_LEFT, 0.3))  # landmarks, margin in widths of their bounding box
@@ -55,9 +54,11 @@ def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...
 
 
 def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.Generator,
-                   falling: FallingHair | None = None, rigid_teeth: bool = False) -> CanonicalGaussians:
+                   falling: FallingHair | None = None, mouth_share: float = 0.06,
+                   rigid_teeth: bool = False) -> CanonicalGaussians:
     """Sample `splats` Gaussians from the head pixels of training frames `indices` and undo the frames' expressions, and the
-    motion of hair that falls below the jaw. With `rigid_teeth` those from the mouth's interior move with skull and jaw.
+    motion of hair that falls below the jaw. `mouth_share` of them come from the mouth's interior; with `rigid_teeth` these move
+    with skull and jaw.
 
     Raises TalkheadError if no frame shows a head.
     """
@@ -67,7 +68,7 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     skinning = Skinning(torch.from_numpy(neutral))
     views = np.unique(indices[np.linspace(0, len(indices) - 1, VIEWS).round().astype(int)])
     wide = indices[np.argsort(-lip_opening(landmarks[indices]))[:OPEN_VIEWS]]
-    inner = int(splats * MOUTH_SHARE)
+    inner = int(splats * mouth_share)
     points, point_colors, logits = [], [], []
     for label, frames, count, depth_offset in ((HEAD, views, splats - inner, 0.0), (MOUTH, wide, inner, MOUTH_DEPTH)):
         for t, share in zip(frames, np.diff(np.linspace(0, count, len(frames) + 1).round().astype(int))):

@@ -48,7 +48,8 @@ def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
         falling = FallingHair(config.splats)
         poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()[:, :SIMILARITY]))
         falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
-    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling, config.rigid_teeth)
+    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling, config.mouth_share,
+                           config.rigid_teeth)
     means, scales, colors, jaw = (torch.from_numpy(x) for x in start)
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
