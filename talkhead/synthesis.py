@@ -57,14 +57,14 @@ class Renderer:
     """Landmarks, poses and torso motion -> frames, with the networks of one avatar.
 
     `parts` says which are loaded: "stage2" draws the head, "torso" puts it on shoulders and background; the torso's network is
-    read when it is first used, since along the avatar's own motion track its pictures are stored. Raises TalkheadError for an
-    avatar without them.
+    read when it is first used, since along the avatar's own motion track its pictures are stored; with `preload` these are all
+    brought to a GPU, little by little. Raises TalkheadError for an avatar without them.
     """
 
     def __init__(self, avatar: Avatar, device: torch.device | str = "auto", *,
-                 parts: tuple[str, ...] = ("stage2", "torso")) -> None:
+                 parts: tuple[str, ...] = ("stage2", "torso"), preload: bool = False) -> None:
         avatar.require(*parts)
-        self.avatar, self.device, self.info = avatar, pick_device(device), avatar.info
+        self.avatar, self.device, self.info, self.preload = avatar, pick_device(device), avatar.info, preload
         if "stage2" in parts:
             self.head = load_head(avatar.stage2, self.device)
         if "torso" in parts:
@@ -82,7 +82,8 @@ class Renderer:
         if not self.avatar.has_layers():
             return None
         self.avatar.verify("layers")
-        return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device)
+        return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device,
+                           self.preload and self.device.type != "cpu")
 
     def plate(self, rgb: np.ndarray) -> Tensor:
         """uint8 (H,W,3) -> float (H,W,3) in [0,1] on the device."""

@@ -1,6 +1,9 @@
 """The stored torso against the network that drew it, and pictures composited in one pass against the slow way."""
 
 import os
+import threading
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,7 @@ import pytest
 import torch
 
 from shared.errors import TalkheadError
-from shared.media.layer_video import write_layers
+from shared.media.layer_video import GROUP, write_layers
 from shared.metrics import psnr
 from torso_styleunet.composite import composite_pictures, draw_torso
 from torso_styleunet.config import TorsoConfig
@@ -78,3 +81,21 @@ def test_the_stored_torso_is_closed_when_nobody_needs_it_any_more(tmp_path):
     with pytest.raises(TalkheadError, match="expected pictures and number"):
         TorsoLayers(path, 16, 16, 4, CPU)
     assert not is_open()
+
+
+def test_pictures_decoded_ahead_in_threads_are_those_decoded_when_asked_for(tmp_path):
+    count, size = 5 * GROUP + 3, 16
+    rng = np.random.default_rng(0)
+    write_layers(tmp_path / "torso.mp4", rng.integers(0, 256, (count, size, size, 4), np.uint8), size, size)
+    opened = partial(TorsoLayers, tmp_path / "torso.mp4", size, size, count, torch.device("cpu"))
+    slow, fast, whole = opened(threads=0), opened(threads=2), opened(threads=2, preload=True)
+    for track in ([0, 1, 2], [40, 41], [62, 5, 30], [3], np.arange(count)):
+        expected = slow.at(np.array(track))
+        for layers in (fast, whole):
+            assert torch.equal(layers.at(np.array(track)), expected)
+    for layers in (slow, fast, whole):
+        layers.close()
+    end = time.monotonic() + 10
+    while time.monotonic() < end and any(thread.name.startswith("torso layers") for thread in threading.enumerate()):
+        time.sleep(0.01)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("torso layers")]
