@@ -81,7 +81,7 @@ class LoadedAvatar:
             landmarks = np.concatenate([landmarks, np.repeat(landmarks[-1:], whole - count, axis=0)])
             frames = np.concatenate([frames, np.repeat(frames[-1:], whole - count)])
         poses, torso = self.motion.poses[frames], self.motion.torso[frames]
-        head = self.renderer.head_rgba(landmarks.astype(np.float32), poses, torso)
+        head = self.renderer.head_rgba(landmarks.astype(np.float32), poses, torso, self.motion.looks[frames])
         return self.renderer.pictures(head, poses, torso, frames)[:count].cpu().numpy()
 
 

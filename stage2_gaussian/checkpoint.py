@@ -15,7 +15,8 @@ from stage2_gaussian.head import Head
 FORMAT = "gaussian-head-4"
 UNLIMITED = "gaussian-head-3"  # an older format, in which colours may be brighter than white
 # tensors kept in single precision
-SINGLE = ("positions", "code.centres", "code.log_scales", "code.rotations", "falling.rest", "falling.camera")
+SINGLE = ("positions", "code.centres", "code.log_scales", "code.rotations", "falling.rest", "falling.camera", "blend.gaze.usual",
+          "blend.gaze.low", "blend.gaze.high")
 
 
 def save_head(path: Path, head: Head, meta: dict[str, Any]) -> None:
@@ -36,14 +37,19 @@ def load_head(path: Path | str, device: torch.device | str) -> Head:
         if name not in tensors or tensors[name].ndim != count:
             raise TalkheadError(f"{path} is damaged or of another version: it should hold the tensor {name!r} of {count} "
                                 "dimensions")
+    if "blend.gaze.basis" in tensors and tensors["blend.gaze.basis"].ndim != 3:
+        raise TalkheadError(f"{path} is damaged or of another version: it should hold the tensor 'blend.gaze.basis' of 3 "
+                            "dimensions")
+    eyes = tensors["blend.gaze.basis"].shape[1] if "blend.gaze.basis" in tensors else 0
     count, (rank, moving, _) = len(tensors["positions"]), tensors["blend.basis"].shape
     centres = tensors["code.centres"].float()
-    if rank < len(GROUPS) or not 1 <= moving <= count or centres.shape != (N_LANDMARKS, 3):
-        raise TalkheadError(f"{path} is damaged: {count} splats, {moving} that move by {rank} coefficients and {len(centres)} "
-                            "landmarks do not go together")
+    if rank < len(GROUPS) or not 1 <= moving <= count or eyes > moving or centres.shape != (N_LANDMARKS, 3):
+        raise TalkheadError(f"{path} is damaged: {count} splats, {moving} that move by {rank} coefficients"
+                            f"{f', {eyes} with the gaze' if eyes else ''} and {len(centres)} landmarks do not go together")
     head = load_module(lambda: Head(centres, torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3), moving=moving,
                                     rank=rank, hidden=len(tensors["blend.networks.0.0.weight"]),
-                                    pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors), tensors, path)
+                                    pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors,
+                                    eyes=eyes), tensors, path)
     if meta["format"] == UNLIMITED:
         head.brightest = float("inf")
     return head.to(device).eval().requires_grad_(False)

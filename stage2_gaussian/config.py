@@ -15,7 +15,7 @@ class Stage2Config(Settings):
     """A zero in splats, moving, rank, steps or batch means: what suits the device and picture size (see `resolve`)."""
 
     splats: int = setting(0, "Gaussians at the start; 0: by the picture's size", 0, 2_000_000)
-    moving: int = setting(0, "splats with blendshapes, those that move most with the landmarks; 0: a share of all",
+    moving: int = setting(0, "splats with blendshapes, the eyes' and those that move most with the landmarks; 0: a share of all",
                           0, 2_000_000)
     rank: int = setting(0, "coefficients of the low-rank blendshapes; 0: 32 on CUDA, else 16", 0, 256)
     hidden: int = setting(128, "width of the networks from landmarks to coefficients", 1, 4096)
@@ -33,6 +33,7 @@ class Stage2Config(Settings):
     rate_pose: float = setting(1e-4, "learning rate of poses, radians, and metres / 10", 0, 1)
     falling_hair: bool = setting(True, "hair that falls below the jaw follows the shoulders, the further down the more")
     rate_follow: float = setting(2e-2, "learning rate of how much falling hair moves with the shoulders, logits", 0, 1)
+    gaze: bool = setting(True, "the eyes look where the clip's gaze says; without a gaze.npy in the clip this does nothing")
     rate_shading: float = setting(5e-3, "learning rate of the shading's basis", 0, 1)
     exposure_weight: float = setting(0.1, "keeps the exposure of frames near that of all", 0, 1000)
     rate_exposure: float = setting(1e-3, "learning rate of the frames' exposure", 0, 1)
@@ -65,7 +66,7 @@ def resolve(config: Stage2Config, device: torch.device, width: int, height: int)
     return dataclasses.replace(
         config,
         splats=splats,
-        moving=min(splats, config.moving or (splats // 4 if cuda else splats * 4 // 10)),
+        moving=min(splats, config.moving or (splats * 27 // 100 if cuda else splats * 4 // 10)),
         rank=config.rank or (32 if cuda else 16),
         steps=config.steps or (4000 if cuda else 1500),
         fits=config.fits if config.fits >= 0 else (3 if cuda else 1),

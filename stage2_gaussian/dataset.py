@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     landmarks: Tensor  # (B, 68, 3)
     poses: Tensor  # (B, 4, 4)
     torso: Tensor  # (B, 4) torso motion
+    gaze: Tensor  # (B, 2) eye widths; NaN in a clip without
 
 
 class FrameTensors(NamedTuple):
@@ -216,6 +217,7 @@ class HeadDataset:
         self.landmarks = torch.from_numpy(landmarks).to(device)
         self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
         self.torso = torch.from_numpy(clip.load_torso_motion()[indices, :SIMILARITY]).to(device)
+        self.gaze = torch.from_numpy(clip.load_gaze()[indices]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
         if recolorable:
             self.seen = torch.from_numpy(clip.load_seen()[:, self.rows, self.columns]).to(device)
@@ -302,7 +304,7 @@ class HeadDataset:
         on_device = torch.from_numpy(rows).to(self.device)
         frames, backdrop, head, alpha, alpha_valid = (x.float() for x in self.frame_tensors(rows)[:5])
         return Batch(frames / 255, backdrop / 255, head, alpha / 255, alpha_valid, self.landmarks[on_device],
-                     self.poses[on_device], self.torso[on_device])
+                     self.poses[on_device], self.torso[on_device], self.gaze[on_device])
 
 
 def sampling_probs(landmarks: np.ndarray) -> np.ndarray:

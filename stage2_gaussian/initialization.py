@@ -21,17 +21,20 @@ OPEN_VIEWS = 6  # frames with the widest mouth that teeth and tongue are sampled
 MOUTH_SHARE = 0.06  # of the Gaussians, behind the lips
 MOUTH_DEPTH = 0.012  # metres behind the surface of the lips
 DETAIL = 3.0  # extra density in the boxes around eyes and mouth
+EYE_REACH, EYE_POINTS = 0.003, 12  # metres around the opening of an eye; points on a line of its outline
 DETAIL_BOXES = ((LIPS, 0.15), (EYE_RIGHT, 0.3), (EYE_LEFT, 0.3))  # landmarks, margin in widths of their bounding box
 SIZE = 0.7  # standard deviation of a Gaussian, of the mean distance to its three nearest neighbours: they just overlap
 SIZES = (2e-4, 5e-3)  # metres, bounds of that
 
 
 class CanonicalGaussians(NamedTuple):
-    """Gaussians of the neutral face in head space, in descending order of how much they move."""
+    """Gaussians of the neutral face in head space: those of the eyes first, then the others in descending order of how much
+    they move."""
 
     means: np.ndarray  # (N, 3) metres
     scales: np.ndarray  # (N,) metres, standard deviation
     colors: np.ndarray  # (N, 3) in 0..1
+    eyes: int  # how many are those of the eyes
 
 
 def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...],
@@ -87,11 +90,27 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     colors = np.concatenate(point_colors).astype(np.float32)
     motion = np.sqrt(((landmarks[indices] - neutral) ** 2).sum(-1).mean(0))
     influence = skinning.weights(torch.from_numpy(means)).detach().numpy() @ motion
-    order = np.argsort(-influence, kind="stable")
+    near_eyes = _near_eyes(means, neutral)
+    order = np.argsort(np.where(near_eyes, -np.inf, -influence), kind="stable")
     means, colors = means[order], colors[order]
     distances, _ = cKDTree(means).query(means, k=4)
     scales = np.clip(SIZE * distances[:, 1:].mean(1), *SIZES).astype(np.float32)
-    return CanonicalGaussians(means, scales, colors)
+    return CanonicalGaussians(means, scales, colors, int(near_eyes.sum()))
+
+
+def _near_eyes(means: np.ndarray, neutral: np.ndarray) -> np.ndarray:
+    """means (N, 3) and the neutral (68, 3), metres -> (N,) bool: in the opening of an eye or within EYE_REACH of it, seen from
+    the front.
+
+    What moves there, irises and lids, moves little beside the mouth, or not with any landmark.
+    """
+    near = np.zeros(len(means), bool)
+    for part in (EYE_RIGHT, EYE_LEFT):
+        outline = neutral[[*part, part[0]], :2].astype(float)
+        along = np.linspace(outline[:-1], outline[1:], EYE_POINTS, axis=1).reshape(-1, 2)
+        middle = np.linspace(outline[0], outline[3], EYE_POINTS)  # from corner to corner
+        near |= cKDTree(np.concatenate([along, middle])).query(means[:, :2].astype(float))[0] < EYE_REACH
+    return near
 
 
 def _near_detail(pixels: np.ndarray, landmarks: np.ndarray, pose: np.ndarray, clip: Clip) -> np.ndarray:

@@ -36,7 +36,7 @@ PROTOCOL = (
 
 def evaluate_pictures(renderer: Renderer, clip: Clip, splits: Iterable[str], *, fitted: bool = False,
                       quiet: bool = False) -> dict[str, dict[str, float]]:
-    """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses and torso motion.
+    """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses, torso motion and gaze.
 
     full: the finished frame against the video. head: the same where the labels say head or mouth. mouth: the same in
     the mouth box. head over truth: what `stage2 eval` measures (see `head_over_truth`). With `fitted`, the poses are those
@@ -44,7 +44,7 @@ def evaluate_pictures(renderer: Renderer, clip: Clip, splits: Iterable[str], *, 
     """
     avatar, device = renderer.avatar, renderer.device
     info = clip.info
-    landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
+    landmarks, motion, gaze = clip.load_landmarks(), clip.load_torso_motion(), clip.load_gaze()
     poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
     shots, step = clip.shot_of_frames(), batch_size(device)
@@ -59,7 +59,7 @@ def evaluate_pictures(renderer: Renderer, clip: Clip, splits: Iterable[str], *, 
                 batch = indices[rows]
                 true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
                 labels = clip.read_labels(batch)
-                head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch])
+                head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch], gaze[batch])
                 frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
                 frames = (frames * 255).round() / 255
                 is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
@@ -94,9 +94,9 @@ def render_speed(renderer: Renderer, seconds: float = 2.0) -> dict[str, float]:
     result = {}
     for batch in dict.fromkeys((1, batch_size(device))):
         landmarks = np.repeat(neutral, batch, axis=0)
-        now = motion.at(0, batch)
-        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses, now.torso),
-                 "frame": partial(renderer.frames, landmarks, *now)}
+        now, gaze = motion.at(0, batch), motion.gaze_at(0, batch)
+        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses, now.torso, gaze),
+                 "frame": partial(renderer.frames, landmarks, *now, gaze)}
         for name, call in calls.items():
             call()
             _wait(device)
@@ -124,14 +124,14 @@ def check_same_size(avatar: Avatar, clip: Clip) -> None:
 def side_by_side(renderer: Renderer, clip: Clip, indices: np.ndarray) -> np.ndarray:
     """Contact sheet: true frames, finished frames at tracked and, if there are any, at fitted poses -> uint8 (k·H, n·W, 3)."""
     avatar = renderer.avatar
-    landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
+    landmarks, motion, gaze = clip.load_landmarks(), clip.load_torso_motion(), clip.load_gaze()
     plates, shots = clip.load_plates(), clip.shot_of_frames()
     rows = [clip.read_frames(indices)]
     fitted = clip.load_fitted_poses(avatar.trained_head())
     for poses in [clip.load_poses(), *([] if fitted is None else [fitted])]:
         rendered = []
         for t in indices:
-            head = renderer.head_rgba(landmarks[t : t + 1], poses[t : t + 1], motion[t : t + 1])
+            head = renderer.head_rgba(*(array[t : t + 1] for array in (landmarks, poses, motion, gaze)))
             plate = renderer.plate(plates[shots[t]])
             rendered.append(to_uint8(renderer.compose(head, poses[t : t + 1], motion[t : t + 1], plate))[0])
         rows.append(np.stack(rendered))

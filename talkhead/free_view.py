@@ -74,7 +74,7 @@ def beyond_warnings(covered: PoseRange, poses: np.ndarray) -> list[str]:
 
 
 class HeadView:
-    """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
+    """What stage 2 shows of a landmark file: T rows of landmarks with their poses, torso motion and gaze.
 
     `warnings` are sentences on what was given, and `hidden` is how many of the frames that were rendered last show no head.
     """
@@ -87,6 +87,7 @@ class HeadView:
         self.landmarks = load_landmarks(landmarks)
         motion = MotionTrack(avatar, poses, limit=pose_limit)
         self.poses, self.torso, _ = motion.at(0, len(self.landmarks))
+        self.gaze = motion.gaze_at(0, len(self.landmarks))
         self.warnings = motion.warnings(len(self.landmarks))
         self.orbits = orbit is not None
         if orbit is not None:
@@ -110,7 +111,7 @@ class HeadView:
         with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
             torso = None if self.orbits else torch.from_numpy(self.torso)  # seen from elsewhere, it is no motion of the picture
             for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
-                                        info.width, info.height, batch_size(device), torso):
+                                        info.width, info.height, batch_size(device), torso, torch.from_numpy(self.gaze)):
                 self.hidden += int(unseen(rgba))
                 yield rgba
                 bar.update(len(rgba))

@@ -61,13 +61,13 @@ def _from_sound(avatar: Avatar, clip: Clip, frames: np.ndarray, device: torch.de
 def _write_video(path: Path, renderer: Renderer, clip: Clip, frames: np.ndarray, shot: int, rows: np.ndarray, poses: np.ndarray,
                  quiet: bool) -> None:
     device = renderer.device
-    plate, motion = renderer.plate(clip.load_plates()[shot]), clip.load_torso_motion()[frames]
+    plate, motion, gaze = renderer.plate(clip.load_plates()[shot]), clip.load_torso_motion()[frames], clip.load_gaze()[frames]
     sound = clip.load_audio()[SAMPLES_PER_FRAME * int(frames[0]) : SAMPLES_PER_FRAME * (int(frames[-1]) + 1)]
     pairs: list[np.ndarray] = []
     with progress(len(frames), "held-out frames", quiet=quiet, unit="frame") as bar:
         for start in range(0, len(frames), batch_size(device)):
             part = slice(start, start + batch_size(device))
-            head = renderer.head_rgba(rows[part], poses[part], motion[part])
+            head = renderer.head_rgba(rows[part], poses[part], motion[part], gaze[part])
             drawn = renderer.compose(head, poses[part], motion[part], plate)
             true = torch.as_tensor(clip.read_frames(frames[part]), device=device).float() / 255
             pairs += list(to_uint8(_small(torch.cat([true, drawn], dim=2))))

@@ -16,6 +16,7 @@ from shared.clip import Clip
 from shared.config import read_yaml, shown
 from shared.errors import TalkheadError
 from shared.files import read_json
+from shared.gaze import GAZE, load_gaze
 from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening, load_array, load_landmarks
 from shared.lock import folder_lock, holder
 from shared.media.audio_io import audio_notes, load_audio
@@ -101,6 +102,8 @@ def _clip(clip: Clip) -> Iterator[str]:
     }
     if clip.torso_warp.is_file():
         parts[clip.torso_warp.name] = lambda: _shape(load_warp(clip.torso_warp))
+    if clip.gaze.is_file():
+        parts[clip.gaze.name] = lambda: _shape(clip.load_gaze())
     if clip.phones.is_file():
         parts[clip.phones.name] = lambda: f"{len(load_phones(clip.phones))} phones and pauses"
     if clip.fitted_poses.is_file():
@@ -130,6 +133,8 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
         "neutral.npy": lambda: _shape(avatar.load_neutral()),
         "background.png": lambda: _of_size(avatar.load_background(), made.width, made.height, avatar.background),
     }
+    if avatar.gaze.is_file():
+        parts[avatar.gaze.name] = lambda: _shape(avatar.load_gaze())
     for part in PARTS:
         parts[part] = partial(_part, avatar, part)
     if avatar.has_layers():
@@ -233,6 +238,8 @@ def _array(path: Path) -> Iterator[str]:
         yield f"poses {load_poses(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     elif shape[1:] == (4,):
         yield f"torso motion {load_array(path, (4,)).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
+    elif shape[1:] == (GAZE,):
+        yield f"gaze {load_gaze(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     elif len(shape) == 4 and shape[3] == 2:
         yield f"torso warp {load_warp(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     else:

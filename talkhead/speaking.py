@@ -64,7 +64,7 @@ class Speaker:
 
     @cached_property
     def motion(self) -> MotionTrack:
-        return MotionTrack(self.avatar, self.poses, self.head_motion, self.pose_limit)
+        return MotionTrack(self.avatar, self.poses, self.head_motion, self.pose_limit, self.seed)
 
     def speak(self, audio: Path | str, output: Path | str, *, landmarks: Path | str | None = None, start: float = 0.0,
               end: float | None = None, save_landmarks_to: Path | str | None = None, overwrite: bool = False,
@@ -132,7 +132,7 @@ class Speaker:
                 if kept is not None:
                     saved.append(batch)
                 now = motion.at(count, count + len(batch))
-                head = self.renderer.head_rgba(batch, now.poses, now.torso)
+                head = self.renderer.head_rgba(batch, now.poses, now.torso, motion.gaze_at(count, count + len(batch)))
                 hidden += unseen(head)
                 hand_over(finished(self.renderer, scene, head, now, count))
                 count += len(batch)

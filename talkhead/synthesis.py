@@ -90,10 +90,13 @@ class Renderer:
         return torch.as_tensor(rgb, device=self.device).float() / 255
 
     @torch.no_grad()
-    def head_rgba(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray) -> Tensor:
-        """landmarks (B,68,3) metres, poses (B,4,4) head→camera, torso motion (B,4) -> premultiplied RGBA (B,H,W,4) in [0,1]."""
+    def head_rgba(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray,
+                  gaze: np.ndarray | None = None) -> Tensor:
+        """landmarks (B,68,3) metres, poses (B,4,4) head→camera, torso motion (B,4), gaze (B,2) eye widths, without which the eyes
+        look as they usually do -> premultiplied RGBA (B,H,W,4) in [0,1]."""
         shapes, placed, torso = (torch.as_tensor(array, device=self.device) for array in (landmarks, poses, torso_motion))
-        return render_head(self.head, shapes, placed, self.info.intrinsics, self.info.width, self.info.height, torso)
+        looks = None if gaze is None else torch.as_tensor(gaze, device=self.device)
+        return render_head(self.head, shapes, placed, self.info.intrinsics, self.info.width, self.info.height, torso, looks)
 
     @torch.no_grad()
     def compose(self, head: Tensor, poses: np.ndarray, torso_motion: np.ndarray, background: Tensor | None = None) -> Tensor:
@@ -124,9 +127,9 @@ class Renderer:
         return person_pictures(head, self.torso_rgba(head, poses, torso_motion, track))
 
     def frames(self, landmarks: np.ndarray, poses: np.ndarray, torso_motion: np.ndarray,
-               track: np.ndarray | None = None) -> Tensor:
-        """landmarks (B,68,3), and what `MotionTrack.at` returns -> finished frames (B,H,W,3) in [0,1]."""
-        return self.pictures(self.head_rgba(landmarks, poses, torso_motion), poses, torso_motion, track).float() / 255
+               track: np.ndarray | None = None, gaze: np.ndarray | None = None) -> Tensor:
+        """landmarks (B,68,3), and what `MotionTrack.at` and `gaze_at` return -> finished frames (B,H,W,3) in [0,1]."""
+        return self.pictures(self.head_rgba(landmarks, poses, torso_motion, gaze), poses, torso_motion, track).float() / 255
 
 
 def batch_size(device: torch.device) -> int:

@@ -10,6 +10,8 @@ from shared.camera import euler_degrees, pose_matrix
 from shared.errors import TalkheadError
 from shared.face_check import TEMPLATE
 from shared.files import write_json
+from shared.fixations import Fixations
+from shared.gaze import save_gaze
 from shared.image import straight
 from shared.landmarks import load_array, save_array, save_landmarks
 from shared.media import audio_io
@@ -61,6 +63,19 @@ def test_motion_loops_stands_still_or_follows_a_file(avatar, tmp_path):
     save_array(tmp_path / "own.npy", np.tile(pose_matrix(UPRIGHT, np.array([0, 0, 7.0])), (12, 1, 1)))
     poses, torso, track = MotionTrack(avatar, str(tmp_path / "own.npy")).at(0, 12)
     assert track is None and (poses[:, 2, 3] == 7).all() and torso[:, 0].tolist() == [0, 4, 8, 12, 16, 12, 8, 4, 0, 4, 8, 12]
+
+
+def test_the_gaze_is_that_of_the_tracks_frames_or_seeded(avatar, tmp_path):
+    assert all(np.isnan(MotionTrack(avatar, mode).gaze_at(0, 3)).all() for mode in ("loop", "still"))
+    looks = np.array([[0.0, 0], [0.1, 0], [0.2, 0], [0.3, 0.1], [0.4, 0]], np.float32)
+    save_gaze(avatar.gaze, looks)
+    for gain in (1.0, 0.5):
+        np.testing.assert_array_equal(MotionTrack(avatar, "loop", gain).gaze_at(3, 7), looks[[3, 4, 3, 2]])
+    save_array(tmp_path / "own.npy", np.tile(pose_matrix(UPRIGHT, np.array([0, 0, 7.0])), (12, 1, 1)))
+    for mode, gain in (("still", 1.0), ("loop", 0.0), (tmp_path / "own.npy", 1.0)):
+        made = MotionTrack(avatar, mode, gain, seed=3)
+        np.testing.assert_array_equal(made.gaze_at(5, 500), Fixations(looks, 3).at(5, 500))
+        assert not np.array_equal(made.gaze_at(0, 500), MotionTrack(avatar, mode, gain, seed=4).gaze_at(0, 500))
 
 
 @pytest.fixture(scope="module")
