@@ -21,7 +21,7 @@ OPEN_VIEWS = 6  # frames with the widest mouth that teeth and tongue are sampled
 MOUTH_DEPTH = 0.012  # metres behind the surface of the lips
 DETAIL = 3.0  # extra density in the boxes around eyes and mouth
 DETAIL_BOXES = ((LIPS, 0.15), (EYE_RIGHT, 0.3), (EYE_LEFT, 0.3))  # landmarks, margin in widths of their bounding box
-JAW_SLOPE = 8.0  # logits of the share of the jaw's motion at the start, between upper and lower lip
+JAW_SLOPE = 24.0  # logits of the share of the jaw's motion at the start, between upper and lower lip
 SIZE = 0.7  # standard deviation of a Gaussian, of the mean distance to its three nearest neighbours: they just overlap
 SIZES = (2e-4, 5e-3)  # metres, bounds of that
 
