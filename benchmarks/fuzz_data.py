@@ -51,6 +51,7 @@ def make_samples(folder: Path) -> None:
     from shared.config import config_to_dict
     from shared.face_check import TEMPLATE
     from shared.files import write_json
+    from shared.gaze import save_gaze
     from shared.landmarks import save_array, save_landmarks
     from shared.media.audio_io import save_wav
     from shared.media.video_io import write_png
@@ -86,6 +87,8 @@ def make_samples(folder: Path) -> None:
         save_torso_motion(path, np.concatenate([motion, rng.normal(size=(FRAMES, 18))], 1))
     for path in (clip.background, avatar.background):
         write_png(path, picture)
+    for path in (clip.gaze, avatar.gaze):
+        save_gaze(path, rng.uniform(-0.2, 0.2, (FRAMES, 2)))
     save_wav(clip.audio, np.zeros(640 * FRAMES, np.float32))
     camera = (60.0, 60.0, SIZE / 2, SIZE / 2)
     clip.save_info(ClipInfo("me", "me.mov", "00", SIZE, SIZE, FRAMES, camera, (0, 0, SIZE), [Shot(0, FRAMES, "background.png")],
@@ -103,7 +106,7 @@ def make_samples(folder: Path) -> None:
     save_model(avatar.stage1, LandmarkModel(KernelRegressor(small.kernel(0), 20), new_model(small, 1).transformer), ["me"])
     places = torch.from_numpy(rng.normal(size=(60, 3)) * 0.05).float()
     head = Head(torch.from_numpy(TEMPLATE).float(), places, torch.full((60,), 0.006), torch.rand(60, 3), moving=20, rank=6,
-                hidden=8, pose_rank=2)
+                hidden=8, pose_rank=2, eyes=10)
     save_head(avatar.stage2, head, {"clip": "me", "config": {}})
     write_ply(folder / "head.ply", canonical_gaussians(head))
     torso = TorsoConfig(steps=1, batch=2, channels=4, max_channels=8, levels=2, style_dim=8)
@@ -138,7 +141,8 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
 
     def clip(folder: Path) -> None:
         opened = Clip(folder / "clip")
-        for load in (opened.load_landmarks, opened.load_poses, opened.load_torso_motion, opened.load_neutral, opened.load_plates):
+        for load in (opened.load_landmarks, opened.load_poses, opened.load_torso_motion, opened.load_gaze, opened.load_neutral,
+                     opened.load_plates):
             load()
         for name in opened.info.split:
             opened.split(name)
@@ -147,7 +151,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
     def avatar(folder: Path, name: str = "avatar") -> None:
         opened = Avatar(folder / name)
         opened.require("stage1", "stage2", "torso")
-        for load in (opened.load_neutral, opened.load_motion, opened.load_background):
+        for load in (opened.load_neutral, opened.load_motion, opened.load_gaze, opened.load_background):
             load()
 
     def inspect(name: str) -> Callable[[Path], Any]:
@@ -165,6 +169,7 @@ def readers() -> dict[str, list[Callable[[Path], Any]]]:
         "clip/poses.npy": [clip, inspect("clip/poses.npy")],
         "clip/torso.npy": [clip, inspect("clip/torso.npy")],
         "clip/torso_warp.npy": [clip, inspect("clip/torso_warp.npy")],
+        "clip/gaze.npy": [clip, inspect("clip/gaze.npy")],
         "clip/phones.json": of("clip/phones.json", load_phones),
         "clip/quality.json": of("clip/quality.json", read_scores),
         "clip/audio.wav": of("clip/audio.wav", load_audio),

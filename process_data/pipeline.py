@@ -21,12 +21,14 @@ from process_data.segmentation import segmentation_pass
 from process_data.segmentation.segmentation_pass import Face
 from process_data.segmentation.segmenter import face_is_inside
 from process_data.tracking import track
+from process_data.tracking.eyes import track_gaze
 from process_data.workers import LONGEST, PARTS, SHORTEST, Workers
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot, good_frames
 from shared.config import config_to_dict
 from shared.errors import MachineError, TalkheadError
 from shared.files import make_folder, read_json, same_file, sha256, write_json
+from shared.gaze import save_gaze
 from shared.landmarks import FPS, save_array, save_landmarks
 from shared.lock import PARTIAL, lock_folder
 from shared.media.audio_io import iter_audio, save_wav
@@ -36,7 +38,7 @@ from shared.torso_motion import save_torso_motion
 from shared.version import installed_versions
 
 Split = dict[str, list[tuple[int, int]]]
-OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso|torso_warp)\.npy|"
+OWN = re.compile(r"clip\.json|video\.mp4|audio\.wav|(landmarks|poses|poses_fitted|neutral|torso|torso_warp|gaze)\.npy|"
                  r"poses_fitted\.json|(labels|alpha)\.mkv|background(_\d+)?(_seen)?\.png|report\.html|quality\.json|training|"
                  r"\.cache|\.partial|\.lock")
 DERIVED = ("poses_fitted.npy", "poses_fitted.json", "training", ".cache")  # written into a clip after `process`
@@ -178,6 +180,8 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
     save_landmarks(clip.landmarks, tracked.landmarks)
     save_array(clip.poses, tracked.poses)
     save_landmarks(clip.neutral, tracked.neutral)
+    if irises is not None and (gaze := track_gaze(irises, pixels, tracked.landmarks, usable, spans)) is not None:
+        save_gaze(clip.gaze, gaze)
     samples = video.load_sound(source, count)
     lag = lip_lag.estimate_lag(samples, tracked.landmarks)
     if config.fix_sync and lag is not None:
@@ -204,7 +208,7 @@ def _process(source: Path, target: Clip, work: Path, digest: str, info, config: 
         versions=installed_versions("talkhead", "mediapipe", "av"), warnings=warnings,
         lag_ms=0.0 if config.fix_sync and lag is not None else lag)
     save_with_content(clip, made)
-    page.write_report(clip, irises, tracked.residuals)
+    page.write_report(clip, tracked.residuals)
 
 
 def save_with_content(clip: Clip, info: ClipInfo) -> None:

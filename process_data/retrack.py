@@ -83,7 +83,7 @@ def retrack(pictures: Iterable[np.ndarray], head: KnownHead, detector: Detector,
             detector.restart()
             for _ in range(WARM_UP):
                 detector.everyone(frame)
-        face = _nearest(detector.everyone(frame), scheme.landmarks68, expected[t])
+        face = nearest_face(detector.everyone(frame), scheme.landmarks68, expected[t])
         if face is not None:
             points[t] = face
             edges[t] = lip_edges.lip_evidence(frame, face[scheme.landmarks68, :2])
@@ -108,7 +108,7 @@ def retrack(pictures: Iterable[np.ndarray], head: KnownHead, detector: Detector,
     return (landmarks @ head.turn).astype(np.float32), found
 
 
-def _nearest(faces: np.ndarray, landmarks68: np.ndarray, expected: np.ndarray) -> np.ndarray | None:
+def nearest_face(faces: np.ndarray, landmarks68: np.ndarray, expected: np.ndarray) -> np.ndarray | None:
     """Of faces (n,P,3) pixels the one whose landmarks lie nearest to `expected` (68,2), if it overlaps with that; else None."""
     if len(faces) == 0:
         return None

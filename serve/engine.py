@@ -43,7 +43,7 @@ class LoadedAvatar:
         avatar.require("stage1", "stage2", "torso")
         self.name, self.device = name, device
         self.predictor = load_predictor(avatar.stage1, torch.device("cpu"))
-        self.renderer, self.motion = Renderer(avatar, device), MotionTrack(avatar)
+        self.renderer, self.motion = Renderer(avatar, device, preload=True), MotionTrack(avatar)
         self.neutral = avatar.load_neutral().reshape(-1, 3)
         self.calm = calm_stretch(self.motion.poses)
         self.marks = Marks(avatar.info, mark=mark)
@@ -81,7 +81,7 @@ class LoadedAvatar:
             landmarks = np.concatenate([landmarks, np.repeat(landmarks[-1:], whole - count, axis=0)])
             frames = np.concatenate([frames, np.repeat(frames[-1:], whole - count)])
         poses, torso = self.motion.poses[frames], self.motion.torso[frames]
-        head = self.renderer.head_rgba(landmarks.astype(np.float32), poses, torso)
+        head = self.renderer.head_rgba(landmarks.astype(np.float32), poses, torso, self.motion.looks[frames])
         return self.renderer.pictures(head, poses, torso, frames)[:count].cpu().numpy()
 
 

@@ -17,6 +17,7 @@ from shared.config import config_from_dict, shown
 from shared.consent import Consent
 from shared.errors import TalkheadError, TalkheadWarning
 from shared.files import make_folder, read_json, refuse_unreachable, sha256, write_json
+from shared.gaze import optional_gaze, save_gaze
 from shared.landmarks import load_landmarks, save_array
 from shared.lock import lock_folder
 from shared.media.video_io import read_png
@@ -27,7 +28,7 @@ from shared.torso_motion import load_torso_motion, save_torso_motion
 
 AVATAR_FORMAT = 1
 TRACK = ("motion_poses.npy", "motion_torso.npy")
-WARP = "motion_torso_warp.npy"  # optional
+WARP, GAZE = "motion_torso_warp.npy", "motion_gaze.npy"  # optional
 LONGEST_TRACK = 750  # frames; longer ones would only make the stored torso larger
 PARTS = ("stage1", "stage2", "torso")
 COMMANDS = {"stage1": "stage1 finetune", "stage2": "stage2 train", "torso": "torso train"}  # that train a part
@@ -85,6 +86,7 @@ class Avatar:
     poses = _File("motion_poses.npy")
     motion = _File("motion_torso.npy")
     warp = _File(WARP)
+    gaze = _File(GAZE)
     background = _File("background.png")
     layers = _File("torso_layers.mp4")
 
@@ -112,9 +114,9 @@ class Avatar:
         return self._unpacked.folder
 
     @property
-    def editable(self) -> tuple[Path, Path, Path, Path, Path]:
+    def editable(self) -> tuple[Path, ...]:
         """What a user may edit."""
-        return self.neutral, self.poses, self.motion, self.warp, self.background
+        return self.neutral, self.poses, self.motion, self.warp, self.gaze, self.background
 
     @property
     def info(self) -> AvatarInfo:
@@ -162,11 +164,15 @@ class Avatar:
                               "--accept` takes it over", TalkheadWarning, stacklevel=2)
 
     def verify(self, part: str) -> None:
-        """Raise TalkheadError unless the file of `part` is the one that the manifest names; one in no manifest passes."""
-        known = None if self.packed else self.info.parts.get(part)  # what was unpacked has been compared
-        if known is not None and part not in self._verified and sha256(self.part(part)) != known["sha256"]:
-            raise TalkheadError(f"{self.part(part)} is not the file that training wrote: its bytes were damaged or replaced; "
-                                f"copy the avatar again, or run `talkhead {COMMANDS[part]} CLIP --overwrite`")
+        """Raise TalkheadError unless the file of `part`, or the stored torso for "layers", is the one that the manifest names;
+        one in no manifest passes."""
+        file, known, mend = self.part(part), self.info.parts.get(part), f"{COMMANDS.get(part)} CLIP --overwrite"
+        if part == "layers":
+            file, known, mend = self.layers, self.info.layers, f"torso layers {self.root}"
+        # what was unpacked has been compared
+        if known and not self.packed and part not in self._verified and sha256(file) != known["sha256"]:
+            raise TalkheadError(f"{file} is not the file that training wrote: its bytes were damaged or replaced; copy the "
+                                f"avatar again, or run `talkhead {mend}`")
         self._verified.add(part)
 
     def _require_one_clip(self, parts: tuple[str, ...]) -> None:
@@ -201,7 +207,7 @@ class Avatar:
         """Neutral, motion track and background where they are no longer as training wrote them; none of an avatar file."""
         if self.packed or not self.info.files:
             return []
-        return [path for path in self.editable if (path.is_file() and path.name in self.info.files or path == self.warp)
+        return [path for path in self.editable if (path.is_file() and path.name in self.info.files or path.name in (WARP, GAZE))
                 and self.info.files.get(path.name) != (sha256(path) if path.is_file() else None)]
 
     def has_layers(self) -> bool:
@@ -213,7 +219,7 @@ class Avatar:
         """Take over what `edited` names; returns it. Raises TalkheadError for a file that is not valid."""
         self.require_folder()
         edited = self.edited()
-        self.load_neutral(), self.load_motion(), self.load_background()
+        self.load_neutral(), self.load_motion(), self.load_gaze(), self.load_background()
         files = {name: known for name, known in self.info.files.items() if name not in {path.name for path in edited}}
         files |= {path.name: sha256(path) for path in edited if path.is_file()}
         self.save_info(dataclasses.replace(self.info, files=files))
@@ -252,6 +258,10 @@ class Avatar:
             raise TalkheadError(f"{self.root}: {len(poses)} poses but {len(torso)} torso motions in the motion track")
         return poses, torso
 
+    def load_gaze(self) -> np.ndarray:
+        """(M,2) float32 eye widths: the gaze of the motion track's frames; NaN in an avatar without, whose eyes stay ahead."""
+        return optional_gaze(self.gaze, len(load_poses(self.poses)))
+
     def pose_range(self) -> PoseRange:
         """The head poses that the avatar's clip shows; of an older avatar those of its motion track."""
         return self.info.pose_range or PoseRange.of(self.load_motion()[0])
@@ -283,7 +293,7 @@ def check_contents(folder: Path, manifest: Manifest) -> None:
     for name, known in named.items():
         if name not in manifest.files or manifest.files[name].sha256 != known:
             raise TalkheadError(f"{folder}: {shown(name)} is not the file that its avatar.json names; pack the avatar again")
-    avatar.load_neutral(), avatar.load_motion()
+    avatar.load_neutral(), avatar.load_motion(), avatar.load_gaze()
     avatar.check_background()
     for part in PARTS:
         if avatar.part(part).is_file():
@@ -398,7 +408,7 @@ def motion_track(clip: Clip, split: str = "train") -> tuple[np.ndarray, int]:
     shots = clip.shot_of_frames()[indices]
     breaks = np.flatnonzero((np.diff(indices) != 1) | (np.diff(shots) != 0)) + 1
     stretch = max(np.split(np.arange(len(indices)), breaks), key=len)
-    for array in (clip.load_poses, clip.load_torso_motion, clip.load_neutral):
+    for array in (clip.load_poses, clip.load_torso_motion, clip.load_gaze, clip.load_neutral):
         array()
     shot = int(shots[stretch[0]])
     if not clip.plate_path(shot).is_file():
@@ -428,10 +438,11 @@ def create_from_clip(avatar: Avatar, clip: Clip, split: str = "train", *, part: 
         poses = refined_poses(head, clip)
         save_array(work.poses, poses[track])
         save_torso_motion(work.motion, clip.load_torso_motion()[track])
+        save_gaze(work.gaze, clip.load_gaze()[track])
         save_array(work.neutral, clip.load_neutral())
         shutil.copyfile(clip.plate_path(shot), work.background)
         files = {path.name: sha256(path) for path in work.editable if path.is_file()}
-        stale = [] if work.warp.is_file() else [WARP]
+        stale = [path.name for path in (work.warp, work.gaze) if not path.is_file()]
         if old and all(known["clip"] == clip.identity() for known in parts.values()):
             for path in avatar.edited():
                 (work.root / path.name).unlink(missing_ok=True)

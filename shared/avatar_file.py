@@ -30,8 +30,8 @@ MANIFEST = "manifest.json"
 MB = 1 << 20
 MEMBERS = {  # name -> most bytes, in the order in which they stand in the file
     MANIFEST: MB, "avatar.json": MB, "neutral.npy": MB, "motion_poses.npy": 64 * MB, "motion_torso.npy": 32 * MB,
-    "motion_torso_warp.npy": 64 * MB, "background.png": 64 * MB, "torso_layers.mp4": 256 * MB, "stage1.safetensors": 256 * MB,
-    "stage2.safetensors": 256 * MB, "torso.safetensors": 256 * MB,
+    "motion_torso_warp.npy": 64 * MB, "motion_gaze.npy": 32 * MB, "background.png": 64 * MB, "torso_layers.mp4": 256 * MB,
+    "stage1.safetensors": 256 * MB, "stage2.safetensors": 256 * MB, "torso.safetensors": 256 * MB,
 }
 LARGEST = 512 * MB  # bytes, of the file and of all that is in it
 MOST_MEMBERS = 64  # of any version

@@ -15,6 +15,7 @@ from shared.arrays import MOST_ROWS
 from shared.config import config_from_dict, config_to_dict, shown
 from shared.errors import TalkheadError
 from shared.files import atomic_path, read_json, refuse_unreachable, sha256, write_json
+from shared.gaze import optional_gaze
 from shared.landmarks import FPS, load_landmarks, save_array
 from shared.lock import remove_abandoned
 from shared.media.audio_io import load_audio
@@ -145,6 +146,7 @@ class Clip:
         self.neutral = self.root / "neutral.npy"
         self.torso_motion = self.root / "torso.npy"
         self.torso_warp = warp_file(self.torso_motion)
+        self.gaze = self.root / "gaze.npy"
         self.labels = self.root / "labels.mkv"
         self.alpha = self.root / "alpha.mkv"
         self.background = self.root / "background.png"
@@ -232,7 +234,7 @@ class Clip:
         """SHA-256 of each file that training reads, as it is now, by name."""
         plates = [name for shot in self.info.shots for name in (shot.background, seen_file(Path(shot.background)).name)]
         paths = (self.video, self.audio, self.landmarks, self.poses, self.neutral, self.torso_motion, self.torso_warp,
-                 self.labels, self.alpha, *(self.root / name for name in dict.fromkeys(plates)))
+                 self.gaze, self.labels, self.alpha, *(self.root / name for name in dict.fromkeys(plates)))
         return {path.name: sha256(path) for path in paths if path.is_file()}
 
     def changed(self) -> list[str]:
@@ -263,6 +265,10 @@ class Clip:
         """(T, 4 + 2·n²) float32 torso motion: dx, dy pixels, angle radians, scale; then the control points of the warp, n = 0
         without one."""
         return self._of_length(load_torso_motion(self.torso_motion), self.torso_motion)
+
+    def load_gaze(self) -> np.ndarray:
+        """(T,2) float32 eye widths: the irises' offset from the middle of the eyes, across and down; NaN in a clip without."""
+        return optional_gaze(self.gaze, self.info.frames)
 
     def load_neutral(self) -> np.ndarray:
         """(1,68,3) float32 metres, head space: the face at rest."""

@@ -15,7 +15,7 @@ class Stage2Config(Settings):
     """A zero in splats, moving, rank, steps or batch means: what suits the device and picture size (see `resolve`)."""
 
     splats: int = setting(0, "Gaussians at the start; 0: by the picture's size", 0, 2_000_000)
-    moving: int = setting(0, "splats with blendshapes, those that move most with the landmarks; 0: a share of all",
+    moving: int = setting(0, "splats with blendshapes, the eyes' and those that move most with the landmarks; 0: a share of all",
                           0, 2_000_000)
     mouth_share: float = setting(0.06, "share of the splats at the start that lie behind the lips", 0, 0.5)
     rank: int = setting(0, "coefficients of the low-rank blendshapes; 0: 32 on CUDA, else 16", 0, 256)
@@ -34,6 +34,7 @@ class Stage2Config(Settings):
     rate_pose: float = setting(1e-4, "learning rate of poses, radians, and metres / 10", 0, 1)
     falling_hair: bool = setting(True, "hair that falls below the jaw follows the shoulders, the further down the more")
     rate_follow: float = setting(2e-2, "learning rate of how much falling hair moves with the shoulders, logits", 0, 1)
+    gaze: bool = setting(True, "the eyes look where the clip's gaze says; without a gaze.npy in the clip this does nothing")
     rigid_teeth: bool = setting(False, "splats behind the lips move with skull and lower jaw instead of the lips")
     rate_jaw: float = setting(2e-2, "learning rate of how far splats behind the lips move with the lower jaw, logits", 0, 1)
     rate_shading: float = setting(5e-3, "learning rate of the shading's basis", 0, 1)
@@ -69,7 +70,7 @@ def resolve(config: Stage2Config, device: torch.device, width: int, height: int)
     return dataclasses.replace(
         config,
         splats=splats,
-        moving=min(splats, config.moving or (splats // 4 if cuda else splats * 4 // 10)),
+        moving=min(splats, config.moving or (splats * 27 // 100 if cuda else splats * 4 // 10)),
         rank=config.rank or (32 if cuda else 16),
         steps=config.steps or (4000 if cuda else 1500),
         fits=config.fits if config.fits >= 0 else (3 if cuda else 1),

@@ -41,6 +41,7 @@ class Batch(NamedTuple):
     landmarks: Tensor  # (B, 68, 3)
     poses: Tensor  # (B, 4, 4)
     torso: Tensor  # (B, 4) torso motion
+    gaze: Tensor  # (B, 2) eye widths; NaN in a clip without
 
 
 class FrameTensors(NamedTuple):
@@ -107,7 +108,7 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     band = _widened(plane, reach) > shrunk
     clothed = (~head & ~background).float()[:, None]
     body = _widened(clothed, reach) > 0
-    nearby = F.avg_pool2d(torch.cat([frames.movedim(-1, 1) * shrunk, shrunk], 1), 4 * reach + 1, 1, 2 * reach)
+    nearby = _averaged(torch.cat([frames.movedim(-1, 1) * shrunk, shrunk], 1), 2 * reach)
     difference = (nearby[:, :3] / nearby[:, 3:].clamp_min(1e-6)).movedim(1, -1) - plates
     contrast = difference.square().sum(-1)
     mixed = (((frames - plates) * difference).sum(-1) / contrast.clamp_min(1e-6)).clamp(0, 1)
@@ -128,6 +129,12 @@ def _widened(plane: Tensor, reach: int) -> Tensor:
     return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
 
 
+def _averaged(planes: Tensor, reach: int) -> Tensor:
+    """Mean of planes (B, C, H, W) over squares that reach so many pixels to each side, zeros beyond the picture's edge."""
+    rows = F.avg_pool2d(planes, (2 * reach + 1, 1), 1, (reach, 0))
+    return F.avg_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
+
+
 def foreground_colors(frames: Tensor, plates: Tensor, alpha: Tensor, sure: Tensor, seen: Tensor, reach: int) -> Tensor:
     """The head's colour in mixed pixels, without that of the background: (B, H, W, 3) in [0, 1].
 
@@ -138,7 +145,7 @@ def foreground_colors(frames: Tensor, plates: Tensor, alpha: Tensor, sure: Tenso
     """
     plane = sure.float()[:, None]
     picture = frames.movedim(-1, 1)
-    sums = F.avg_pool2d(torch.cat([picture * plane, picture.square() * plane, plane], 1), 4 * reach + 1, 1, 2 * reach)
+    sums = _averaged(torch.cat([picture * plane, picture.square() * plane, plane], 1), 2 * reach)
     count = sums[:, 6:].clamp_min(1e-6)
     mean, square = (sums[:, k : k + 3] / count for k in (0, 3))
     spread = (square - mean.square()).clamp_min(LEAST_SPREAD**2)
@@ -175,7 +182,7 @@ def make_backdrop(frames: Tensor, plates: Tensor, head: Tensor, background: Tens
     reach = max(1, reach)
     body = (~head & ~background).float()[:, None]
     planes = torch.cat([frames.movedim(-1, 1).float() * body, body, background.float()[:, None]], 1)
-    near = F.avg_pool2d(planes, 4 * reach + 1, 1, 2 * reach).movedim(1, -1)
+    near = _averaged(planes, 2 * reach).movedim(1, -1)
     clothed = head & (near[..., 3] > near[..., 4])
     body_color = (near[..., :3] / near[..., 3:4].clamp_min(1e-6)).round().byte()
     over_plate = torch.where((head | open_air)[..., None], plates, frames)
@@ -210,6 +217,7 @@ class HeadDataset:
         self.landmarks = torch.from_numpy(landmarks).to(device)
         self.poses = torch.from_numpy(clip.load_poses()[indices]).to(device)
         self.torso = torch.from_numpy(clip.load_torso_motion()[indices, :SIMILARITY]).to(device)
+        self.gaze = torch.from_numpy(clip.load_gaze()[indices]).to(device)
         self.plates = torch.from_numpy(clip.load_plates()[:, self.rows, self.columns]).to(device)
         if recolorable:
             self.seen = torch.from_numpy(clip.load_seen()[:, self.rows, self.columns]).to(device)
@@ -296,7 +304,7 @@ class HeadDataset:
         on_device = torch.from_numpy(rows).to(self.device)
         frames, backdrop, head, alpha, alpha_valid = (x.float() for x in self.frame_tensors(rows)[:5])
         return Batch(frames / 255, backdrop / 255, head, alpha / 255, alpha_valid, self.landmarks[on_device],
-                     self.poses[on_device], self.torso[on_device])
+                     self.poses[on_device], self.torso[on_device], self.gaze[on_device])
 
 
 def sampling_probs(landmarks: np.ndarray) -> np.ndarray:

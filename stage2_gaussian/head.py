@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.camera import quaternion_from_matrix, quaternion_multiply
-from stage2_gaussian.blendshapes import LowRankBlendshapes
+from stage2_gaussian.blendshapes import GazeBlend, LowRankBlendshapes
 from stage2_gaussian.falling_hair import FallingHair
 from stage2_gaussian.shading import PoseShading
 from stage2_gaussian.skinning import MouthInterior, Skinning
@@ -29,7 +29,8 @@ class CameraGaussians(NamedTuple):
 
 
 class Head(nn.Module):
-    """Landmarks and head poses -> Gaussians in camera space. The first `moving` Gaussians have blendshapes.
+    """Landmarks, gaze and head poses -> Gaussians in camera space. The first `moving` Gaussians have blendshapes, the first
+    `eyes` of them move with the gaze.
 
     The names of attributes are keys of checkpoints (docs/formats.md): `positions` are the canonical means, `rotations` the
     canonical quaternions, `code` is the skinning, `blend` the blendshapes, `falling` is there if hair falls below the jaw,
@@ -37,9 +38,9 @@ class Head(nn.Module):
     """
 
     def __init__(self, neutral: Tensor, means: Tensor, scales: Tensor, colors: Tensor, *, moving: int, rank: int,
-                 hidden: int, pose_rank: int, falling: bool = False, interior: int = 0) -> None:
-        """neutral (68, 3) and means (N, 3) metres in head space, scales (N,) metres, colors (N, 3) in 0..1; the first `interior`
-        Gaussians lie behind the lips."""
+                 hidden: int, pose_rank: int, falling: bool = False, eyes: int = 0, interior: Tensor | None = None) -> None:
+        """neutral (68, 3) and means (N, 3) metres in head space, scales (N,) metres, colors (N, 3) in 0..1; the first `eyes`
+        Gaussians are those of the eyes, those of numbers `interior` (K,) lie behind the lips and move with skull and jaw."""
         super().__init__()
         count = len(means)
         self.positions = nn.Parameter(means.detach().clone())
@@ -50,10 +51,10 @@ class Head(nn.Module):
         self.opacities = nn.Parameter(torch.full((count,), math.log(START_OPACITY / (1 - START_OPACITY))))
         self.colors = nn.Parameter(colors.detach().clone())
         self.code = Skinning(neutral)
-        self.blend = LowRankBlendshapes(moving, rank, hidden)
+        self.blend = LowRankBlendshapes(moving, rank, hidden, eyes)
         self.shading = PoseShading(count, pose_rank)
         self.falling = FallingHair(count) if falling else None
-        self.interior = MouthInterior(interior) if interior else None
+        self.interior = None if interior is None else MouthInterior(interior)
         self.brightest = 1.0  # no splat is brighter than a picture can be
         self._skinning_weights: Tensor | None = None
 
@@ -63,7 +64,8 @@ class Head(nn.Module):
         for name in ATTRIBUTES:
             old = getattr(self, name)
             setattr(self, name, nn.Parameter(old[rows], requires_grad=old.requires_grad))
-        for part in (self.blend, self.shading):
+        parts: list[LowRankBlendshapes | GazeBlend | PoseShading] = [self.blend, self.shading]
+        for part in parts + ([] if self.blend.gaze is None else [self.blend.gaze]):
             own = rows[rows < part.basis.shape[1]]
             part.basis = nn.Parameter(part.basis[:, own], requires_grad=part.basis.requires_grad)
         if self.falling is not None:
@@ -85,11 +87,12 @@ class Head(nn.Module):
         self._skinning_weights = None if self.positions.requires_grad else weights
         return weights
 
-    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor | None = None) -> CameraGaussians:
+    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor | None = None,
+                gaze: Tensor | None = None) -> CameraGaussians:
         """landmarks (B, 68, 3) metres in head space, poses (B, 4, 4) head → camera, torso motion (B, 4): without it, falling
-        hair moves with the head."""
+        hair moves with the head; gaze (B, 2) eye widths: without it, and where it is NaN, the eyes look as they usually do."""
         displacements = landmarks - self.code.centres
-        change = self.blend(displacements)
+        change = self.blend(displacements, gaze)
         change = F.pad(change, (0, 0, 0, len(self.positions) - change.shape[1]))
         skinned = self.skinning_weights() @ displacements.movedim(0, 1).flatten(1)  # (N, B * 3): one product for the batch
         means = self.positions + skinned.unflatten(1, (-1, 3)).movedim(1, 0) + change[..., :3]

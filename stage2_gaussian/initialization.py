@@ -20,6 +20,7 @@ VIEWS = 16  # training frames that Gaussians are sampled from
 OPEN_VIEWS = 6  # frames with the widest mouth that teeth and tongue are sampled from
 MOUTH_DEPTH = 0.012  # metres behind the surface of the lips
 DETAIL = 3.0  # extra density in the boxes around eyes and mouth
+EYE_REACH, EYE_POINTS = 0.003, 12  # metres around the opening of an eye; points on a line of its outline
 DETAIL_BOXES = ((LIPS, 0.15), (EYE_RIGHT, 0.3), (EYE_LEFT, 0.3))  # landmarks, margin in widths of their bounding box
 JAW_SLOPE = 24.0  # logits of the share of the jaw's motion at the start, between upper and lower lip
 SIZE = 0.7  # standard deviation of a Gaussian, of the mean distance to its three nearest neighbours: they just overlap
@@ -27,12 +28,14 @@ SIZES = (2e-4, 5e-3)  # metres, bounds of that
 
 
 class CanonicalGaussians(NamedTuple):
-    """Gaussians of the neutral face in head space: the K that move with skull and jaw, then the others, in descending order of
-    how much they move."""
+    """Gaussians of the neutral face in head space: those of the eyes first, then the others in descending order of how much
+    they move, K of them with skull and jaw."""
 
     means: np.ndarray  # (N, 3) metres
     scales: np.ndarray  # (N,) metres, standard deviation
     colors: np.ndarray  # (N, 3) in 0..1
+    eyes: int  # how many are those of the eyes
+    interior: np.ndarray  # (K,) int64, numbers of those that move with skull and jaw
     jaw: np.ndarray  # (K,) logit of the share of the jaw's motion
 
 
@@ -96,13 +99,32 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     colors = np.concatenate(point_colors).astype(np.float32)
     motion = np.sqrt(((landmarks[indices] - neutral) ** 2).sum(-1).mean(0))
     influence = skinning.weights(torch.from_numpy(means)).detach().numpy() @ motion
+    near_eyes = _near_eyes(means, neutral)
     jaw = np.concatenate([np.zeros(0), *logits]).astype(np.float32)
-    influence[len(means) - len(jaw) :] = np.inf  # first, in the order of `jaw`
-    order = np.argsort(-influence, kind="stable")
+    first = len(means) - len(jaw)
+    influence[first:] = np.inf
+    near_eyes[first:] = False
+    order = np.lexsort((-influence, ~near_eyes))
+    interior = np.flatnonzero(order >= first)
     means, colors = means[order], colors[order]
     distances, _ = cKDTree(means).query(means, k=4)
     scales = np.clip(SIZE * distances[:, 1:].mean(1), *SIZES).astype(np.float32)
-    return CanonicalGaussians(means, scales, colors, jaw)
+    return CanonicalGaussians(means, scales, colors, int(near_eyes.sum()), interior, jaw[order[interior] - first])
+
+
+def _near_eyes(means: np.ndarray, neutral: np.ndarray) -> np.ndarray:
+    """means (N, 3) and the neutral (68, 3), metres -> (N,) bool: in the opening of an eye or within EYE_REACH of it, seen from
+    the front.
+
+    What moves there, irises and lids, moves little beside the mouth, or not with any landmark.
+    """
+    near = np.zeros(len(means), bool)
+    for part in (EYE_RIGHT, EYE_LEFT):
+        outline = neutral[[*part, part[0]], :2].astype(float)
+        along = np.linspace(outline[:-1], outline[1:], EYE_POINTS, axis=1).reshape(-1, 2)
+        middle = np.linspace(outline[0], outline[3], EYE_POINTS)  # from corner to corner
+        near |= cKDTree(np.concatenate([along, middle])).query(means[:, :2].astype(float))[0] < EYE_REACH
+    return near
 
 
 def _jaw_logits(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

@@ -66,7 +66,7 @@ def _linearise(head: Head, batch: Batch, poses: Tensor, data: HeadDataset, scale
     L are the rows of the three colour planes of the picture reduced by `scale`, one after the other.
     """
     fx, fy, cx, cy = data.intrinsics
-    gaussians = head(batch.landmarks, poses, batch.torso)
+    gaussians = head(batch.landmarks, poses, batch.torso, batch.gaze)
     features = [gaussians.colors, gaussians.means[..., 2:]]
     if head.falling is not None:  # hair that moves with the shoulders says nothing about the head
         features.append((1 - head.falling.shares())[:, None].expand_as(features[1]))

@@ -22,7 +22,7 @@ def contribution(head: Head, data: HeadDataset, rows: np.ndarray) -> Tensor:
     for part in batches(rows, BATCH):
         chosen = torch.from_numpy(part).to(data.device)
         with torch.no_grad():
-            gaussians = head(data.landmarks[chosen], data.poses[chosen], data.torso[chosen])
+            gaussians = head(data.landmarks[chosen], data.poses[chosen], data.torso[chosen], data.gaze[chosen])
         white = torch.ones_like(gaussians.opacities)[..., None].requires_grad_()
         rgb, _ = rasterize(gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, white, data.intrinsics,
                            data.width, data.height)

@@ -55,21 +55,28 @@ class Skinning(nn.Module):
 
 
 class MouthInterior(nn.Module):
-    """Skinning of teeth, tongue and gums, the first `count` Gaussians of a head: between the skull, which does not move in head
+    """Skinning of teeth, tongue and gums, the Gaussians `rows` (K,) of a head: between the skull, which does not move in head
     space, and the lower jaw. The lips before them slide over them."""
 
-    def __init__(self, count: int) -> None:
+    rows: Tensor
+
+    def __init__(self, rows: Tensor) -> None:
         super().__init__()
-        self.jaw = nn.Parameter(torch.zeros(count))
+        self.jaw = nn.Parameter(torch.zeros(len(rows)))
+        self.register_buffer("rows", rows)
 
     def forward(self, weights: Tensor) -> Tensor:
-        """Skinning weights (N, 68) by the windows -> the same, with those of the first `count` Gaussians replaced: σ(jaw) of
-        the mean displacement of CHIN."""
+        """Skinning weights (N, 68) by the windows -> the same, with those of the `rows` replaced: σ(jaw) of the mean displacement
+        of CHIN."""
         chin = torch.zeros_like(weights[0])
         chin[CHIN[0] : CHIN[-1] + 1] = 1 / len(CHIN)
-        return torch.cat([torch.sigmoid(self.jaw)[:, None] * chin, weights[len(self.jaw) :]])
+        return weights.index_copy(0, self.rows, torch.sigmoid(self.jaw)[:, None] * chin)
 
     @torch.no_grad()
     def select(self, rows: Tensor) -> None:
-        """Keep the Gaussians `rows` (n,) of the head, ascending and possibly repeated."""
-        self.jaw = nn.Parameter(self.jaw[rows[rows < len(self.jaw)]], requires_grad=self.jaw.requires_grad)
+        """Keep the Gaussians `rows` (n,) of the head, possibly repeated."""
+        place = torch.full((int(max(rows.max(), self.rows.max())) + 1,), -1, device=rows.device)
+        place[self.rows] = torch.arange(len(self.rows), device=rows.device)
+        kept = place[rows]
+        self.rows = torch.nonzero(kept >= 0)[:, 0]
+        self.jaw = nn.Parameter(self.jaw[kept[self.rows]], requires_grad=self.jaw.requires_grad)

@@ -50,18 +50,22 @@ def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
         falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
     start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling, config.mouth_share,
                            config.rigid_teeth)
-    means, scales, colors, jaw = (torch.from_numpy(x) for x in start)
+    gaze = torch.from_numpy(clip.load_gaze()[indices])
+    eyes = min(start.eyes, config.moving) if config.gaze and not gaze.isnan().all() else 0
+    interior = torch.from_numpy(start.interior) if config.rigid_teeth else None
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
-        head = Head(torch.from_numpy(clip.load_neutral()[0]), means, scales, colors, moving=config.moving, rank=config.rank,
-                    hidden=config.hidden, pose_rank=config.pose_rank, interior=len(jaw))
+        head = Head(torch.from_numpy(clip.load_neutral()[0]), *(torch.from_numpy(x) for x in start[:3]), moving=config.moving,
+                    rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank, eyes=eyes, interior=interior)
     if head.interior is not None:
-        head.interior.jaw.data.copy_(jaw)
+        head.interior.jaw.data.copy_(torch.from_numpy(start.jaw))
     if falling is not None:
         falling.set_start(head.positions.detach(), head.code.centres)
         head.falling = falling
     head.blend.set_falloff(head.positions.detach()[: config.moving], head.code.centres)
     head.blend.set_range(torch.from_numpy(clip.load_landmarks()[indices]) - head.code.centres)
+    if head.blend.gaze is not None:
+        head.blend.gaze.set_range(gaze)
     head.shading.set_range(torch.from_numpy(clip.load_poses()[indices]))
     return head
 
@@ -86,17 +90,18 @@ class TrainingView(nn.Module):
         self.head = head
         self.camera = data.intrinsics, data.width, data.height
 
-    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor, refinement: Tensor,
+    def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor, gaze: Tensor, refinement: Tensor,
                 exposure: Tensor) -> tuple[Tensor, ...]:
-        """landmarks (B, 68, 3), poses (B, 4, 4), torso motion (B, 4), refinement (B, 6), exposure (B, 3) log gains -> fields of
-        `Projected`."""
+        """landmarks (B, 68, 3), poses (B, 4, 4), torso motion (B, 4), gaze (B, 2), refinement (B, 6), exposure (B, 3) log gains
+        -> fields of `Projected`."""
         intrinsics, width, height = self.camera
-        gaussians = self.gaussians(landmarks, poses, torso, refinement, exposure)
+        gaussians = self.gaussians(landmarks, poses, torso, gaze, refinement, exposure)
         return tuple(project_splats(**gaussians._asdict(), intrinsics=intrinsics, width=width, height=height))
 
-    def gaussians(self, landmarks: Tensor, poses: Tensor, torso: Tensor, refinement: Tensor, exposure: Tensor) -> CameraGaussians:
+    def gaussians(self, landmarks: Tensor, poses: Tensor, torso: Tensor, gaze: Tensor, refinement: Tensor,
+                  exposure: Tensor) -> CameraGaussians:
         """The same arguments -> Gaussians in camera space, before projection."""
-        gaussians: CameraGaussians = self.head(landmarks, apply_refinement(poses, refinement), torso)
+        gaussians: CameraGaussians = self.head(landmarks, apply_refinement(poses, refinement), torso, gaze)
         return gaussians._replace(colors=gaussians.colors * torch.exp(exposure)[:, None])
 
 
@@ -124,6 +129,8 @@ class Trainer:
         ]
         if head.falling is not None:
             groups.append(([head.falling.follow], config.rate_follow))
+        if head.blend.gaze is not None:
+            groups += [([head.blend.gaze.basis], config.rate_basis), ([head.blend.gaze.heard], config.rate_network)]
         if head.interior is not None:
             groups.append(([head.interior.jaw], config.rate_jaw))
         self.rates = [rate for _, rate in groups]
@@ -172,7 +179,7 @@ class Trainer:
         factor = config.final_rate ** (self.step / config.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
-        rgb, alpha = self._render(landmarks, self.poses[chosen], data.torso[chosen], refinement, exposure)
+        rgb, alpha = self._render(landmarks, self.poses[chosen], data.torso[chosen], data.gaze[chosen], refinement, exposure)
         found = self.loss(rgb, alpha, pictures.frames, pictures.backdrop, pictures.alpha, pictures.alpha_valid,
                           data.boxes[chosen])
         terms = dict(zip(NAMES, found.detach()))
@@ -268,10 +275,11 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
     state = TrainState(state_dir, {"clip": clip.fingerprint(), "settings": config_to_dict(config)})
     if (saved := state.load(device)) is not None:
         count = len(saved.tensors["head/positions"])
+        eyes = saved.tensors["head/blend.gaze.basis"].shape[1] if "head/blend.gaze.basis" in saved.tensors else 0
         head = Head(saved.tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
                     moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank,
-                    falling="head/falling.follow" in saved.tensors,
-                    interior=len(saved.tensors.get("head/interior.jaw", ())))
+                    falling="head/falling.follow" in saved.tensors, eyes=eyes,
+                    interior=saved.tensors.get("head/interior.rows"))
         trainer = Trainer(head.to(device), data, config)
         trainer.restore(saved)
     else:
@@ -316,7 +324,8 @@ class Validation:
         for rows in batches(np.arange(len(data)), VALIDATION_BATCH):
             batch = data.batch(rows)
             poses = refine_batch(head, batch, data)
-            shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height, batch.torso),
+            shown = over(render_head(head, batch.landmarks, poses, data.intrinsics, data.width, data.height, batch.torso,
+                                     batch.gaze),
                          batch.backdrop)
             mouth = box_mask(batch.landmarks, batch.poses, data.intrinsics, data.width, data.height, LIPS)
             sums += [psnr(shown, batch.frames, mask) * len(rows) for mask in (batch.head, mouth)]
@@ -362,6 +371,7 @@ def _picture(trainer: Trainer) -> np.ndarray:
     """Render beside the frame, uint8, of the frame with the rarest expression."""
     data = trainer.data
     batch = data.batch(np.array([int(np.argmax(data.sampling_probs))]))
-    rgba = render_head(trainer.head, batch.landmarks, batch.poses, data.intrinsics, data.width, data.height, batch.torso)
+    rgba = render_head(trainer.head, batch.landmarks, batch.poses, data.intrinsics, data.width, data.height, batch.torso,
+                       batch.gaze)
     pair = torch.cat([over(rgba, batch.backdrop), batch.frames], 2)[0]
     return (pair.clamp(0, 1) * 255).round().byte().cpu().numpy()

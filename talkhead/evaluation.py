@@ -35,18 +35,18 @@ PROTOCOL = (
     f"`stage2 train` fitted to the pictures, held-out ones too. {SHARPNESS}")
 
 
-def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device, *, fitted: bool = False,
+def evaluate_pictures(renderer: Renderer, clip: Clip, splits: Iterable[str], *, fitted: bool = False,
                       quiet: bool = False) -> dict[str, dict[str, float]]:
-    """PSNR (dB) and SSIM per split and region, and detail of the mouth's interior, driven by tracked landmarks and motion.
+    """PSNR (dB) and SSIM per split and region, and detail of the mouth's interior, driven by tracked landmarks, motion and gaze.
 
     full: the finished frame against the video. head: the same where the labels say head or mouth. mouth: the same in
     the mouth box. mouth contrast, mouth sharpness: see `stage2_gaussian.evaluation.sharpness`. head over truth: what
     `stage2 eval` measures (see `head_over_truth`). With `fitted`, the poses are those that `stage2 train` fitted to the
     pictures, held-out ones too. Raises TalkheadError for a split without good frames.
     """
-    renderer = Renderer(avatar, device)
+    avatar, device = renderer.avatar, renderer.device
     info = clip.info
-    landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
+    landmarks, motion, gaze = clip.load_landmarks(), clip.load_torso_motion(), clip.load_gaze()
     poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
     shots, step = clip.shot_of_frames(), batch_size(device)
@@ -62,7 +62,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
                 batch = indices[rows]
                 true = torch.as_tensor(clip.read_frames(batch), device=device).float() / 255
                 labels = clip.read_labels(batch)
-                head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch])
+                head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch], gaze[batch])
                 frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
                 frames = (frames * 255).round() / 255
                 is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
@@ -91,17 +91,17 @@ def _good_frames(clip: Clip, split: str) -> np.ndarray:
     return indices
 
 
-def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> dict[str, float]:
+def render_speed(renderer: Renderer, seconds: float = 2.0) -> dict[str, float]:
     """Frames a second of head and of finished frames, at batch 1 and at the usual batch, after warming up."""
-    renderer = Renderer(avatar, device)
+    avatar, device = renderer.avatar, renderer.device
     neutral = avatar.load_neutral()
     motion = MotionTrack(avatar, "loop")
     result = {}
     for batch in dict.fromkeys((1, batch_size(device))):
         landmarks = np.repeat(neutral, batch, axis=0)
-        now = motion.at(0, batch)
-        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses, now.torso),
-                 "frame": partial(renderer.frames, landmarks, *now)}
+        now, gaze = motion.at(0, batch), motion.gaze_at(0, batch)
+        calls = {"head": partial(renderer.head_rgba, landmarks, now.poses, now.torso, gaze),
+                 "frame": partial(renderer.frames, landmarks, *now, gaze)}
         for name, call in calls.items():
             call()
             _wait(device)
@@ -126,17 +126,17 @@ def check_same_size(avatar: Avatar, clip: Clip) -> None:
         raise TalkheadError(f"{avatar.root} renders {a.width}x{a.height}, but {clip.root} is {b.width}x{b.height}")
 
 
-def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.device) -> np.ndarray:
+def side_by_side(renderer: Renderer, clip: Clip, indices: np.ndarray) -> np.ndarray:
     """Contact sheet: true frames, finished frames at tracked and, if there are any, at fitted poses -> uint8 (k·H, n·W, 3)."""
-    renderer = Renderer(avatar, device)
-    landmarks, motion = clip.load_landmarks(), clip.load_torso_motion()
+    avatar = renderer.avatar
+    landmarks, motion, gaze = clip.load_landmarks(), clip.load_torso_motion(), clip.load_gaze()
     plates, shots = clip.load_plates(), clip.shot_of_frames()
     rows = [clip.read_frames(indices)]
     fitted = clip.load_fitted_poses(avatar.trained_head())
     for poses in [clip.load_poses(), *([] if fitted is None else [fitted])]:
         rendered = []
         for t in indices:
-            head = renderer.head_rgba(landmarks[t : t + 1], poses[t : t + 1], motion[t : t + 1])
+            head = renderer.head_rgba(*(array[t : t + 1] for array in (landmarks, poses, motion, gaze)))
             plate = renderer.plate(plates[shots[t]])
             rendered.append(to_uint8(renderer.compose(head, poses[t : t + 1], motion[t : t + 1], plate))[0])
         rows.append(np.stack(rendered))
@@ -163,12 +163,13 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
             again = retracking.retrack_avatar(avatar, clip, splits, device)
             tables |= {retracking.TITLE.format(split): made.table for split, made in again.items()}
             notes[list(tables)[-1]] = retracking.note(avatar, clip)
-        tables[PICTURES.format("tracked")] = evaluate_pictures(avatar, clip, splits, device)
+        renderer = Renderer(avatar, device)
+        tables[PICTURES.format("tracked")] = evaluate_pictures(renderer, clip, splits)
         if clip.load_fitted_poses(avatar.trained_head()) is not None:
-            tables[PICTURES.format("fitted")] = evaluate_pictures(avatar, clip, splits, device, fitted=True)
+            tables[PICTURES.format("fitted")] = evaluate_pictures(renderer, clip, splits, fitted=True)
         notes[list(tables)[-1]] = PROTOCOL
-        tables["frames a second"] = {"this machine": render_speed(avatar, device)}
-        sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
+        tables["frames a second"] = {"this machine": render_speed(renderer)}
+        sheet = side_by_side(renderer, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)])
     if avatar.stage1.is_file():
         tables["stage 1 against its baselines"] = evaluate_stage1(clip, avatar.stage1, splits=splits, device=device)
     make_folder(folder)

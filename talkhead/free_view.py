@@ -14,7 +14,6 @@ from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.image import straight
 from shared.landmarks import FPS, load_landmarks, save_array
-from shared.media.audio_io import iter_audio
 from shared.media.spool import readable_again
 from shared.media.video_io import TransparentVideoWriter, VideoWriter, write_png
 from shared.pose_range import MARGIN, PoseRange
@@ -29,8 +28,7 @@ from talkhead.motion import MotionTrack, middle, poses_file
 from talkhead.synthesis import (
     Rendered,
     batch_size,
-    check_sound,
-    sound_warnings,
+    sound_under,
     to_uint8,
     unseen,
     unseen_warnings,
@@ -76,7 +74,7 @@ def beyond_warnings(covered: PoseRange, poses: np.ndarray) -> list[str]:
 
 
 class HeadView:
-    """What stage 2 shows of a landmark file: T rows of landmarks with their poses and torso motion.
+    """What stage 2 shows of a landmark file: T rows of landmarks with their poses, torso motion and gaze.
 
     `warnings` are sentences on what was given, and `hidden` is how many of the frames that were rendered last show no head.
     """
@@ -89,6 +87,7 @@ class HeadView:
         self.landmarks = load_landmarks(landmarks)
         motion = MotionTrack(avatar, poses, limit=pose_limit)
         self.poses, self.torso, _ = motion.at(0, len(self.landmarks))
+        self.gaze = motion.gaze_at(0, len(self.landmarks))
         self.warnings = motion.warnings(len(self.landmarks))
         self.orbits = orbit is not None
         if orbit is not None:
@@ -112,7 +111,7 @@ class HeadView:
         with progress(len(self), "rendering", quiet=quiet, unit="frame") as bar:
             torso = None if self.orbits else torch.from_numpy(self.torso)  # seen from elsewhere, it is no motion of the picture
             for rgba in render_sequence(head, torch.from_numpy(self.landmarks), torch.from_numpy(self.poses), info.intrinsics,
-                                        info.width, info.height, batch_size(device), torso):
+                                        info.width, info.height, batch_size(device), torso, torch.from_numpy(self.gaze)):
                 self.hidden += int(unseen(rgba))
                 yield rgba
                 bar.update(len(rgba))
@@ -122,8 +121,6 @@ def check_head_output(output: Path, audio: Path | None) -> bool:
     """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
     ending = output.suffix.lower()
     if ending in TransparentVideoWriter.endings:
-        if audio is not None:
-            next(iter_audio(audio, seconds=0.1))
         return True
     if ending in VideoWriter.endings or ending in (".avi", ".gif", ".mpg"):
         raise TalkheadError(f"{output}: a {ending} file holds no transparency; name a .mov, a .webm or a folder")
@@ -166,8 +163,8 @@ def _render_to_folder(view: HeadView, folder: Path, device: torch.device, quiet:
 
 def _render_to_video(view: HeadView, output: Path, audio: Path | None, device: torch.device, quiet: bool) -> Rendered:
     info = view.avatar.info
-    warnings = sound_warnings(check_sound(audio), len(view), "landmarks") if audio is not None else []
-    with TransparentVideoWriter(output, info.width, info.height, audio=audio) as writer:
+    with (sound_under(audio, output.parent, len(view), "landmarks") as (sound, warnings),
+          TransparentVideoWriter(output, info.width, info.height, audio=sound) as writer):
         for rgba in view.batches(device, quiet):
             for picture in to_uint8(straight(rgba)):
                 writer.write(picture)

@@ -16,10 +16,12 @@ from shared.clip import Clip
 from shared.config import read_yaml, shown
 from shared.errors import TalkheadError
 from shared.files import read_json
+from shared.gaze import GAZE, load_gaze
 from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening, load_array, load_landmarks
 from shared.lock import folder_lock, holder
 from shared.media.audio_io import audio_notes, load_audio
 from shared.media.container import is_picture, open_media
+from shared.media.layer_video import LayerVideo
 from shared.media.video_io import probe, read_png
 from shared.phones import load_phones
 from shared.poses import load_poses
@@ -100,6 +102,8 @@ def _clip(clip: Clip) -> Iterator[str]:
     }
     if clip.torso_warp.is_file():
         parts[clip.torso_warp.name] = lambda: _shape(load_warp(clip.torso_warp))
+    if clip.gaze.is_file():
+        parts[clip.gaze.name] = lambda: _shape(clip.load_gaze())
     if clip.phones.is_file():
         parts[clip.phones.name] = lambda: f"{len(load_phones(clip.phones))} phones and pauses"
     if clip.fitted_poses.is_file():
@@ -129,8 +133,15 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
         "neutral.npy": lambda: _shape(avatar.load_neutral()),
         "background.png": lambda: _of_size(avatar.load_background(), made.width, made.height, avatar.background),
     }
+    if avatar.gaze.is_file():
+        parts[avatar.gaze.name] = lambda: _shape(avatar.load_gaze())
     for part in PARTS:
         parts[part] = partial(_part, avatar, part)
+    if avatar.has_layers():
+        parts[avatar.layers.name] = partial(_layers, avatar)
+    elif avatar.layers.is_file():
+        yield (f"  {avatar.layers.name} is of another torso or motion track and not used; `talkhead torso layers {avatar.root}` "
+               "draws it anew")
     if len({known["clip"] for known in made.parts.values()}) > 1:
         yield f"  its parts are of different clips: {', '.join(f'{part} of {_clip_of(made, part)}' for part in made.parts)}"
     for file in avatar.edited():
@@ -186,6 +197,13 @@ def _busy(*folders: Path) -> Iterator[str]:
             yield f"  in use: {folder} is being written by {who}"
 
 
+def _layers(avatar: Avatar) -> str:
+    """Open the stored torso as synthesis does."""
+    avatar.verify("layers")
+    with LayerVideo(avatar.layers, avatar.info.width, avatar.info.height, len(avatar.load_motion()[0])) as video:
+        return f"{video.count} frames"
+
+
 def _part(avatar: Avatar, part: str) -> str:
     """Load a trained part as synthesis does, and say which clip it is of."""
     path, known = avatar.part(part), part in avatar.info.parts
@@ -220,6 +238,8 @@ def _array(path: Path) -> Iterator[str]:
         yield f"poses {load_poses(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     elif shape[1:] == (4,):
         yield f"torso motion {load_array(path, (4,)).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
+    elif shape[1:] == (GAZE,):
+        yield f"gaze {load_gaze(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     elif len(shape) == 4 and shape[3] == 2:
         yield f"torso warp {load_warp(path).shape}, {shape[0] / FPS:.2f} s at {FPS} fps: valid"
     else:

@@ -10,6 +10,7 @@ from shared.avatar import Avatar, motion_track
 from shared.camera import pose_matrix
 from shared.clip import Clip
 from shared.errors import TalkheadError
+from shared.fixations import Fixations
 from shared.landmarks import FPS
 from shared.poses import load_poses
 from shared.torso_motion import SIMILARITY
@@ -41,25 +42,31 @@ class Motion(NamedTuple):
 
 
 class MotionTrack:
-    """Head poses and torso motion of any number of frames: the avatar's own "loop" back and forth, "still" at its middle
+    """Head poses, torso motion and gaze of any number of frames: the avatar's own "loop" back and forth, "still" at its middle
     frame, a poses file in the avatar's own camera, or another person's clip (see `borrowed`).
 
     `gain` times their deviations from the middle frame are shown, 0 … 1; the stored torso goes with 0 and 1 of the own track,
-    in between the network draws it. Poses from elsewhere are held to what the avatar's clip shows, `Avatar.pose_range`, unless
-    `limit` is False. Raises TalkheadError.
+    in between the network draws it. The eyes look where they did in the track's frames; where the head stands still, or moves as
+    it never did, they look around by `seed`, see `Fixations`. Poses from elsewhere are held to what the avatar's clip shows,
+    `Avatar.pose_range`, unless `limit` is False. Raises TalkheadError.
     """
 
-    def __init__(self, avatar: Avatar, mode: str | Path = "loop", gain: float = 1.0, limit: bool = True) -> None:
+    def __init__(self, avatar: Avatar, mode: str | Path = "loop", gain: float = 1.0, limit: bool = True,
+                 seed: int = 0) -> None:
         if not 0 <= gain <= 1:
             raise TalkheadError(f"--head-motion should be a number from 0 to 1, found {gain:g}")
         self.own, torso = avatar.load_motion()
         self.poses, self.torso = self.own, torso
+        self.looks = avatar.load_gaze()
         self.track: np.ndarray | None = np.arange(len(self.own))
         path = poses_file(mode)
         self.from_file = path is not None
         if path is not None:
             self.poses, self.torso = _from_file(path, avatar)
             self.track = None
+        self.fixations: Fixations | None = None
+        if self.from_file or str(mode) == "still" or gain == 0:
+            self.fixations = Fixations(self.looks, seed)
         if str(mode) == "still" or gain == 0:
             one = middle(self.poses)
             at = slice(one, one + 1)
@@ -75,6 +82,12 @@ class MotionTrack:
         """The motion of frames start ≤ t < stop."""
         index = ping_pong(stop - start, len(self.poses), start)
         return Motion(self.poses[index], self.torso[index], None if self.track is None else self.track[index])
+
+    def gaze_at(self, start: int, stop: int) -> np.ndarray:
+        """The gaze (n,2) of frames start ≤ t < stop, eye widths; NaN of an avatar that has none."""
+        if self.fixations is not None:
+            return self.fixations.at(start, stop)
+        return self.looks[ping_pong(stop - start, len(self.looks), start)]
 
     def warnings(self, frames: int) -> list[str]:
         """Sentences on a poses file that is shorter than a video of `frames` frames (a single pose stands still, as it should),

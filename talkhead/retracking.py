@@ -124,15 +124,15 @@ def driving_landmarks(avatar: Avatar, clip: Clip, device: torch.device) -> dict[
 def finished_frames(renderer: Renderer, clip: Clip, frames: np.ndarray, landmarks: np.ndarray,
                     poses: np.ndarray) -> Iterator[np.ndarray]:
     """Finished pictures (H,W,3) uint8, without a watermark, of frames (n,) of the clip: landmarks (T,68,3) and poses (T,4,4) of
-    the whole clip, its torso motion, over the plate of each frame's shot."""
-    motion, shots = clip.load_torso_motion(), clip.shot_of_frames()
+    the whole clip, its torso motion and gaze, over the plate of each frame's shot."""
+    motion, gaze, shots = clip.load_torso_motion(), clip.load_gaze(), clip.shot_of_frames()
     plates = [renderer.plate(plate) for plate in clip.load_plates()]
     size = batch_size(renderer.device)
     for shot in dict.fromkeys(shots[frames].tolist()):
         own = frames[shots[frames] == shot]
         for start in range(0, len(own), size):
             batch = own[start : start + size]
-            head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch])
+            head = renderer.head_rgba(landmarks[batch], poses[batch], motion[batch], gaze[batch])
             yield from to_uint8(renderer.compose(head, poses[batch], motion[batch], plates[shot]))
 
 

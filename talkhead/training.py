@@ -97,12 +97,13 @@ def train_torso(clip: Clip, avatar: Avatar, *, config: TorsoConfig | None = None
     """Train the torso on `clip` around the avatar's head, at the poses fitted with it. Raises TalkheadError."""
     avatar.require("stage2")
     with _part(avatar, clip, "torso", overwrite) as state:
-        poses, landmarks, motion = refined_poses(avatar, clip), clip.load_landmarks(), clip.load_torso_motion()
+        poses, landmarks, motion, gaze = (refined_poses(avatar, clip), clip.load_landmarks(), clip.load_torso_motion(),
+                                          clip.load_gaze())
         renderer = Renderer(avatar, device, parts=("stage2",))
 
         def heads(frames: np.ndarray) -> Tensor:
             """Frame indices (B,) of the clip -> head RGBA (B,H,W,4)."""
-            return renderer.head_rgba(landmarks[frames], poses[frames], motion[frames])
+            return renderer.head_rgba(landmarks[frames], poses[frames], motion[frames], gaze[frames])
 
         numbers = torso.train(clip, heads, avatar.work("torso"), config=config or TorsoConfig(), device=renderer.device,
                               state_dir=state, poses=poses, head=sha256(avatar.stage2), quiet=quiet)
@@ -118,10 +119,10 @@ def draw_layers(avatar: Avatar, *, device: torch.device | str = "auto", quiet: b
     """
     avatar.require_folder()
     renderer = Renderer(avatar, device)
-    neutral, (poses, motion) = avatar.load_neutral(), avatar.load_motion()
+    neutral, (poses, motion), gaze = avatar.load_neutral(), avatar.load_motion(), avatar.load_gaze()
 
     def heads(rows: np.ndarray) -> Tensor:
-        return renderer.head_rgba(np.repeat(neutral, len(rows), axis=0), poses[rows], motion[rows])
+        return renderer.head_rgba(np.repeat(neutral, len(rows), axis=0), poses[rows], motion[rows], gaze[rows])
 
     with lock_output(avatar.layers):
         path = avatar.work("layers").with_name(avatar.layers.name)

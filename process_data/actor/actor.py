@@ -24,7 +24,7 @@ from process_data.actor.identity import Identity, make_identity
 from process_data.actor.look import PLAIN, person
 from process_data.actor.look import Look as Look  # part of this module's interface, as the next ones
 from process_data.actor.mesh_raster import vertex_normals, visible_triangles
-from process_data.actor.motion import DISTANCE, UPRIGHT, exposure_gain, hand_shift
+from process_data.actor.motion import DISTANCE, UPRIGHT, exposure_gain, eye_turns, hand_shift
 from process_data.actor.motion import actor_motion as actor_motion
 from process_data.actor.motion import reference_pose as reference_pose
 from process_data.actor.proportions import neutral_landmarks
@@ -34,15 +34,20 @@ from process_data.actor.skin import Skin, build_skin
 from process_data.actor.speech import actor_landmarks as actor_landmarks
 from process_data.actor.texture import linear_to_srgb, paint_atlas, srgb_to_linear
 from process_data.actor.tubes import TubeBuilder, Tubes, add_tubes, hair_light
+from process_data.tracking.eyes import iris_offset
+from shared.camera import project
 from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
 from shared.files import write_json
+from shared.gaze import save_gaze
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, check_array, check_landmarks, save_array, save_landmarks
 from shared.media.audio_io import save_wav
 from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 
 SAMPLES, HAIR_SAMPLES = 2, 4  # visibility samples of a pixel in each direction, without and with strands of hair
 GAZE = 0.35  # of the head's rotation that the eyes undo to stay on the camera
+AT_CAMERA = np.zeros(2)  # a glance of no turn
+IRIS_DEPTH = 0.0105  # metres from the centre of an eyeball to that of the circle of its iris
 CLIP_CRF = 6  # H.264 quality of clips with exact truth: nearly lossless
 Performance = tuple[np.ndarray, np.ndarray, np.ndarray]  # landmarks (T, 68, 3), poses (T, 4, 4), torso motion (T, 4)
 
@@ -142,15 +147,18 @@ def make_background(seed: int, size: int, look: Look = PLAIN) -> np.ndarray:
     return _background(person(seed, look), size, look.dark_room)
 
 
-def _in_head_space(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """Vertices (V, 3) metres in head space; the eyes turn part of the way back to the camera."""
-    rotation = pose[:3, :3].astype(float)
-    points = head.vertices(np.asarray(landmarks, float))
-    relative = rotation.T @ UPRIGHT
+def _eye_rotation(pose: np.ndarray, glance: np.ndarray) -> np.ndarray:
+    """(3, 3): how the eyes turn in the head, part of the way back to the camera and by `glance` (2,) radians, yaw and pitch."""
+    relative = pose[:3, :3].astype(float).T @ UPRIGHT
     yaw, pitch = np.arctan2(relative[0, 2], relative[2, 2]), np.arcsin(np.clip(-relative[1, 2], -1, 1))
-    turn_yaw, turn_pitch = GAZE * yaw, GAZE * pitch
+    turn_yaw, turn_pitch = GAZE * yaw + glance[0], GAZE * pitch + glance[1]
     cy, sy, cx, sx = np.cos(turn_yaw), np.sin(turn_yaw), np.cos(turn_pitch), np.sin(turn_pitch)
-    gaze = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    return np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]]) @ np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+
+
+def _in_head_space(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, glance: np.ndarray) -> np.ndarray:
+    """Vertices (V, 3) metres in head space, the eyes turned."""
+    points, gaze = head.vertices(np.asarray(landmarks, float)), _eye_rotation(pose, glance)
     for number, centre in enumerate(head.eye_centres, start=1):
         eye = head.eye == number
         points[eye] = (points[eye] - centre) @ gaze.T + centre
@@ -177,12 +185,25 @@ def _to_camera(points: np.ndarray, follows: np.ndarray, pose: np.ndarray, torso:
 
 
 def camera_vertices(head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
-                    intrinsics: tuple[float, float, float, float], size: int) -> np.ndarray:
+                    intrinsics: tuple[float, float, float, float], size: int, glance: np.ndarray = AT_CAMERA) -> np.ndarray:
     """Vertices (V, 3) metres in camera space for one frame: landmarks (68, 3), pose (4, 4), torso motion (4,).
 
-    The eyes turn part of the way back to the camera; along the neck, the head's motion blends into the torso's.
+    The eyes turn part of the way back to the camera and by `glance` (2,), radians of yaw and pitch; along the neck, the head's
+    motion blends into the torso's.
     """
-    return _to_camera(_in_head_space(head, landmarks, pose), head.neck, pose, torso, intrinsics, size)
+    return _to_camera(_in_head_space(head, landmarks, pose, glance), head.neck, pose, torso, intrinsics, size)
+
+
+def actor_gaze(landmarks: np.ndarray, poses: np.ndarray, intrinsics: tuple[float, float, float, float], seed: int = 0,
+               look: Look = PLAIN) -> np.ndarray:
+    """The gaze (T, 2) float32 of a film, as `tracking.eyes.iris_offset` of the true centres of the irises and the landmarks.
+
+    landmarks (T, 68, 3) metres and poses (T, 4, 4) of frames 0 … T − 1.
+    """
+    centres, glances = make_head(seed, look).eye_centres, eye_turns(np.arange(len(poses)), seed, look)
+    ahead = np.array([_eye_rotation(pose, glance)[:, 2] for pose, glance in zip(poses, glances)])
+    irises = project(centres + IRIS_DEPTH * ahead[:, None], poses, intrinsics)
+    return iris_offset(irises, project(landmarks, poses, intrinsics))
 
 
 def tube_vertices(tubes: Tubes, head: HeadMesh, landmarks: np.ndarray, pose: np.ndarray, torso: np.ndarray,
@@ -218,8 +239,9 @@ def render_actor_layers(landmarks: np.ndarray, poses: np.ndarray, torso_motion: 
     room_light = srgb_to_linear(room / 255)
     numbers = np.arange(len(landmarks)) if numbers is None else numbers
     gains, hand = exposure_gain(numbers, seed, look), hand_shift(numbers, seed)
-    for shape, pose, torso, gain, away in zip(landmarks, poses, torso_motion, gains, hand, strict=True):
-        vertices = camera_vertices(head, shape, pose, torso, intrinsics, size)
+    glances = eye_turns(numbers, seed, look)
+    for shape, pose, torso, gain, away, glance in zip(landmarks, poses, torso_motion, gains, hand, glances, strict=True):
+        vertices = camera_vertices(head, shape, pose, torso, intrinsics, size, glance)
         screen, depth = _on_screen(vertices, intrinsics, samples)
         ids, inverse = visible_triangles(screen, depth, head.triangles, size * samples, size * samples)
         normals = vertex_normals(vertices, head.triangles)
@@ -260,7 +282,7 @@ def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed
                quiet: bool = False) -> ActorTruth:
     """Film the person of `seed` saying the shipped text: out/actor.mp4 with sound, and the truth in the folder out/truth.
 
-    truth holds landmarks.npy, poses.npy, torso.npy, neutral.npy, labels.mkv, background.png and truth.json (intrinsics,
+    truth holds landmarks.npy, poses.npy, torso.npy, gaze.npy, neutral.npy, labels.mkv, background.png and truth.json (intrinsics,
     size, fps, frames, seed); for a look other than the default alpha.mkv and head_alpha.mkv too, the shares of each pixel in
     which the person, and the head with its hair, are seen, and in truth.json what differs from the default look.
     background.png is the room at the exposure 1. `size` in pixels, even; `seconds` shortens the film. Each file appears only
@@ -290,6 +312,7 @@ def make_actor(out: Path, *, size: int = 256, seconds: float | None = None, seed
     save_landmarks(truth.root / "neutral.npy", truth.neutral)
     save_array(truth.root / "poses.npy", poses)
     save_array(truth.root / "torso.npy", torso)
+    save_gaze(truth.root / "gaze.npy", actor_gaze(landmarks, poses, truth.intrinsics, seed, look))
     write_png(truth.root / "background.png", make_background(seed, size, look))
     write_json(truth.root / "truth.json", {"intrinsics": list(truth.intrinsics), "size": size, "width": size, "height": size,
                                       "fps": FPS, "frames": frames, "seed": seed,
@@ -329,6 +352,7 @@ def make_actor_clip(root: Path, *, size: int, seconds: float | None = None, seed
     save_landmarks(clip.neutral, neutral_landmarks(make_identity(seed)).astype(np.float32)[None])
     save_array(clip.poses, poses)
     save_array(clip.torso_motion, torso)
+    save_gaze(clip.gaze, actor_gaze(shapes, poses, default_intrinsics(size), seed, look))
     write_png(clip.background, make_background(seed, size, look))
     samples = np.zeros(start * SAMPLES_PER_FRAME, np.float32)
     samples[: spoken * SAMPLES_PER_FRAME] = sound[: spoken * SAMPLES_PER_FRAME]

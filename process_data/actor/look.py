@@ -18,8 +18,9 @@ class Look:
     hair: "short", "long" (straight, some of it before and some behind the shoulders), "curly" or "braids" (one over each
     shoulder); bun: a knot of hair behind and above the crown; dark_skin: and black hair; hand: a hand passes before neck and
     chin now and then; exposure: share by which the film's brightness wanders; dark_room: the room is as dark as the hair;
-    turn, nod: degrees of yaw and pitch, reached again and again and fast where they are not the calm speaker's. Raises
-    TalkheadError for hair of another name and for amplitudes beyond 45° (turn), 25° (nod) and 0.5 (exposure).
+    turn, nod: degrees of yaw and pitch, reached again and again and fast where they are not the calm speaker's; glances: degrees
+    that the eyes turn from the camera to either side, now and then. Raises TalkheadError for hair of another name and for
+    amplitudes beyond 45° (turn), 25° (nod, glances) and 0.5 (exposure).
     """
 
     hair: str = "short"
@@ -34,11 +35,13 @@ class Look:
     dark_room: bool = False
     turn: float = TURN
     nod: float = NOD
+    glances: float = 0.0
 
     def __post_init__(self) -> None:
         if self.hair not in HAIR:
             raise TalkheadError(f"the actor's hair should be one of {', '.join(HAIR)}; found {self.hair!r}")
-        for name, value, most in (("turn", self.turn, 45), ("nod", self.nod, 25), ("exposure", self.exposure, 0.5)):
+        for name, value, most in (("turn", self.turn, 45), ("nod", self.nod, 25), ("glances", self.glances, 25),
+                                  ("exposure", self.exposure, 0.5)):
             if not 0 <= value <= most:
                 raise TalkheadError(f"the actor's {name} should be from 0 to {most}; found {value}")
 

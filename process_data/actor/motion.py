@@ -6,12 +6,14 @@ from scipy.spatial.transform import Rotation
 from process_data.actor.look import NOD, PLAIN, TURN, Look
 from process_data.actor.scene import EYE_LINE, VISIBLE_HEIGHT
 from shared.camera import pose_matrix
+from shared.fixations import Fixations
 from shared.landmarks import FPS
 
 DISTANCE = 1.0  # metres from the camera to the eyes
 UPRIGHT = np.diag([1.0, -1.0, -1.0])  # rotation of a head that faces the camera
 PIVOT = np.array([0.0, -0.070, -0.085])  # metres, head space: a lively head turns about the upper end of its neck
 HAND_PERIOD, HAND_PASS = 5.0, 1.8  # seconds from one pass of the hand to the next, and how long one lasts
+PLACES = 64  # that the eyes look at besides the camera
 HAND_AWAY = np.array([0.13, 0.30])  # metres to the right and down, where the hand is between its passes
 
 
@@ -62,6 +64,13 @@ def actor_motion(frames: int, size: int, seed: int = 0, look: Look = PLAIN) -> t
 def exposure_gain(numbers: np.ndarray, seed: int, look: Look) -> np.ndarray:
     """Factor (T,) of the linear light of frames (T,): 1 ± look.exposure, wandering smoothly."""
     return 1 + _wander(np.random.default_rng([seed, 21]), np.max(numbers, initial=0) + 1, look.exposure, 0.1, 0.7)[numbers]
+
+
+def eye_turns(numbers: np.ndarray, seed: int, look: Look) -> np.ndarray:
+    """(T, 2) radians of yaw, to the subject's left, and pitch, up, by which the eyes turn from the camera in frames (T,): within
+    ±look.glances to the sides, half of that up and down."""
+    places = np.random.default_rng([seed, 23]).uniform(-1, 1, (PLACES, 2)) * np.radians(look.glances) * [1.0, 0.5]
+    return Fixations(places, seed).at(0, np.max(numbers, initial=0) + 1)[numbers].astype(float)
 
 
 def hand_shift(numbers: np.ndarray, seed: int) -> np.ndarray:

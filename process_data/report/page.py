@@ -17,11 +17,11 @@ from process_data.report.charts import (
     line_chart,
     split_chart,
 )
-from process_data.report.eye_curves import blink, gaze
 from process_data.report.footage import Sample, reduced, sample_frames, samples
 from process_data.report.scores import read_scores, write_scores
 from process_data.report.speech_coverage import SpeechCoverage, speech_coverage
 from process_data.report.topics import Topic, judge, worst_poses
+from process_data.tracking.eyes import blink
 from process_data.tracking.residuals import Residuals
 from shared.camera import euler_degrees, project
 from shared.clip import HEAD, MOUTH, NECK, TORSO, Clip, ClipInfo, good_frames
@@ -201,14 +201,13 @@ def _shot_table(info: ClipInfo, shots: Sequence[dict[str, float]]) -> str:
     return f'<div class="scroll"><table><tr><th class="n">Shot</th>{heads}</tr>{rows}</table></div>{more}'
 
 
-def _curves(clip: Clip, landmarks: np.ndarray, poses: np.ndarray, pixels: np.ndarray,
-            irises: np.ndarray | None) -> dict[str, list[Curve]]:
+def _curves(clip: Clip, landmarks: np.ndarray, poses: np.ndarray) -> dict[str, list[Curve]]:
     angles, torso, lids = euler_degrees(poses[:, :3, :3]), clip.load_torso_motion(), blink(landmarks)
+    gaze = clip.load_gaze()
     curves = {"Lips": [Curve("opening", 1000 * lip_opening(landmarks))],
               "Lids": [Curve("right", lids[:, 0], 2), Curve("left", lids[:, 1], 2)]}
-    if irises is not None:
-        looks = gaze(irises, pixels)
-        curves["Gaze"] = [Curve("to the right", looks[:, 0], 2), Curve("down", looks[:, 1], 2)]
+    if not np.isnan(gaze).all():
+        curves["Gaze"] = [Curve("to the right", gaze[:, 0], 3), Curve("down", gaze[:, 1], 3)]
     curves["Head"] = [Curve(name, angles[:, k]) for k, name in enumerate(("yaw", "pitch", "roll"))]
     curves["Torso"] = [Curve("to the right", torso[:, 0]), Curve("down", torso[:, 1])]
     return curves
@@ -263,8 +262,8 @@ def _excluded_table(info: ClipInfo) -> str:
             f'<th class="n">Frames</th><th>Why</th></tr>{rows}</table></div>{more}')
 
 
-def write_report(clip: Clip, irises: np.ndarray | None = None, residuals: Residuals | None = None) -> None:
-    """Write report.html and quality.json of a finished clip; with irises (T,2,2) pixels, NaN where lost, it shows the gaze too.
+def write_report(clip: Clip, residuals: Residuals | None = None) -> None:
+    """Write report.html and quality.json of a finished clip.
 
     `residuals` are those of the clip's tracking; without them the score of the poses is that of an earlier quality.json. The page
     holds all pictures and charts; the values of the charts are JSON in its element `curves`. Only some frames are looked at.
@@ -276,7 +275,7 @@ def write_report(clip: Clip, irises: np.ndarray | None = None, residuals: Residu
     write_scores(clip.quality, [topic.score for topic in topics])
     landmarks, poses = clip.load_landmarks(), clip.load_poses()
     pixels = project(landmarks, poses, info.intrinsics)
-    curves = _curves(clip, landmarks, poses, pixels, irises)
+    curves = _curves(clip, landmarks, poses)
     found = speech_coverage(clip.load_audio()[: SAMPLES_PER_FRAME * info.frames], landmarks)
     least = {"Lips": (0.0, 5.0), "Lids": (0.0, 1.0), "Head": (-5.0, 5.0), "Torso": (-2.0, 2.0)}
     charts = "".join(line_chart(title, UNITS[title], group, info, least.get(title)) for title, group in curves.items())

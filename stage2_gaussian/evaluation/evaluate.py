@@ -183,7 +183,7 @@ def head_over_truth(rgba: Tensor, frames: Batch) -> Tensor:
 @torch.no_grad()
 def composite(head: Head, frames: Batch, poses: Tensor, data: HeadDataset) -> tuple[Tensor, Tensor]:
     """The `head_over_truth` at `poses` (B, 4, 4), and the head's alpha (B, H, W)."""
-    rgba = render_head(head, frames.landmarks, poses, data.intrinsics, data.width, data.height, frames.torso)
+    rgba = render_head(head, frames.landmarks, poses, data.intrinsics, data.width, data.height, frames.torso, frames.gaze)
     return head_over_truth(rgba, frames), rgba[..., 3]
 
 

@@ -100,7 +100,8 @@ def measure_flicker(head: Head, data: HeadDataset, poses: Tensor, batch: int) ->
         true.append((frames.frames * 255).round().byte())
         plates = data.plates[data.shots[rows]].float() / 255
         with torch.no_grad():
-            rgba = render_head(head, frames.landmarks, poses[rows], data.intrinsics, data.width, data.height, frames.torso)
+            rgba = render_head(head, frames.landmarks, poses[rows], data.intrinsics, data.width, data.height, frames.torso,
+                               frames.gaze)
         shown.append((over(rgba, plates).clamp(0, 1) * 255).round().byte())
     labels = torch.from_numpy(_labels(data.clip, data)).to(data.device)
     regions = still_regions(labels, max(1, round(BAND * data.clip.info.width)))

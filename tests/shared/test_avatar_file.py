@@ -276,6 +276,8 @@ HOSTILE = {  # row of the page -> function that makes the file's bytes
     "motion tracks of two lengths": lambda: archive(whole(motion_torso__npy=npy(np.zeros((5, 4), np.float32)))),
     "a torso warp of another length": lambda: archive(whole(motion_torso_warp__npy=npy(np.zeros((5, 3, 3, 2), np.float32)))),
     "a torso warp that is not square": lambda: archive(whole(motion_torso_warp__npy=npy(np.zeros((6, 3, 4, 2), np.float32)))),
+    "a gaze of another length": lambda: archive(whole(motion_gaze__npy=npy(np.zeros((5, 2), np.float32)))),
+    "a gaze in degrees": lambda: archive(whole(motion_gaze__npy=npy(np.outer(np.arange(6) == 2, [0, 12.5]).astype(np.float32)))),
     "a background of another size": lambda: archive(whole(background__png=png(8))),
     "a background that tells of 60,000x60,000": lambda: archive(whole(background__png=picture_of(60000))),
 }

@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 
 from shared.camera import pose_matrix, project, rotation_from_rotvec
 from shared.clip import Clip, ClipInfo, Shot
+from shared.fixations import Fixations
+from shared.gaze import save_gaze
 from shared.landmarks import save_array, save_landmarks
 from shared.media.video_io import GrayVideoWriter, VideoWriter, write_png
 from stage2_gaussian.train import Trainer
@@ -38,8 +40,8 @@ def neutral_face() -> np.ndarray:
     return np.concatenate([xy, z[:, None]], 1).astype(np.float32)
 
 
-def make_clip(root: Path, size: int, frames: int, held_out: int) -> Clip:
-    """Write the cartoon's clip folder: the mouth opens, the eyes blink, the head sways."""
+def make_clip(root: Path, size: int, frames: int, held_out: int, looks: np.ndarray | None = None) -> Clip:
+    """Write the cartoon's clip folder: the mouth opens, the eyes blink, the head sways. With a gaze (frames, 2) it has irises."""
     neutral = neutral_face()
     t = np.arange(frames)
     landmarks = np.repeat(neutral[None], frames, 0)
@@ -81,6 +83,11 @@ def make_clip(root: Path, size: int, frames: int, held_out: int) -> Clip:
             draw(np.concatenate([top, point[17:27] - [0, size * 0.03]]), (70, 45, 30), 3)
             for eye in (slice(36, 42), slice(42, 48)):
                 draw(point[eye], (245, 245, 245))
+                if looks is not None:
+                    width = np.linalg.norm(point[eye][3] - point[eye][0])
+                    middle = (point[eye][0] + point[eye][3]) / 2 + looks[k] * width
+                    corner = np.full(2, 0.25 * width)
+                    ImageDraw.Draw(picture).ellipse([*(middle - corner), *(middle + corner)], fill=(20, 40, 90))
             draw(point[48:60], (180, 80, 80))
             draw(point[60:68], (60, 15, 20), 4)
             video.write(np.asarray(picture))
@@ -90,6 +97,8 @@ def make_clip(root: Path, size: int, frames: int, held_out: int) -> Clip:
     save_landmarks(clip.neutral, neutral[None])
     save_array(clip.poses, poses)
     save_array(clip.torso_motion, np.tile(np.array([0, 0, 0, 1], np.float32), (frames, 1)))
+    if looks is not None:
+        save_gaze(clip.gaze, looks)
     write_png(clip.background, plate)
     clip.save_info(ClipInfo("cartoon", "none", "0" * 64, size, size, frames, intrinsics, (0, 0, size),
                             [Shot(0, frames, "background.png")],
@@ -101,6 +110,13 @@ def make_clip(root: Path, size: int, frames: int, held_out: int) -> Clip:
 def cartoon(tmp_path_factory) -> Clip:
     """40 frames of 96 × 96 pixels, the last 8 held out."""
     return make_clip(tmp_path_factory.mktemp("clips") / "cartoon", 96, 40, 8)
+
+
+@pytest.fixture(scope="session")
+def looking_cartoon(tmp_path_factory) -> Clip:
+    """As `cartoon`, with eyes that look around and a gaze.npy that says where."""
+    looks = Fixations(np.random.default_rng(0).uniform(-0.2, 0.2, (40, 2)) * [1, 0.2], 3).at(0, 40)
+    return make_clip(tmp_path_factory.mktemp("clips") / "looking", 96, 40, 8, looks)
 
 
 @pytest.fixture

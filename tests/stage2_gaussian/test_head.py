@@ -103,7 +103,7 @@ def test_what_lies_behind_the_lips_moves_with_skull_and_jaw(face, tmp_path):
     neutral = torch.from_numpy(face)
     means = neutral[torch.randint(48, 68, (50,), generator=g)]
     made = Head(neutral, means, torch.full((50,), 0.004), torch.rand(50, 3, generator=g), moving=30, rank=6, hidden=16,
-                pose_rank=2, interior=20)
+                pose_rank=2, interior=torch.arange(20))
     with torch.no_grad():
         made.interior.jaw.copy_(torch.linspace(-20, 20, 20))
     moved = neutral + 0.003 * torch.randn(68, 3, generator=g)

@@ -23,6 +23,7 @@ from shared.consent import Consent
 from shared.errors import TalkheadError
 from shared.files import sha256, write_json
 from shared.media.video_io import VideoWriter
+from talkhead import synthesis
 from talkhead import video_to_avatar as module
 from talkhead.commands.train import NEEDED
 from talkhead.held_out import FIGURES, VIDEO, measure_held_out
@@ -134,8 +135,13 @@ def report_of(chain, folder):
 
 
 @pytest.mark.slow
-def test_the_report_shows_held_out_frames_figures_and_advice(chain, tmp_path):
+def test_the_report_shows_held_out_frames_figures_and_advice(chain, tmp_path, monkeypatch):
+    loaded = []
+    for name in ("load_head", "load_torso"):
+        load = getattr(synthesis, name)
+        monkeypatch.setattr(synthesis, name, lambda *given, load=load, name=name: loaded.append(name) or load(*given))
     path, clip = report_of(chain, tmp_path)
+    assert sorted(loaded) == ["load_head", "load_torso"]  # once each
     html, figures = path.read_text(), json.loads((tmp_path / "held_out" / FIGURES).read_text())
     start, stop = clip.info.split["test"][0]
     assert start <= figures["start"] and figures["start"] + figures["frames"] <= stop

@@ -8,6 +8,7 @@ from scipy.ndimage import binary_dilation
 
 from process_data.actor.actor import (
     ActorFrame,
+    actor_gaze,
     actor_landmarks,
     actor_motion,
     before,
@@ -22,11 +23,12 @@ from process_data.actor.actor import (
     tube_vertices,
 )
 from process_data.actor.look import LOOKS, PLAIN, Look, person
-from process_data.actor.motion import exposure_gain, hand_shift
+from process_data.actor.motion import exposure_gain, eye_turns, hand_shift
 from process_data.actor.tubes import BEHIND, add_tubes
-from shared.camera import euler_degrees, pose_matrix, rotation_from_rotvec
+from shared.camera import euler_degrees, pose_matrix, project, rotation_from_rotvec
 from shared.clip import HEAD, TORSO
 from shared.errors import TalkheadError
+from shared.landmarks import EYE_LEFT, EYE_RIGHT
 from shared.media.video_io import read_gray_video
 
 SIZE = 128
@@ -208,3 +210,26 @@ def test_the_default_look_is_the_actor_of_before(face):
     np.testing.assert_allclose(np.bincount(labels.ravel(), minlength=5), LABELS_BEFORE, atol=2)
     for made, expected in zip(actor_motion(40, 96, 1), actor_motion(40, 96, 1, Look(hair="long"))):
         np.testing.assert_array_equal(made, expected)
+
+
+def test_irises_are_where_the_true_gaze_says():
+    look, count, size = Look(glances=20), 200, 256
+    turns = eye_turns(np.arange(count), 0, look)
+    assert np.abs(np.degrees(turns)).max(0)[0] > 12 and not eye_turns(np.arange(count), 0, PLAIN).any()
+    numbers = np.array([turns[:, 0].argmin(), turns[:, 0].argmax()])
+    shape, pose = actor_landmarks("train")[1][:1], reference_pose()[None]
+    camera = default_intrinsics(size)
+    true = actor_gaze(*(np.repeat(x, count, axis=0) for x in (shape, pose)), camera, 0, look)[numbers, 0]
+    pixels = project(shape[0], pose[0], camera)
+    drawn = render_actor(*(np.repeat(x, 2, axis=0) for x in (shape, pose, [[0, 0, 0, 1]])), size=size, look=look, numbers=numbers)
+    found = []
+    for picture, _ in drawn:
+        places = []
+        for eye in (EYE_RIGHT, EYE_LEFT):
+            (left, top), (right, bottom) = np.ceil(pixels[eye].min(0)).astype(int), np.floor(pixels[eye].max(0)).astype(int)
+            dark = (picture[top + 1 : bottom, left + 1 : right].mean(-1) < 90).sum(0)
+            middle = left + 1.5 + (dark * np.arange(len(dark))).sum() / dark.sum() - pixels[[eye[0], eye[3]], 0].mean()
+            places.append(middle / (pixels[eye[3], 0] - pixels[eye[0], 0]))
+        found.append(np.mean(places))
+    assert true[1] - true[0] > 0.08
+    assert found[1] - found[0] == pytest.approx(true[1] - true[0], rel=0.25)

@@ -11,6 +11,7 @@ from process_data.report.charts import POINTS, Curve, curves_json, thin, ticks
 from process_data.report.page import draw_cut_out, draw_landmarks, draw_unseen, jitter, write_report
 from shared.camera import project
 from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
+from shared.gaze import save_gaze
 from shared.landmarks import FPS, SAMPLES_PER_FRAME, lip_opening, save_array, save_landmarks
 from shared.media import video_io
 from shared.media.audio_io import save_wav
@@ -95,9 +96,9 @@ def test_it_says_what_is_known_of_the_clip(clip):
 
 
 def test_the_curves_can_be_read_back(clip):
-    irises = np.full((FRAMES, 2, 2), 48.0)
-    irises[10:20] = np.nan
-    write_report(clip, irises)
+    looks = np.random.default_rng(0).normal(0, 0.1, (FRAMES, 2)).astype(np.float32)
+    save_gaze(clip.gaze, looks)
+    write_report(clip)
     found = embedded(clip.report.read_text(encoding="utf-8"))
     assert found["fps"] == FPS and found["frames"] == FRAMES
     assert list(found["curves"]) == ["Lips: opening", "Lids: right", "Lids: left", "Gaze: to the right", "Gaze: down",
@@ -105,8 +106,10 @@ def test_the_curves_can_be_read_back(clip):
     lips = found["curves"]["Lips: opening"]
     assert lips["frame"] == list(range(FRAMES)) and lips["unit"] == "mm apart"
     np.testing.assert_allclose(lips["value"], 1000 * lip_opening(clip.load_landmarks()), atol=0.006)
-    gaze = found["curves"]["Gaze: down"]["value"]
-    assert gaze[10:20] == [None] * 10 and None not in gaze[20:]
+    np.testing.assert_allclose(found["curves"]["Gaze: down"]["value"], looks[:, 1], atol=0.0006)
+    clip.gaze.unlink()
+    write_report(clip)
+    assert "Gaze: down" not in embedded(clip.report.read_text(encoding="utf-8"))["curves"]
 
 
 def test_a_long_curve_is_thinned_but_keeps_every_blink():
@@ -187,6 +190,6 @@ def test_a_clip_of_one_frame_and_no_good_one(clip):
         save_array(path, np.load(path)[:1])
     clip.save_info(ClipInfo(**{**info.__dict__, "frames": 1, "shots": [Shot(0, 1, "background.png")], "split": {},
                                "excluded": [ExcludedSpan(0, 1, "the face is lost")], "warnings": [], "lag_ms": None}))
-    write_report(clip, np.full((1, 2, 2), np.nan))
+    write_report(clip)
     page = Page(clip.report.read_text(encoding="utf-8"))
     assert page.open == [] and "lag cannot be told" in page.text

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from process_data.report.eye_curves import blink, gaze
+from process_data.tracking.eyes import FARTHEST, HIDDEN, blink, iris_offset, track_gaze
 from shared.landmarks import EYE_LEFT, EYE_RIGHT
 
 
@@ -49,10 +49,10 @@ def eyes_in_picture() -> np.ndarray:
 def test_gaze_is_in_eye_widths_and_follows_the_head():
     pixels = eyes_in_picture()
     irises = np.array([[80 + 8, 100 - 2], [160 + 8, 100 - 2]], float)
-    np.testing.assert_allclose(gaze(irises[None], pixels[None])[0], [0.2, -0.05], atol=1e-6)
+    np.testing.assert_allclose(iris_offset(irises[None], pixels[None])[0], [0.2, -0.05], atol=1e-6)
     angle = np.radians(25)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    moved = gaze((2 * irises @ turn.T + 30)[None], (2 * pixels @ turn.T + 30)[None])[0]
+    moved = iris_offset((2 * irises @ turn.T + 30)[None], (2 * pixels @ turn.T + 30)[None])[0]
     np.testing.assert_allclose(moved, [0.2, -0.05], atol=1e-6)
 
 
@@ -61,9 +61,47 @@ def test_gaze_of_one_eye_stands_for_both(lost):
     pixels = eyes_in_picture()
     irises = np.array([[84.0, 100], [164.0, 100]])
     irises[lost] = np.nan
-    np.testing.assert_allclose(gaze(irises[None], pixels[None])[0], [0.1, 0], atol=1e-6)
-    assert np.isnan(gaze(np.full((1, 2, 2), np.nan), pixels[None])).all()
+    np.testing.assert_allclose(iris_offset(irises[None], pixels[None])[0], [0.1, 0], atol=1e-6)
+    assert np.isnan(iris_offset(np.full((1, 2, 2), np.nan), pixels[None])).all()
 
 
 def test_gaze_of_an_eye_without_width_is_unknown():
-    assert np.isnan(gaze(np.ones((1, 2, 2)), np.zeros((1, 68, 2)))).all()
+    assert np.isnan(iris_offset(np.ones((1, 2, 2)), np.zeros((1, 68, 2)))).all()
+
+
+def looking(offset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Irises (T,2,2), pixels (T,68,2) and landmarks (T,68,3) with open lids of a face whose gaze is offset (T,2)."""
+    pixels = np.repeat(eyes_in_picture()[None], len(offset), axis=0)
+    irises = np.array([[80.0, 100], [160, 100]]) + 40 * offset[:, None]
+    opened = np.full(len(offset), 0.01)
+    return irises, pixels, face_with_lids(opened, opened)
+
+
+def test_tracked_gaze_keeps_jumps_sharp_and_takes_out_single_faults():
+    true = np.zeros((40, 2))
+    true[20:] = [0.2, 0.05]
+    irises, pixels, landmarks = looking(true)
+    irises[7] += 5
+    found = track_gaze(irises, pixels, landmarks, np.ones(40, bool), [(0, 40)])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, true, atol=1e-6)
+
+
+def test_gaze_behind_lids_and_in_bad_frames_is_filled_from_both_sides():
+    true = np.stack([np.linspace(-0.1, 0.29, 40), np.zeros(40)], 1)
+    irises, pixels, landmarks = looking(true)
+    good = np.ones(40, bool)
+    landmarks[10:12, [37, 38, 43, 44], 1] = landmarks[10:12, [41, 40, 47, 46], 1] + 0.0015  # a blink pulls the irises down
+    assert blink(landmarks)[10:12].min() > HIDDEN
+    irises[9:13, :, 1] += 12
+    irises[20:23], good[20:25] = np.nan, False
+    irises[23:25] += 7
+    irises[30, :, 0] += 40 * FARTHEST  # not in the eye
+    found = track_gaze(irises, pixels, landmarks, good, [(0, 18), (18, 40)])
+    np.testing.assert_allclose(found, true, atol=2e-3)
+
+
+def test_gaze_of_a_clip_without_irises_is_none():
+    irises, pixels, landmarks = looking(np.zeros((5, 2)))
+    assert track_gaze(np.full_like(irises, np.nan), pixels, landmarks, np.ones(5, bool), [(0, 5)]) is None
+    assert track_gaze(irises, pixels, landmarks, np.zeros(5, bool), [(0, 5)]) is None
