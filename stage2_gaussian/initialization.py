@@ -22,7 +22,7 @@ MOUTH_DEPTH = 0.012  # metres behind the surface of the lips
 DETAIL = 3.0  # extra density in the boxes around eyes and mouth
 EYE_REACH, EYE_POINTS = 0.003, 12  # metres around the opening of an eye; points on a line of its outline
 DETAIL_BOXES = ((LIPS, 0.15), (EYE_RIGHT, 0.3), (EYE_LEFT, 0.3))  # landmarks, margin in widths of their bounding box
-JAW_SLOPE = 8.0  # logits of the share of the jaw's motion at the start, between upper and lower lip
+JAW_SLOPE = 24.0  # logits of the share of the jaw's motion at the start, between upper and lower lip
 SIZE = 0.7  # standard deviation of a Gaussian, of the mean distance to its three nearest neighbours: they just overlap
 SIZES = (2e-4, 5e-3)  # metres, bounds of that
 

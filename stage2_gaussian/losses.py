@@ -66,8 +66,8 @@ class PictureLoss(nn.Module):
         similarity = ssim_map(shown.movedim(-1, 1), truth.movedim(-1, 1), SSIM_STRIDE).movedim(1, -1)
         detail = truth.new_zeros(())
         if config.detail_weight:
-            difference_of_detail = (local_detail(shown) - local_detail(truth)).abs()
-            detail = weighted_mean(difference_of_detail[..., None], inside(boxes[:, 0], width, height).float())
+            missing = (local_detail(shown) - local_detail(truth)).abs()[..., None]
+            detail = weighted_mean(missing, inside(boxes[:, 0], width, height).float())
         wrong_alpha = (alpha[..., 0] - true_alpha.float() / 255).abs() * alpha_valid
         return torch.stack([
             (1 - config.ssim_weight) * weighted_mean(difference.abs(), weights),

@@ -21,7 +21,10 @@ from shared.landmarks import LIPS, lip_opening, load_landmarks, save_landmarks
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_video
 from shared.metrics import correlation, psnr
+from stage2_gaussian.checkpoint import load_head
 from stage2_gaussian.evaluation.evaluate import evaluate as evaluate_head_alone
+from stage2_gaussian.evaluation.evaluate import measure_split
+from stage2_gaussian.evaluation.sharpness import sharpness
 from talkhead.motion import MotionTrack
 from tests.commands import talkhead
 
@@ -65,6 +68,11 @@ def test_pictures_of_held_out_frames_are_like_the_video(chain):
     ours = tables["finished frames, driven by tracked landmarks and torso motion at the tracked poses (dB, SSIM)"]["test"]
     assert ours["head over truth psnr"] == pytest.approx(alone["full psnr"], abs=0.01)  # one measure in both commands
     assert ours["head over truth ssim"] == pytest.approx(alone["full ssim"], abs=1e-3)
+    head = load_head(chain / "me.avatar" / "stage2.safetensors", "cpu")
+    detail = measure_split(head, Clip(chain / "me"), "test", torch.device("cpu"), quiet=True).details[""]
+    assert {name for name in ours if name in ("mouth contrast", "mouth sharpness")} == {f"mouth {x}" for x in sharpness(detail)}
+    for name, value in sharpness(detail).items():  # the torso has no part in the mouth
+        assert ours[f"mouth {name}"] == pytest.approx(value, abs=0.02)
 
 
 def test_hand_edited_landmarks_reach_the_picture(chain):
