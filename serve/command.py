@@ -179,19 +179,22 @@ def _check_avatars(paths: list[str]) -> None:
 
 
 @click.command()
-@click.argument("avatar", type=PATH)
+@click.argument("avatars", metavar="AVATAR...", nargs=-1, required=True, type=PATH)
 @device_option
 @click.option("--live-workers", type=click.IntRange(1, 64), help="Processes that draw.  [default: as `talkhead serve`]")
 @click.option("--codec", type=click.Choice(CODECS), default="vp8", show_default=True, help="Of the pictures.")
 @click.option("--seconds", default=10.0, show_default=True, type=FiniteFloat(3, 600), help="Of each run.")
 @click.option("--minute", default=60.0, show_default=True, type=FiniteFloat(3, 7200), help="Seconds of the run that shows the "
               "offset.")
+@click.option("--conversations", type=click.IntRange(1, 256), help="Measure only this many side by side, for --minute.  "
+              "[default: look for the most that are kept up with]")
 @click.option("--audio", type=PATH, help="Speech to use.  [default: the synthetic actor's]")
 @mark_option
 @click.option("--json", "json_file", type=PATH, help="Write the figures here too.")
-def latency(avatar: Path, device: str, live_workers: int | None, codec: str, seconds: float, minute: float, audio: Path | None,
-            mark: bool, json_file: Path | None) -> None:
-    """Measure how fast AVATAR answers live on this machine, and how many conversations it holds.
+def latency(avatars: tuple[Path, ...], device: str, live_workers: int | None, codec: str, seconds: float, minute: float,
+            conversations: int | None, audio: Path | None, mark: bool, json_file: Path | None) -> None:
+    """Measure how fast AVATAR answers live on this machine, and how many conversations it holds; of several avatars each is in
+    turn whom a conversation is with.
 
     The live workers of `talkhead serve` are driven in real time. Sound features, landmarks, drawing, marks and encoding are in
     every figure; the network and the client's own buffer are not.
@@ -199,6 +202,7 @@ def latency(avatar: Path, device: str, live_workers: int | None, codec: str, sec
     \b
     talkhead latency me.avatar
     talkhead latency me.avatar --device cuda --seconds 60 --json latency.json
+    talkhead latency avatars/*.avatar --conversations 16
     """
     from dataclasses import asdict
     from importlib.resources import files
@@ -211,12 +215,12 @@ def latency(avatar: Path, device: str, live_workers: int | None, codec: str, sec
     if json_file is not None:
         refuse_existing(json_file, overwrite=False)
     sound = load_audio(audio or Path(str(files("process_data") / "data" / "actor_test.flac")))
-    settings = ServeSettings(avatars=find_avatars([avatar]), folder="", device=device, mark=mark,
+    settings = ServeSettings(avatars=find_avatars(avatars), folder="", device=device, mark=mark,
                              live_workers=live_workers or worker_count(device))
     click.echo(f"{settings.live_workers} live workers; milliseconds after the last sound that a row or picture depends on\n")
     click.echo(f"{'':36} conversations  first  median  99.9 %  missing  offset")
     found = {}
-    for name, run in report(settings, sound, codec, seconds, minute):
+    for name, run in report(settings, sound, codec, seconds, minute, conversations):
         found[name] = asdict(run)
         missed = "" if run.kept_up else "  not kept up with"
         click.echo(f"{name:36} {run.conversations:13} {run.first_ms:6.0f} {run.median_ms:7.0f} {run.worst_ms:7.0f} "

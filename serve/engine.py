@@ -43,7 +43,7 @@ class LoadedAvatar:
         avatar.require("stage1", "stage2", "torso")
         self.name, self.device = name, device
         self.predictor = load_predictor(avatar.stage1, torch.device("cpu"))
-        self.renderer, self.motion = Renderer(avatar, device), MotionTrack(avatar)
+        self.renderer, self.motion = Renderer(avatar, device, preload=True), MotionTrack(avatar)
         self.neutral = avatar.load_neutral().reshape(-1, 3)
         self.calm = calm_stretch(self.motion.poses)
         self.marks = Marks(avatar.info, mark=mark)

@@ -6,7 +6,7 @@ in it; the client's own buffer is not.
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ START_SECONDS = 300.0  # for loading; the first time a GPU's code is compiled
 LATE_MS = 400.0  # a conversation is not kept up with if a picture comes later than this after its look-ahead
 FALLS_BEHIND_MS = 40.0  # nor if pictures come later and later by this much in one run
 DROPPED = 0.002  # share of pictures that may be missing; a machine that does other work misses one now and then
+WARM_SECONDS = 3.0  # of speech before anything is measured
 SETTLE_SECONDS = 1.0  # at the start of each run, not counted
 
 
@@ -56,25 +57,27 @@ class Run:
 
 
 class Bench:
-    """Live workers of one avatar, without the interface process. Use as a context manager's value, see `workers`."""
+    """Live workers of the avatars named, without the interface process. Use as a context manager's value, see `workers`."""
 
-    def __init__(self, pipes: list[Connection], look_ahead_ms: float) -> None:
-        self.pipes, self.look_ahead_ms, self._next = pipes, look_ahead_ms, 0
+    def __init__(self, pipes: list[Connection], look_ahead_ms: float, avatars: Sequence[str]) -> None:
+        self.pipes, self.look_ahead_ms, self.avatars, self._next = pipes, look_ahead_ms, avatars, 0
         self._owner: dict[int, Connection] = {}  # the pipe of each conversation
 
     def speak(self, sound: np.ndarray, conversations: int, seconds: float, want: str = "video", codec: str = "vp8",
               progress: Callable[[float], None] = lambda seconds: None) -> Run:
-        """`conversations` speak `sound` (n,) 16 kHz in real time, over and over, 40 ms at a time, started at different times
-        within a tick. Raises TalkheadError if a worker ends."""
+        """`conversations`, of each avatar in turn, speak `sound` (n,) 16 kHz in real time, over and over, 40 ms at a time,
+        started at different times within a tick. Raises TalkheadError if a worker ends."""
         known: dict[int, Heard] = {}
         for k in range(conversations):
             self._next += 1
             self._owner[self._next] = self.pipes[k % len(self.pipes)]
             known[self._next] = Heard()
-            init = {"avatar": None, "want": [want], "codec": codec, "sample_rate": SAMPLE_RATE, "format": "s16", "seed": k}
+            init = {"avatar": self.avatars[k % len(self.avatars)], "want": [want], "codec": codec, "sample_rate": SAMPLE_RATE,
+                    "format": "s16", "seed": k}
             self._send(self._next, "open", init=init)
         ready: set[int] = set()
-        self._until(known, time.monotonic() + 30, lambda number, message: ready.add(number), lambda: len(ready) == len(known))
+        self._until(known, time.monotonic() + START_SECONDS, lambda number, message: ready.add(number),
+                    lambda: len(ready) == len(known))
         pieces = [piece.tobytes() for piece in
                   np.split((sound[: len(sound) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME] * 32767).astype("<i2"),
                            len(sound) // SAMPLES_PER_FRAME)]
@@ -170,7 +173,7 @@ def workers(settings: ServeSettings, count: int) -> Iterator[Bench]:
                 look_ahead = unpack(pipe.recv_bytes()).fields["avatars"][0]["look_ahead_ms"]
             except EOFError as error:
                 raise TalkheadError("a live worker ended while it started; what it printed says why") from error
-        yield Bench(pipes, look_ahead)
+        yield Bench(pipes, look_ahead, list(settings.avatars))
     finally:
         for pipe in pipes:
             pipe.close()
@@ -201,14 +204,20 @@ def _count(bench: Bench, sound: np.ndarray, seconds: float, want: str, codec: st
     return bench.speak(sound, conversations, seconds, want, codec)
 
 
-def report(settings: ServeSettings, sound: np.ndarray, codec: str, seconds: float, minute: float) -> Iterator[tuple[str, Run]]:
+def report(settings: ServeSettings, sound: np.ndarray, codec: str, seconds: float, minute: float,
+           conversations: int | None = None) -> Iterator[tuple[str, Run]]:
     """What `talkhead latency` prints: (what it is, the run that shows it), each as soon as it is measured.
 
-    Runs of `seconds` find out how many conversations are kept up with; one of `minute` seconds shows the offset.
+    Runs of `seconds` find out how many conversations are kept up with; one of `minute` seconds shows the offset. With
+    `conversations` there is one run only, of so many and of `minute` seconds.
     """
     count = settings.live_workers or 1
     with workers(settings, count) as bench:
-        bench.speak(sound, count, 3.0, codec=codec)  # the first pictures of a process are slower
+        # the first pictures of a process, and of an avatar in it, are slower
+        bench.speak(sound, max(count * len(settings.avatars), conversations or 1), WARM_SECONDS, codec=codec)
+        if conversations:
+            yield f"{codec} pictures", bench.speak(sound, conversations, minute, codec=codec)
+            return
         yield "landmarks alone", bench.speak(sound, 1, seconds, "landmarks")
         yield f"{codec} pictures", bench.speak(sound, 1, seconds, codec=codec)
         for want, what in (("landmarks", "landmarks alone"), ("video", f"{codec} pictures")):

@@ -164,11 +164,15 @@ class Avatar:
                               "--accept` takes it over", TalkheadWarning, stacklevel=2)
 
     def verify(self, part: str) -> None:
-        """Raise TalkheadError unless the file of `part` is the one that the manifest names; one in no manifest passes."""
-        known = None if self.packed else self.info.parts.get(part)  # what was unpacked has been compared
-        if known is not None and part not in self._verified and sha256(self.part(part)) != known["sha256"]:
-            raise TalkheadError(f"{self.part(part)} is not the file that training wrote: its bytes were damaged or replaced; "
-                                f"copy the avatar again, or run `talkhead {COMMANDS[part]} CLIP --overwrite`")
+        """Raise TalkheadError unless the file of `part`, or the stored torso for "layers", is the one that the manifest names;
+        one in no manifest passes."""
+        file, known, mend = self.part(part), self.info.parts.get(part), f"{COMMANDS.get(part)} CLIP --overwrite"
+        if part == "layers":
+            file, known, mend = self.layers, self.info.layers, f"torso layers {self.root}"
+        # what was unpacked has been compared
+        if known and not self.packed and part not in self._verified and sha256(file) != known["sha256"]:
+            raise TalkheadError(f"{file} is not the file that training wrote: its bytes were damaged or replaced; copy the "
+                                f"avatar again, or run `talkhead {mend}`")
         self._verified.add(part)
 
     def _require_one_clip(self, parts: tuple[str, ...]) -> None:

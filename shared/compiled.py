@@ -1,8 +1,10 @@
 """numba's compiler with a cache on disk that never stands in the way of the work."""
 
 import pickle
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import numba
@@ -17,6 +19,7 @@ class _Cache(FunctionCache):
     """A full, damaged or unreadable disk costs the time to compile again, nothing else."""
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        load_arrays()
         try:
             return super().load_overload(sig, target_context)
         except OSError:
@@ -29,6 +32,27 @@ class _Cache(FunctionCache):
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(OSError, *DAMAGED):
             super().save_overload(sig, data)
+
+
+def load_arrays() -> None:
+    """Load what numba knows of arrays, as it does by itself before the first function is used, but without scipy.linalg.
+
+    numba asks there whether scipy has BLAS, only to choose how np.convolve is compiled, and that import takes longer than the
+    rest. A matrix product asks for it anew when it is compiled. To be called where nothing is compiled beside.
+    """
+    if "numba.np.arraymath" in sys.modules:
+        return
+    linalg: Any = import_module("numba.np.linalg")
+    asks = linalg.ensure_blas
+    linalg.ensure_blas = _no_blas
+    try:
+        import_module("numba.np.arraymath")
+    finally:
+        linalg.ensure_blas = asks
+
+
+def _no_blas() -> None:
+    raise ImportError("not looked for")
 
 
 def cached_njit(**options: Any) -> Callable[[Callable], Any]:

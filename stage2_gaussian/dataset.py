@@ -108,7 +108,7 @@ def matte(frames: Tensor, plates: Tensor, head: Tensor, background: Tensor, reac
     band = _widened(plane, reach) > shrunk
     clothed = (~head & ~background).float()[:, None]
     body = _widened(clothed, reach) > 0
-    nearby = F.avg_pool2d(torch.cat([frames.movedim(-1, 1) * shrunk, shrunk], 1), 4 * reach + 1, 1, 2 * reach)
+    nearby = _averaged(torch.cat([frames.movedim(-1, 1) * shrunk, shrunk], 1), 2 * reach)
     difference = (nearby[:, :3] / nearby[:, 3:].clamp_min(1e-6)).movedim(1, -1) - plates
     contrast = difference.square().sum(-1)
     mixed = (((frames - plates) * difference).sum(-1) / contrast.clamp_min(1e-6)).clamp(0, 1)
@@ -129,6 +129,12 @@ def _widened(plane: Tensor, reach: int) -> Tensor:
     return F.max_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
 
 
+def _averaged(planes: Tensor, reach: int) -> Tensor:
+    """Mean of planes (B, C, H, W) over squares that reach so many pixels to each side, zeros beyond the picture's edge."""
+    rows = F.avg_pool2d(planes, (2 * reach + 1, 1), 1, (reach, 0))
+    return F.avg_pool2d(rows, (1, 2 * reach + 1), 1, (0, reach))
+
+
 def foreground_colors(frames: Tensor, plates: Tensor, alpha: Tensor, sure: Tensor, seen: Tensor, reach: int) -> Tensor:
     """The head's colour in mixed pixels, without that of the background: (B, H, W, 3) in [0, 1].
 
@@ -139,7 +145,7 @@ def foreground_colors(frames: Tensor, plates: Tensor, alpha: Tensor, sure: Tenso
     """
     plane = sure.float()[:, None]
     picture = frames.movedim(-1, 1)
-    sums = F.avg_pool2d(torch.cat([picture * plane, picture.square() * plane, plane], 1), 4 * reach + 1, 1, 2 * reach)
+    sums = _averaged(torch.cat([picture * plane, picture.square() * plane, plane], 1), 2 * reach)
     count = sums[:, 6:].clamp_min(1e-6)
     mean, square = (sums[:, k : k + 3] / count for k in (0, 3))
     spread = (square - mean.square()).clamp_min(LEAST_SPREAD**2)
@@ -176,7 +182,7 @@ def make_backdrop(frames: Tensor, plates: Tensor, head: Tensor, background: Tens
     reach = max(1, reach)
     body = (~head & ~background).float()[:, None]
     planes = torch.cat([frames.movedim(-1, 1).float() * body, body, background.float()[:, None]], 1)
-    near = F.avg_pool2d(planes, 4 * reach + 1, 1, 2 * reach).movedim(1, -1)
+    near = _averaged(planes, 2 * reach).movedim(1, -1)
     clothed = head & (near[..., 3] > near[..., 4])
     body_color = (near[..., :3] / near[..., 3:4].clamp_min(1e-6)).round().byte()
     over_plate = torch.where((head | open_air)[..., None], plates, frames)

@@ -111,10 +111,10 @@ class FallingHair(nn.Module):
 
 
 def has_falling_hair(clip: Clip, indices: np.ndarray) -> bool:
-    """Whether the frames `indices` (n,) show head, by their labels, on more than LEAST of the picture below the chin."""
+    """Whether half of the frames `indices` (n,) show head, by their labels, on more than LEAST of the picture below the chin."""
     info, neutral = clip.info, clip.load_neutral()[0]
     views = indices[evenly(len(indices), VIEWS)]
     below = project(neutral[CHIN][None] - [0, BELOW, 0], clip.load_poses()[views], info.intrinsics)[:, 0, 1]
     shares = [(labels[max(0, math.ceil(row)) :] == HEAD).sum() / labels.size
               for labels, row in zip(clip.read_labels(views), below)]
-    return float(np.mean(shares)) > LEAST
+    return float(np.median(shares)) > LEAST

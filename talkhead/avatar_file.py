@@ -62,6 +62,8 @@ def pack(avatar: Avatar | Path | str, output: Path | str, *, figures: Mapping[st
     refuse_inputs(output, *avatar.files())
     refuse_existing(output, overwrite)
     avatar.require(*(part for part in PARTS if avatar.part(part).is_file()))
+    if avatar.layers.is_file():
+        avatar.verify("layers")
     avatar.load_neutral(), avatar.load_motion()
     avatar.check_background()
     if edited := avatar.edited():

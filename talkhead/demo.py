@@ -16,6 +16,7 @@ from shared.media.video_io import read_video
 from shared.metrics import correlation, lag_ms, landmark_motion_error, rotation_error_degrees, velocity_ratio
 from talkhead.evaluation import evaluate_pictures
 from talkhead.speaking import synthesize
+from talkhead.synthesis import Renderer
 from talkhead.training import finetune, train_head, train_torso
 
 Table = dict[str, dict[str, float]]
@@ -65,7 +66,7 @@ def run_demo(out: Path, *, size: int, seed: int, device: torch.device) -> tuple[
     tables = {
         "tracker against the actor's truth": tracker_table(clip, truth.landmarks, truth.poses),
         "lips on an unheard sentence, against what the actor does": lips_table(clip, sound, spoken, out),
-        "pictures of held-out frames (dB, SSIM)": evaluate_pictures(avatar, clip, ["test"], device, quiet=True),
+        "pictures of held-out frames (dB, SSIM)": evaluate_pictures(Renderer(avatar, device), clip, ["test"], quiet=True),
         "seconds": {"this machine": seconds | {"all": sum(seconds.values())}},
     }
     return tables, video

@@ -20,7 +20,8 @@ from shared.report_page import ReportPage
 from stage1_audio2lmk.evaluate import add_plots
 from stage1_audio2lmk.evaluate import evaluate as evaluate_stage1
 from stage2_gaussian.dataset import HeadDataset, box_mask
-from stage2_gaussian.evaluation.evaluate import HEAD_OVER_TRUTH, MEASURED, head_over_truth, measure
+from stage2_gaussian.evaluation.evaluate import HEAD_OVER_TRUTH, MEASURED, SHARPNESS, head_over_truth, measure
+from stage2_gaussian.evaluation.sharpness import Detail, measure_detail, sharpness
 from talkhead import retracking
 from talkhead.motion import MotionTrack
 from talkhead.synthesis import Renderer, batch_size, to_uint8
@@ -31,18 +32,19 @@ PICTURES = "finished frames, driven by tracked landmarks and torso motion at the
 PROTOCOL = (
     "Full: the finished frame of head, torso and plate against the video. Head: the same where the labels show head or mouth "
     f"interior; mouth: in the mouth box. {HEAD_OVER_TRUTH} `talkhead stage2 eval` measures the same. Fitted poses are those that "
-    "`stage2 train` fitted to the pictures, held-out ones too.")
+    f"`stage2 train` fitted to the pictures, held-out ones too. {SHARPNESS}")
 
 
-def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device: torch.device, *, fitted: bool = False,
+def evaluate_pictures(renderer: Renderer, clip: Clip, splits: Iterable[str], *, fitted: bool = False,
                       quiet: bool = False) -> dict[str, dict[str, float]]:
-    """PSNR (dB) and SSIM per split and region, driven by the tracked landmarks, poses, torso motion and gaze.
+    """PSNR (dB) and SSIM per split and region, and detail of the mouth's interior, driven by tracked landmarks, motion and gaze.
 
     full: the finished frame against the video. head: the same where the labels say head or mouth. mouth: the same in
-    the mouth box. head over truth: what `stage2 eval` measures (see `head_over_truth`). With `fitted`, the poses are those
-    that `stage2 train` fitted to the pictures, held-out ones too. Raises TalkheadError for a split without good frames.
+    the mouth box. mouth contrast, mouth sharpness: see `stage2_gaussian.evaluation.sharpness`. head over truth: what
+    `stage2 eval` measures (see `head_over_truth`). With `fitted`, the poses are those that `stage2 train` fitted to the
+    pictures, held-out ones too. Raises TalkheadError for a split without good frames.
     """
-    renderer = Renderer(avatar, device)
+    avatar, device = renderer.avatar, renderer.device
     info = clip.info
     landmarks, motion, gaze = clip.load_landmarks(), clip.load_torso_motion(), clip.load_gaze()
     poses = refined_poses(avatar, clip) if fitted else clip.load_poses()
@@ -53,6 +55,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
         indices = _good_frames(clip, split)
         data = HeadDataset(clip, indices, device)
         sums: dict[str, float] = {}
+        details: list[Detail] = []
         groups = [list(g) for _, g in itertools.groupby(range(len(indices)), key=lambda row: shots[indices[row]])]
         with progress(len(indices), f"measuring {split}", quiet=quiet, unit="frame") as bar:
             for rows in (np.array(group[k : k + step]) for group in groups for k in range(0, len(group), step)):
@@ -63,8 +66,9 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
                 frames = renderer.compose(head, poses[batch], motion[batch], plates[shots[batch[0]]])
                 frames = (frames * 255).round() / 255
                 is_head = torch.as_tensor((labels == HEAD) | (labels == MOUTH), device=device)
-                box = box_mask(torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch]), info.intrinsics,
-                               info.width, info.height, LIPS)
+                points, placed = torch.from_numpy(landmarks[batch]), torch.from_numpy(poses[batch])
+                box = box_mask(points, placed, info.intrinsics, info.width, info.height, LIPS)
+                details.append(measure_detail(frames, true, points.to(device), placed.to(device), info.intrinsics))
                 truth = data.batch(rows)
                 alone = measure(head_over_truth(head[:, data.rows, data.columns], truth), truth, {}, data, rows, None)
                 found = {f"{MEASURED} {figure}": float(alone[f"full {figure}"].mean()) for figure in ("psnr", "ssim")}
@@ -75,6 +79,7 @@ def evaluate_pictures(avatar: Avatar, clip: Clip, splits: Iterable[str], device:
                 bar.update(len(rows))
         columns = [f"{name} {figure}" for name in ("full", "head", "mouth", MEASURED) for figure in ("psnr", "ssim")]
         table[split] = {column: sums[column] / len(indices) for column in columns}
+        table[split] |= {f"mouth {name}": x for name, x in sharpness(Detail(*map(torch.cat, zip(*details)))).items()}
     return table
 
 
@@ -86,9 +91,9 @@ def _good_frames(clip: Clip, split: str) -> np.ndarray:
     return indices
 
 
-def render_speed(avatar: Avatar, device: torch.device, seconds: float = 2.0) -> dict[str, float]:
+def render_speed(renderer: Renderer, seconds: float = 2.0) -> dict[str, float]:
     """Frames a second of head and of finished frames, at batch 1 and at the usual batch, after warming up."""
-    renderer = Renderer(avatar, device)
+    avatar, device = renderer.avatar, renderer.device
     neutral = avatar.load_neutral()
     motion = MotionTrack(avatar, "loop")
     result = {}
@@ -121,9 +126,9 @@ def check_same_size(avatar: Avatar, clip: Clip) -> None:
         raise TalkheadError(f"{avatar.root} renders {a.width}x{a.height}, but {clip.root} is {b.width}x{b.height}")
 
 
-def side_by_side(avatar: Avatar, clip: Clip, indices: np.ndarray, device: torch.device) -> np.ndarray:
+def side_by_side(renderer: Renderer, clip: Clip, indices: np.ndarray) -> np.ndarray:
     """Contact sheet: true frames, finished frames at tracked and, if there are any, at fitted poses -> uint8 (k·H, n·W, 3)."""
-    renderer = Renderer(avatar, device)
+    avatar = renderer.avatar
     landmarks, motion, gaze = clip.load_landmarks(), clip.load_torso_motion(), clip.load_gaze()
     plates, shots = clip.load_plates(), clip.shot_of_frames()
     rows = [clip.read_frames(indices)]
@@ -158,12 +163,13 @@ def evaluate_avatar(avatar: Avatar, clip: Clip, splits: list[str], device: torch
             again = retracking.retrack_avatar(avatar, clip, splits, device)
             tables |= {retracking.TITLE.format(split): made.table for split, made in again.items()}
             notes[list(tables)[-1]] = retracking.note(avatar, clip)
-        tables[PICTURES.format("tracked")] = evaluate_pictures(avatar, clip, splits, device)
+        renderer = Renderer(avatar, device)
+        tables[PICTURES.format("tracked")] = evaluate_pictures(renderer, clip, splits)
         if clip.load_fitted_poses(avatar.trained_head()) is not None:
-            tables[PICTURES.format("fitted")] = evaluate_pictures(avatar, clip, splits, device, fitted=True)
+            tables[PICTURES.format("fitted")] = evaluate_pictures(renderer, clip, splits, fitted=True)
         notes[list(tables)[-1]] = PROTOCOL
-        tables["frames a second"] = {"this machine": render_speed(avatar, device)}
-        sheet = side_by_side(avatar, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)], device)
+        tables["frames a second"] = {"this machine": render_speed(renderer)}
+        sheet = side_by_side(renderer, clip, held[np.linspace(0, len(held) - 1, SHEET_FRAMES).astype(int)])
     if avatar.stage1.is_file():
         tables["stage 1 against its baselines"] = evaluate_stage1(clip, avatar.stage1, splits=splits, device=device)
     make_folder(folder)

@@ -14,7 +14,6 @@ from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.image import straight
 from shared.landmarks import FPS, load_landmarks, save_array
-from shared.media.audio_io import iter_audio
 from shared.media.spool import readable_again
 from shared.media.video_io import TransparentVideoWriter, VideoWriter, write_png
 from shared.pose_range import MARGIN, PoseRange
@@ -29,8 +28,7 @@ from talkhead.motion import MotionTrack, middle, poses_file
 from talkhead.synthesis import (
     Rendered,
     batch_size,
-    check_sound,
-    sound_warnings,
+    sound_under,
     to_uint8,
     unseen,
     unseen_warnings,
@@ -123,8 +121,6 @@ def check_head_output(output: Path, audio: Path | None) -> bool:
     """Is `output` a transparent video, and not a folder? Raises TalkheadError for what cannot or should not be written."""
     ending = output.suffix.lower()
     if ending in TransparentVideoWriter.endings:
-        if audio is not None:
-            next(iter_audio(audio, seconds=0.1))
         return True
     if ending in VideoWriter.endings or ending in (".avi", ".gif", ".mpg"):
         raise TalkheadError(f"{output}: a {ending} file holds no transparency; name a .mov, a .webm or a folder")
@@ -167,8 +163,8 @@ def _render_to_folder(view: HeadView, folder: Path, device: torch.device, quiet:
 
 def _render_to_video(view: HeadView, output: Path, audio: Path | None, device: torch.device, quiet: bool) -> Rendered:
     info = view.avatar.info
-    warnings = sound_warnings(check_sound(audio), len(view), "landmarks") if audio is not None else []
-    with TransparentVideoWriter(output, info.width, info.height, audio=audio) as writer:
+    with (sound_under(audio, output.parent, len(view), "landmarks") as (sound, warnings),
+          TransparentVideoWriter(output, info.width, info.height, audio=sound) as writer):
         for rgba in view.batches(device, quiet):
             for picture in to_uint8(straight(rgba)):
                 writer.write(picture)

@@ -42,9 +42,10 @@ def measure_held_out(avatar: Avatar, clip: Clip, folder: Path, *, device: torch.
     lips = compare(rows, clip.load_landmarks()[frames], poses, clip.info.intrinsics)
     chosen = np.unique(np.linspace(0, len(frames) - 1, PICTURES).round().astype(int))
     some = clip.with_split({split: [(int(t), int(t) + 1) for t in frames[chosen]]})
-    pictures = evaluate_pictures(avatar, some, [split], device, quiet=quiet)[split]
+    renderer = Renderer(avatar, device)
+    pictures = evaluate_pictures(renderer, some, [split], quiet=quiet)[split]
     make_folder(folder)
-    _write_video(folder / VIDEO, avatar, clip, frames, shot, rows, poses, device, quiet)
+    _write_video(folder / VIDEO, renderer, clip, frames, shot, rows, poses, quiet)
     write_json(folder / FIGURES, {
         "split": split, "start": int(frames[0]), "frames": len(frames),
         "figures": {**lips, **{f"{name} psnr": pictures[f"{name} psnr"] for name in ("full", "head", "mouth")}}})
@@ -57,9 +58,9 @@ def _from_sound(avatar: Avatar, clip: Clip, frames: np.ndarray, device: torch.de
     return np.concatenate(list(iter_predict(predictor, [sound], avatar.load_neutral())))[frames]
 
 
-def _write_video(path: Path, avatar: Avatar, clip: Clip, frames: np.ndarray, shot: int, rows: np.ndarray, poses: np.ndarray,
-                 device: torch.device, quiet: bool) -> None:
-    renderer = Renderer(avatar, device)
+def _write_video(path: Path, renderer: Renderer, clip: Clip, frames: np.ndarray, shot: int, rows: np.ndarray, poses: np.ndarray,
+                 quiet: bool) -> None:
+    device = renderer.device
     plate, motion, gaze = renderer.plate(clip.load_plates()[shot]), clip.load_torso_motion()[frames], clip.load_gaze()[frames]
     sound = clip.load_audio()[SAMPLES_PER_FRAME * int(frames[0]) : SAMPLES_PER_FRAME * (int(frames[-1]) + 1)]
     pairs: list[np.ndarray] = []

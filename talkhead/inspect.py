@@ -21,6 +21,7 @@ from shared.landmarks import FPS, SAMPLE_RATE, TABLES, eye_opening, lip_opening,
 from shared.lock import folder_lock, holder
 from shared.media.audio_io import audio_notes, load_audio
 from shared.media.container import is_picture, open_media
+from shared.media.layer_video import LayerVideo
 from shared.media.video_io import probe, read_png
 from shared.phones import load_phones
 from shared.poses import load_poses
@@ -136,6 +137,11 @@ def _avatar(avatar: Avatar) -> Iterator[str]:
         parts[avatar.gaze.name] = lambda: _shape(avatar.load_gaze())
     for part in PARTS:
         parts[part] = partial(_part, avatar, part)
+    if avatar.has_layers():
+        parts[avatar.layers.name] = partial(_layers, avatar)
+    elif avatar.layers.is_file():
+        yield (f"  {avatar.layers.name} is of another torso or motion track and not used; `talkhead torso layers {avatar.root}` "
+               "draws it anew")
     if len({known["clip"] for known in made.parts.values()}) > 1:
         yield f"  its parts are of different clips: {', '.join(f'{part} of {_clip_of(made, part)}' for part in made.parts)}"
     for file in avatar.edited():
@@ -189,6 +195,13 @@ def _busy(*folders: Path) -> Iterator[str]:
     for folder in folders:
         if (who := holder(folder_lock(folder))) is not None:
             yield f"  in use: {folder} is being written by {who}"
+
+
+def _layers(avatar: Avatar) -> str:
+    """Open the stored torso as synthesis does."""
+    avatar.verify("layers")
+    with LayerVideo(avatar.layers, avatar.info.width, avatar.info.height, len(avatar.load_motion()[0])) as video:
+        return f"{video.count} frames"
 
 
 def _part(avatar: Avatar, part: str) -> str:

@@ -1,6 +1,7 @@
 """An avatar speaks: sound, landmarks, head, torso and scene put together into videos, in bounded memory."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from fractions import Fraction
 from functools import cached_property
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from av import VideoFrame
 from torch import Tensor
 from tqdm import tqdm
 
+from shared import machine
 from shared.avatar import Avatar
 from shared.errors import TalkheadError
 from shared.files import same_file
@@ -27,6 +30,8 @@ from talkhead.motion import Motion, MotionTrack, poses_file
 from talkhead.provenance import Label, Marks
 from talkhead.scene import OWN, Scene, background_file
 from talkhead.synthesis import Rendered, Renderer, batch_size, rebatch, sound_warnings, unseen, unseen_warnings, written
+
+MOST_CONVERTERS = 6  # threads that mark and convert frames beside a GPU
 
 
 class Speaker:
@@ -105,16 +110,23 @@ class Speaker:
         total = round(sound.seconds * FPS) if rows is None else len(rows)
         saved: list[np.ndarray] = []
         count, hidden = 0, torch.zeros((), dtype=torch.long, device=self.device)
+        # a GPU draws faster than one processor marks and converts
+        threads = min(MOST_CONVERTERS, machine.threads() - 1) if self.device.type == "cuda" else 0
+
+        def converted(frame: np.ndarray, number: int) -> VideoFrame:
+            return writer.converted(marks.apply(frame[None], number)[0])
+
         def write(frames: np.ndarray) -> None:
-            for frame in marks.apply(frames, writer.count):
-                writer.write(frame)
+            for frame in (pool.map if pool else map)(converted, frames, range(writer.count, writer.count + len(frames))):
+                writer.append(frame)
 
         # sound to landmarks, landmarks to frames, and frames to the file run side by side; a GPU does its work by itself
         rows_made = ahead(chunks) if self.device.type == "cpu" else (row for row in chunks)
         small = self.device.type == "cpu" and motion.track is not None and self.renderer.layers is not None
         with (cpu_threads(1 if small else torch.get_num_threads()), writer,
               nullcontext(bar) if bar is not None else progress(total, "rendering", quiet=quiet, unit="frame") as shown,
-              closing(rows_made), behind(write) as hand_over):
+              closing(rows_made), ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool,
+              behind(write) as hand_over):
             for batch in rebatch(rows_made, batch_size(self.device)):
                 check_landmarks(batch, "what stage 1 predicts")
                 if kept is not None:

@@ -18,7 +18,7 @@ from shared.landmarks import FPS
 from shared.lock import lock_output
 from shared.media.audio_io import iter_audio
 from shared.media.sound_check import SoundCheck
-from shared.media.spool import readable_again
+from shared.media.spool import DecodedSound, readable_again
 from shared.media.video_io import VideoWriter, read_rgba
 from shared.poses import load_poses
 from shared.progress import progress
@@ -57,14 +57,14 @@ class Renderer:
     """Landmarks, poses and torso motion -> frames, with the networks of one avatar.
 
     `parts` says which are loaded: "stage2" draws the head, "torso" puts it on shoulders and background; the torso's network is
-    read when it is first used, since along the avatar's own motion track its pictures are stored. Raises TalkheadError for an
-    avatar without them.
+    read when it is first used, since along the avatar's own motion track its pictures are stored; with `preload` these are all
+    brought to a GPU, little by little. Raises TalkheadError for an avatar without them.
     """
 
     def __init__(self, avatar: Avatar, device: torch.device | str = "auto", *,
-                 parts: tuple[str, ...] = ("stage2", "torso")) -> None:
+                 parts: tuple[str, ...] = ("stage2", "torso"), preload: bool = False) -> None:
         avatar.require(*parts)
-        self.avatar, self.device, self.info = avatar, pick_device(device), avatar.info
+        self.avatar, self.device, self.info, self.preload = avatar, pick_device(device), avatar.info, preload
         if "stage2" in parts:
             self.head = load_head(avatar.stage2, self.device)
         if "torso" in parts:
@@ -81,7 +81,9 @@ class Renderer:
         """The stored torso of the motion track; None if there is none for the torso and the track as they are."""
         if not self.avatar.has_layers():
             return None
-        return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device)
+        self.avatar.verify("layers")
+        return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device,
+                           self.preload and self.device.type != "cpu")
 
     def plate(self, rgb: np.ndarray) -> Tensor:
         """uint8 (H,W,3) -> float (H,W,3) in [0,1] on the device."""
@@ -147,14 +149,6 @@ class Rendered(NamedTuple):
     warnings: list[str]
 
 
-def check_sound(audio: Path) -> SoundCheck:
-    """A file's sound, decoded once to know its length and what is wrong with it. Raises TalkheadError like `iter_audio`."""
-    check = SoundCheck()
-    for piece in iter_audio(audio):
-        check.push(piece)
-    return check
-
-
 def sound_warnings(check: SoundCheck, frames: int, what: str) -> list[str]:
     """Sentences about the sound under a video of `frames` frames of `what`, which decides how long the video is."""
     video, sound = frames / FPS, check.seconds
@@ -163,6 +157,20 @@ def sound_warnings(check: SoundCheck, frames: int, what: str) -> list[str]:
         end = "the sound is cut off there" if sound > video else "the rest of the video is silent"
         found.append(f"the {what} last {video:.1f} s, the sound {sound:.1f} s; the video is as long as the {what}, and {end}")
     return found
+
+
+@contextmanager
+def sound_under(audio: Path | None, folder: Path, frames: int, what: str) -> Iterator[tuple[DecodedSound | None, list[str]]]:
+    """The sound `audio` of a video in `folder`, decoded once, and its `sound_warnings`. Raises TalkheadError like
+    `DecodedSound`."""
+    if audio is None:
+        yield None, []
+        return
+    with DecodedSound(audio, folder) as sound:
+        check = SoundCheck()
+        for _ in check.listen(sound.pieces(2.0)):
+            pass
+        yield sound, sound_warnings(check, frames, what)
 
 
 def unseen(rgba: Tensor) -> Tensor:
@@ -238,10 +246,10 @@ def _composite_folder(avatar: Avatar, folder: Path, output: Path, audio: Path | 
     if not pictures or not len(pictures) == len(pose) == len(torso):
         raise TalkheadError(f"{folder}: found {len(pictures)} pictures, {len(pose)} poses, {len(torso)} torso motions; "
                             "there should be as many of each")
-    warnings = sound_warnings(check_sound(audio), len(pictures), "pictures") if audio is not None else []
     info, hidden = avatar.info, 0
     renderer = Renderer(avatar, device, parts=("torso",))
-    with (VideoWriter(output, info.width, info.height, audio=audio) as writer,
+    with (sound_under(audio, output.parent, len(pictures), "pictures") as (sound, warnings),
+          VideoWriter(output, info.width, info.height, audio=sound) as writer,
           progress(len(pictures), "compositing", quiet=quiet, unit="frame") as bar):
         for start in range(0, len(pictures), batch_size(device)):
             batch = slice(start, start + batch_size(device))

@@ -13,7 +13,8 @@ JAW_CURVE = list(range(3, 14))  # jaw points between head and neck
 HEAD_WIDTHS = 1.6  # face widths to either side of the face's middle that hair may reach
 CHEST = (0.3, 0.65)  # the chest is less than this beside and more than this below the chin, in face widths
 CHEST_SHARE = 0.85  # of the height visible below the chin, if that is less than CHEST[1]
-SHOULDERS = (1.25, 0.3)  # the outer shoulders are more than this beside and more than this below the chin
+SHOULDERS = (1.25, 0.3)  # the outer shoulders are more than this beside and more than this below the chin, in face widths
+SHOULDERS_SHARE = (0.9, 0.5)  # of what is visible beside and below the chin, if that is less
 BINS = (32, 64, 64)  # of lightness and the two colour axes of CIELAB as OpenCV scales it to bytes
 SHIFTS = (3, 2, 2)  # bits dropped from a byte to give its bin
 BLUR = (1.5, 1.2, 1.2)  # standard deviation of the histograms' smoothing, bins
@@ -117,8 +118,9 @@ def sample_masks(matte: np.ndarray, points: np.ndarray, height: int, width: int)
     cheeks = filled(points[[2, 4, 48, 31]], height, width) | filled(points[[14, 12, 54, 35]], height, width)
     cheeks &= ~filled(points[LIPS_OUTER], height, width)
     hair = above_jaw(points, height, width) & ~filled(points[FACE_OUTLINE], height, width)
-    lower = min(CHEST[1], CHEST_SHARE * (height - points[8, 1]) / breadth)
-    clothes = (right < CHEST[0]) & (down > lower) | (right > SHOULDERS[0]) & (down > SHOULDERS[1])
+    beside, below = max(points[8, 0], width - points[8, 0]) / breadth, (height - points[8, 1]) / breadth
+    outer, lower = (min(most, share * room) for most, share, room in zip(SHOULDERS, SHOULDERS_SHARE, (beside, below)))
+    clothes = (right < CHEST[0]) & (down > min(CHEST[1], CHEST_SHARE * below)) | (right > outer) & (down > lower)
     return cheeks & inside, hair & inside, clothes & inside
 
 

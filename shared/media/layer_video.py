@@ -107,7 +107,12 @@ class LayerVideo:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release file, decoder and pictures."""
         self._container.close()
+        self._decoded.clear()
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Picture `index` as uint8 (H, W, 4), straight colour and alpha. Raises TalkheadError if it cannot be decoded."""

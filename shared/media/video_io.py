@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from threading import local
 from types import TracebackType
 from typing import Any
 
@@ -349,7 +350,7 @@ class VideoWriter:
             raise TalkheadError(f"{self.path}: width and height should be even, found {width}x{height}")
         self.width, self.height, self.fps, self.audio, self.crf, self.preset = width, height, Fraction(fps), audio, crf, preset
         self.matrix, self.metadata, self.finish = matrix, dict(metadata or {}), finish
-        self._converter = VideoReformatter()
+        self._converters = local()  # one for each thread
         self.count = 0  # of frames given to write
         self.shown = 0  # of frames in the file
 
@@ -393,14 +394,24 @@ class VideoWriter:
 
     def write(self, pixels: np.ndarray) -> None:
         """Append one uint8 (H, W, channels) frame."""
+        self.append(self.converted(pixels))
+
+    def converted(self, pixels: np.ndarray) -> av.VideoFrame:
+        """A uint8 (H, W, channels) frame as `append` takes it; several threads may call this at once."""
         if pixels.shape != (self.height, self.width, self.channels) or pixels.dtype != np.uint8:
             raise TalkheadError(f"{self.path}: expected a uint8 frame {(self.height, self.width, self.channels)}, "
                                 f"found {pixels.dtype} {pixels.shape}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24" if self.channels == 3 else "rgba")
-        frame = self._converter.reformat(frame, format=self._stream.pix_fmt, dst_colorspace=self.matrix,
-                                         dst_color_range=ColorRange.MPEG)
+        if not hasattr(self._converters, "own"):
+            self._converters.own = VideoReformatter()
+        frame = self._converters.own.reformat(frame, format=self._stream.pix_fmt, dst_colorspace=self.matrix,
+                                              dst_color_range=ColorRange.MPEG)
         frame.color_primaries = frame.color_trc = BT709
         frame.time_base = 1 / self.fps
+        return frame
+
+    def append(self, frame: av.VideoFrame) -> None:
+        """Append one frame that `converted` made."""
         self._frame = frame
         while nearest_frame(self.shown, self.fps) <= self.count:
             self._show()

@@ -24,6 +24,7 @@ from stage2_gaussian.dataset import EYE_MARGIN, LIPS_MARGIN, Batch, HeadDataset,
 from stage2_gaussian.evaluation.expression_sheet import make_expression_sheet
 from stage2_gaussian.evaluation.flicker import landmark_motion, measure_flicker, stillest_stretch
 from stage2_gaussian.evaluation.lpips import Lpips, load_lpips
+from stage2_gaussian.evaluation.sharpness import OPEN, REACH, Detail, measure_detail, sharpness
 from stage2_gaussian.head import Head
 from stage2_gaussian.pose_refinement import refine_poses
 from stage2_gaussian.render import render_head
@@ -53,6 +54,11 @@ FLICKER = (
     "Flicker: change from frame to frame (second difference in time over √6, which keeps the deviation of noise), mean over "
     "the pixels in grey levels of 255, on the 15 to 50 frames in a row that move least; p95 is the restless end of the pixels. "
     "A split without 15 frames in a row has none. A ratio of 1 is as restless as the video.")
+SHARPNESS = (
+    "Mouth interior: detail of a tooth's width inside the inner lips, in frames with lips at least "
+    f"{OPEN * 1000:.0f} mm apart, all frames together. Contrast: its root mean square in the render over that in the video. "
+    "Sharpness: the part of the video's detail that the render shows in the same place, up to a shift of "
+    f"{REACH * 1000:.1f} mm; noise does not raise it. 1 is as sharp as the video.")
 ERROR = f"Error: render minus video, {ERROR_GAIN} times, about grey. Pictures show the window that the head ever enters."
 
 
@@ -62,6 +68,7 @@ class Measured(NamedTuple):
     data: HeadDataset  # n frames
     poses: dict[str, Tensor]  # (n, 4, 4) by prefix of the metrics' names: "" tracked, "aligned " refined
     values: dict[str, np.ndarray]  # "[aligned ]REGION psnr|ssim|lpips" -> (n,), NaN where the region is empty
+    details: dict[str, Detail]  # of the mouth's interior, by prefix
 
     def means(self, rows: np.ndarray | slice = slice(None)) -> dict[str, float]:
         """Mean of every metric over the frames `rows` that have it."""
@@ -107,11 +114,13 @@ def evaluate_head(clip: Clip, head_path: Path | str, folder: Path, *, splits: It
     for split in splits:
         measured = measure_split(head, clip, split, device, align=align, every=every, lpips=perceptual, quiet=quiet, batch=batch)
         tables.update(split_tables(measured, split, clip))
+        tables.update(sharpness_table(measured, split))
         tables.update(flicker_table(head, clip, split, device, align=align, batch=batch, quiet=quiet))
         record[split] = as_record(measured)
         sheets.append((split, contact_sheet(head, measured)))
     for title, table in tables.items():
         page.table(title, table)
+    page.text(SHARPNESS)
     page.text(FLICKER)
     page.text(ERROR)
     heads = ["video", "render", f"error × {ERROR_GAIN}", *[f"error × {ERROR_GAIN}, aligned"] * align, "alpha"]
@@ -143,6 +152,7 @@ def measure_split(head: Head, clip: Clip, split: str, device: torch.device, *, a
     if align:
         poses["aligned "] = refine_poses(head, data, quiet=quiet)
     found: list[dict[str, Tensor]] = []
+    details: dict[str, list[Detail]] = {prefix: [] for prefix in poses}
     with progress(len(data), f"measuring {split}", quiet=quiet, unit="frame") as bar:
         for start in range(0, len(data), batch):
             rows = np.arange(start, min(start + batch, len(data)))
@@ -153,9 +163,11 @@ def measure_split(head: Head, clip: Clip, split: str, device: torch.device, *, a
                 shown, _ = composite(head, frames, placed[rows], data)
                 for name, value in measure(shown, frames, masks, data, rows, lpips).items():
                     values[prefix + name] = value
+                details[prefix].append(measure_detail(shown, frames.frames, frames.landmarks, frames.poses, data.intrinsics))
             found.append(values)
             bar.update(len(rows))
-    return Measured(data, poses, {name: torch.cat([x[name] for x in found]).cpu().numpy() for name in found[0]})
+    return Measured(data, poses, {name: torch.cat([x[name] for x in found]).cpu().numpy() for name in found[0]},
+                    {prefix: Detail(*map(torch.cat, zip(*parts))) for prefix, parts in details.items()})
 
 
 def head_over_truth(rgba: Tensor, frames: Batch) -> Tensor:
@@ -252,6 +264,14 @@ def _region_rows(measured: Measured) -> Table:
     return table
 
 
+def sharpness_table(measured: Measured, split: str) -> dict[str, Table]:
+    """Contrast and sharpness of the mouth's interior; empty if no mouth is open."""
+    figures = {f"{prefix}{name}": value for prefix, detail in measured.details.items()
+               for name, value in sharpness(detail).items()}
+    count = int(measured.details[""].video.isfinite().sum())
+    return {f"{split}, detail of the mouth's interior": {f"{count} frames with the mouth open": figures}} if figures else {}
+
+
 def flicker_table(head: Head, clip: Clip, split: str, device: torch.device, *, align: bool, batch: int,
                   quiet: bool) -> dict[str, Table]:
     """Flicker of the video and of the render on the split's stillest stretch; empty if no stretch is long enough."""
@@ -273,8 +293,11 @@ def flicker_table(head: Head, clip: Clip, split: str, device: torch.device, *, a
 
 def as_record(measured: Measured) -> dict:
     """Every frame's metrics, JSON-able."""
+    details = {f"{prefix}mouth detail {name}": energies.numpy() for prefix, detail in measured.details.items()
+               for name, energies in detail._asdict().items()}
     return {"frames": measured.data.indices.tolist(),
-            **{name: [round(float(v), 4) if np.isfinite(v) else None for v in x] for name, x in measured.values.items()}}
+            **{name: [round(float(v), 4) if np.isfinite(v) else None for v in x]
+               for name, x in (measured.values | details).items()}}
 
 
 def representative_frames(measured: Measured) -> dict[int, str]:

@@ -18,6 +18,7 @@ from talkhead.commands.options import (
     pose_limit_option,
 )
 from talkhead.commands.output import above_bars, print_tables, print_video
+from talkhead.commands.quick_start import quick_start
 from talkhead.commands.runner import one_line, print_error, when_stopped
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def synth(avatar: Path, audio: tuple[Path, ...], output: Path, start: float, end
     talkhead synth me.avatar speech.wav -o talk.webm --background none --start 1:10 --end 1:25.5
     talkhead synth me.avatar lessons/*.wav -o videos
     """
-    from shared.avatar import Avatar
-    from talkhead.speaking import Speaker, name_outputs, speak_all
+    with quick_start():
+        from shared.avatar import Avatar
+        from talkhead.speaking import Speaker, name_outputs, speak_all
 
     outputs = name_outputs(audio, output)
     speaker = Speaker(Avatar(avatar), device=device, poses=poses, head_motion=head_motion, background=background, size=size,

@@ -15,6 +15,7 @@ from talkhead.commands.options import (
     overwrite_option,
 )
 from talkhead.commands.output import print_figures, print_part, print_tables, print_warnings
+from talkhead.commands.quick_start import quick_start
 from talkhead.commands.runner import CONTINUES, CONTINUES_UNASKED, when_stopped
 
 
@@ -106,10 +107,11 @@ def predict(audio: Path, avatar: Path, output: Path, neutral: Path | None, seed:
     \b
     talkhead stage1 predict speech.wav --avatar me.avatar -o predicted.npy
     """
-    from shared.avatar import Avatar, load_neutral
-    from shared.landmarks import check_output_name, save_landmarks
-    from talkhead.synthesis import predict as run
-    from talkhead.synthesis import written
+    with quick_start():
+        from shared.avatar import Avatar, load_neutral
+        from shared.landmarks import check_output_name, save_landmarks
+        from talkhead.synthesis import predict as run
+        from talkhead.synthesis import written
 
     check_output_name(output)
     source = Avatar(avatar)

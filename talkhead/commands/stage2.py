@@ -16,6 +16,7 @@ from talkhead.commands.options import (
     pose_limit_option,
 )
 from talkhead.commands.output import print_part, print_tables, print_warnings
+from talkhead.commands.quick_start import quick_start
 from talkhead.commands.runner import CONTINUES, CONTINUES_UNASKED, when_stopped
 
 COVERED = "covered"  # the value of --orbit for what the clip shows
@@ -94,8 +95,9 @@ def stage2_render(landmarks: Path, avatar: Path, output: Path, poses: str, pose_
     talkhead stage2 render edited.npy --avatar me.avatar -o head.mov --audio speech.wav
     talkhead stage2 render edited.npy --avatar me.avatar -o head.webm --poses still --orbit covered --period 4
     """
-    from shared.avatar import Avatar
-    from talkhead.free_view import Orbit, render_free_view
+    with quick_start():
+        from shared.avatar import Avatar
+        from talkhead.free_view import Orbit, render_free_view
 
     if period is not None and orbit is None:
         raise TalkheadError(f"--period {period:g} is the time of a swing; add --orbit DEGREES")

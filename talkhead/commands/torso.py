@@ -6,6 +6,7 @@ import click
 
 from talkhead.commands.options import PATH, avatar_option, config_options, device_option, overwrite_option
 from talkhead.commands.output import print_part, print_warnings
+from talkhead.commands.quick_start import quick_start
 from talkhead.commands.runner import CONTINUES, CONTINUES_UNASKED, when_stopped
 
 
@@ -70,8 +71,9 @@ def composite(frames: Path, avatar: Path, output: Path, audio: Path | None, over
     \b
     talkhead torso composite frames --avatar me.avatar -o talk.mp4 --audio speech.wav
     """
-    from shared.avatar import Avatar
-    from talkhead.synthesis import composite_folder
+    with quick_start():
+        from shared.avatar import Avatar
+        from talkhead.synthesis import composite_folder
 
     made = composite_folder(Avatar(avatar), frames, output, audio=audio, device=device, overwrite=overwrite)
     print_warnings(made.warnings)

@@ -2,12 +2,13 @@
 
 import dataclasses
 import os
+import re
 import shutil
 
 import numpy as np
 import pytest
 
-from shared.avatar import Avatar, add_part, create_from_clip, refined_poses, refuse_other_clip
+from shared.avatar import Avatar, add_layers, add_part, create_from_clip, refined_poses, refuse_other_clip
 from shared.camera import pose_matrix
 from shared.clip import Clip, ClipInfo, ExcludedSpan, Shot
 from shared.errors import TalkheadError, TalkheadWarning
@@ -15,6 +16,7 @@ from shared.face_check import TEMPLATE
 from shared.files import read_json, sha256, write_json
 from shared.landmarks import save_array, save_landmarks
 from shared.media.video_io import VideoWriter, write_png
+from talkhead.synthesis import Renderer
 
 LENGTH = 6
 
@@ -145,6 +147,29 @@ def test_a_damaged_or_swapped_part_is_refused(clip, tmp_path):
         Avatar(avatar.root).require("stage1", "torso")  # what is not used is not read
     avatar.stage2.write_bytes(whole)
     Avatar(avatar.root).require("stage2")
+
+
+def test_a_damaged_or_swapped_stored_torso_is_refused_where_it_is_used(clip, tmp_path):
+    avatar = Avatar(tmp_path / "me.avatar")
+    for part in ("stage1", "stage2", "torso"):
+        train(avatar, clip, part, part.encode() * 100)
+    work = avatar.work("layers").with_name(avatar.layers.name)
+    work.parent.mkdir(parents=True)
+    work.write_bytes(b"layers" * 100)
+    add_layers(avatar)
+    Avatar(avatar.root).verify("layers")
+    avatar.layers.write_bytes(b"x" + avatar.layers.read_bytes()[1:])
+    told = re.escape(f"{avatar.layers} is not the file that training wrote: its bytes were damaged or replaced; copy the avatar "
+                     f"again, or run `talkhead torso layers {avatar.root}`")
+    with pytest.raises(TalkheadError, match=f"^{told}$"):
+        Avatar(avatar.root).verify("layers")
+    renderer = Renderer.__new__(Renderer)
+    renderer.avatar = Avatar(avatar.root)
+    with pytest.raises(TalkheadError, match=f"^{told}$"):
+        _ = renderer.layers
+    train(avatar, clip, "torso", b"another")
+    renderer.avatar = Avatar(avatar.root)
+    assert renderer.layers is None  # of another torso it would not be used anyway
 
 
 def test_parts_of_different_clips_are_refused(clip, other, tmp_path):

@@ -49,7 +49,7 @@ class FlatRenderer:
     def plate(self, rgb):
         return torch.as_tensor(rgb).float() / 255
 
-    def head_rgba(self, landmarks, poses, motion, gaze):
+    def head_rgba(self, landmarks, poses, motion, gaze=None):
         return torch.as_tensor(landmarks[:, 0, 0])
 
     def compose(self, head, poses, motion, background):

@@ -1,4 +1,5 @@
 import dataclasses
+import wave
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from shared.fixations import Fixations
 from shared.gaze import save_gaze
 from shared.image import straight
 from shared.landmarks import load_array, save_array, save_landmarks
+from shared.media import audio_io
 from shared.media.audio_io import load_audio, save_wav
 from shared.media.video_io import read_rgba, read_transparent_video, read_video
 from shared.pose_range import PoseRange
@@ -21,7 +23,8 @@ from stage2_gaussian.head import Head
 from talkhead.free_view import HeadView, Orbit, check_head_output, render_free_view
 from talkhead.motion import MotionTrack, ping_pong
 from talkhead.speaking import synthesize
-from talkhead.synthesis import rebatch
+from talkhead.synthesis import composite_folder, rebatch
+from tests.serve.small_avatar import make_avatar
 
 CPU = torch.device("cpu")
 UPRIGHT = np.diag([1.0, -1, -1])
@@ -149,6 +152,34 @@ def test_pictures_and_videos_show_the_same_straight_alpha(spoken, tmp_path):
             assert np.abs(weighted).mean() < error and np.abs(got[..., 3].astype(int) - picture[..., 3]).mean() < error
 
 
+def test_sound_under_rendered_pictures_is_decoded_once(tmp_path, monkeypatch):
+    avatar, sound = Avatar(make_avatar(tmp_path)), tmp_path / "a.wav"
+    save_landmarks(tmp_path / "rows.npy", np.repeat(TEMPLATE[None], 6, axis=0))
+    noise = np.random.default_rng(0).integers(-9000, 9000, (30000, 2), dtype=np.int16)
+    with wave.open(str(sound), "wb") as file:
+        file.setparams((2, 2, 16000, 0, "NONE", ""))
+        file.writeframes(noise.tobytes())
+    decode, heard = audio_io.decode, []
+
+    def counting(container, stream):
+        for frame in decode(container, stream):
+            heard.append(frame.samples)
+            yield frame
+
+    monkeypatch.setattr(audio_io, "decode", counting)
+    render_free_view(avatar, tmp_path / "rows.npy", tmp_path / "frames", device=CPU, quiet=True)
+    told = "the {0} last 0.2 s, the sound 1.9 s; the video is as long as the {0}, and the sound is cut off there"
+    for call, source, name, what in ((render_free_view, "rows.npy", "head.mov", "landmarks"),
+                                     (composite_folder, "frames", "talk.mp4", "pictures")):
+        made = call(avatar, tmp_path / source, tmp_path / name, audio=sound, device=CPU, quiet=True)
+        assert made.frames == 6 and told.format(what) in made.warnings
+        assert sum(heard) == 30000 and abs(len(load_audio(tmp_path / name)) - 3840) <= 1024
+        heard.clear()
+        with pytest.raises(TalkheadError, match="gone.wav does not exist"):
+            call(avatar, tmp_path / source, tmp_path / f"other_{name}", audio=tmp_path / "gone.wav", device=CPU, quiet=True)
+        assert not (tmp_path / f"other_{name}").exists()
+
+
 def test_straight_alpha_undoes_the_premultiplication():
     rgba = torch.tensor([0.1, 0.2, 0.25, 0.5, 0, 0, 0, 0]).view(1, 1, 2, 4)
     assert torch.allclose(straight(rgba), torch.tensor([0.2, 0.4, 0.5, 0.5, 0, 0, 0, 0]).view(1, 1, 2, 4))
@@ -174,8 +205,6 @@ def test_what_a_head_may_be_written_to(tmp_path):
         check_head_output(tmp_path / "head.mp4", None)
     with pytest.raises(TalkheadError, match="folder of pictures, which holds no sound; leave --audio out"):
         check_head_output(tmp_path / "frames", tmp_path / "a.wav")
-    with pytest.raises(TalkheadError, match="a.wav does not exist"):
-        check_head_output(tmp_path / "head.mov", tmp_path / "a.wav")
     (tmp_path / "frames" / "diary.txt").write_text("keep me")
     for place in (tmp_path / "frames", tmp_path / "frames" / "diary.txt"):
         with pytest.raises(TalkheadError, match="is no folder of rendered frames, so it will not be replaced"):

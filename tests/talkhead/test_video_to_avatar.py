@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from shared.consent import Consent
 from shared.errors import TalkheadError
 from shared.files import sha256, write_json
 from shared.media.video_io import VideoWriter
+from talkhead import synthesis
 from talkhead import video_to_avatar as module
 from talkhead.commands.train import NEEDED
 from talkhead.held_out import FIGURES, VIDEO, measure_held_out
@@ -134,8 +137,13 @@ def report_of(chain, folder):
 
 
 @pytest.mark.slow
-def test_the_report_shows_held_out_frames_figures_and_advice(chain, tmp_path):
+def test_the_report_shows_held_out_frames_figures_and_advice(chain, tmp_path, monkeypatch):
+    loaded = []
+    for name in ("load_head", "load_torso"):
+        load = getattr(synthesis, name)
+        monkeypatch.setattr(synthesis, name, lambda *given, load=load, name=name: loaded.append(name) or load(*given))
     path, clip = report_of(chain, tmp_path)
+    assert sorted(loaded) == ["load_head", "load_torso"]  # once each
     html, figures = path.read_text(), json.loads((tmp_path / "held_out" / FIGURES).read_text())
     start, stop = clip.info.split["test"][0]
     assert start <= figures["start"] and figures["start"] + figures["frames"] <= stop
@@ -207,6 +215,29 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_avatar(tmp_path):
     assert text.count("done before") == 4 and "5/8 torso     done in" in text and not work.exists()
     assert Avatar(killed / "me.avatar").info.parts["torso"]["sha256"] != before["torso"]
     assert Avatar(killed / "me.avatar").info.parts["stage2"]["sha256"] == before["stage2"]
+
+
+def test_pictures_are_decoded_while_stage_1_is_trained(monkeypatch):
+    trains, decoded = threading.Event(), threading.Event()
+
+    def finetune(clip, avatar, **how):
+        trains.set()
+        assert decoded.wait(10) and how == {"device": "cpu", "config": "mine"}
+
+    def decode():
+        assert trains.wait(10)
+        decoded.set()
+
+    def refuse():
+        raise TalkheadError("labels.mkv: expected 6 frames as in clip.json, found 5")
+
+    monkeypatch.setattr(module, "finetune", finetune)
+    training = module._Training.__new__(module._Training)
+    training.avatar, training.config, training.clip = None, SimpleNamespace(stage1="mine"), SimpleNamespace(decode=decode)
+    training._finetune(device="cpu")
+    training.clip.decode = refuse
+    with pytest.raises(TalkheadError, match="found 5"):
+        training._finetune(device="cpu")
 
 
 def test_settings_of_the_steps_are_groups():

@@ -25,6 +25,7 @@ from stage2_gaussian.config import Stage2Config, resolve
 from stage2_gaussian.dataset import HeadDataset, box_mask
 from stage2_gaussian.evaluation.evaluate import (
     Measured,
+    as_record,
     composite,
     evaluate,
     evaluate_head,
@@ -33,8 +34,10 @@ from stage2_gaussian.evaluation.evaluate import (
     measure_split,
     regions,
     representative_frames,
+    sharpness_table,
     split_tables,
 )
+from stage2_gaussian.evaluation.sharpness import Detail
 from stage2_gaussian.train import new_head
 
 CPU = torch.device("cpu")
@@ -148,7 +151,7 @@ class Frames:
 def test_worst_frames_shots_and_gaps_in_a_region():
     values = np.r_[np.full(90, 30.0), np.full(10, 20.0)]
     measured = Measured(Frames(100), {"": torch.zeros(100, 4, 4)},
-                        {"head psnr": values, "mouth psnr": np.where(np.arange(100) < 50, np.nan, 25.0)})
+                        {"head psnr": values, "mouth psnr": np.where(np.arange(100) < 50, np.nan, 25.0)}, {})
     assert measured.means() == {"head psnr": pytest.approx(29), "mouth psnr": 25}
     assert measured.worst()["head psnr"] == 20
     tables = split_tables(measured, "new", SimpleNamespace(shot_of_frames=lambda: np.repeat([0, 1], [40, 160])))
@@ -157,6 +160,19 @@ def test_worst_frames_shots_and_gaps_in_a_region():
     assert shots["frames 0–39 (40)"] == {"head": 30} and shots["frames 40–99 (60)"]["mouth box"] == 25
     one = split_tables(measured, "new", SimpleNamespace(shot_of_frames=lambda: np.zeros(200, int)))
     assert list(one) == ["new: 100 frames, head over truth"]
+
+
+def test_sharpness_is_of_all_open_mouths_together():
+    shut = float("nan")
+    details = {prefix: Detail(*torch.tensor([[3.0, shut, 1.0], [0.5, shut, 0.5], [1.0, shut, shared]]))
+               for prefix, shared in (("", 0.6), ("aligned ", 1.0))}
+    measured = Measured(Frames(3), {}, {}, details)
+    assert sharpness_table(measured, "new") == {"new, detail of the mouth's interior": {"2 frames with the mouth open": {
+        "contrast": 0.5, "sharpness": pytest.approx(0.4), "aligned contrast": 0.5, "aligned sharpness": 0.5}}}
+    record = as_record(measured)
+    assert record["aligned mouth detail shared"] == [1, None, 1] and record["mouth detail video"] == [3, None, 1]
+    none = Detail(*torch.full((3, 3), shut))
+    assert sharpness_table(Measured(Frames(3), {}, {}, {"": none}), "new") == {}
 
 
 def test_the_sheet_shows_what_is_telling(cartoon, avatar):
@@ -180,6 +196,7 @@ def test_the_command_prints_and_writes(cartoon, avatar, tmp_path):
     row = made["tables"]["train: 4 frames, head over truth"]["mouth box"]
     assert row["PSNR"] == pytest.approx(np.mean(made["splits"]["train"]["mouth psnr"]), abs=1e-3)
     assert made["tables"][next(t for t in made["tables"] if "flicker" in t)]["head"]["ratio"] > 0
+    assert made["splits"]["train"]["aligned mouth detail shared"] == [None] * 4  # in 96 pixels no mouth is large enough
     page = (tmp_path / "out" / "eval.html").read_text(encoding="utf-8")
     assert page.count("<figure>") == len(re.findall(r"Frame \d+", page)) >= 3 and "error × 3, aligned" in page
     without = CliRunner().invoke(cli, [*arguments, "--no-align"])
