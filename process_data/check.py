@@ -21,10 +21,10 @@ from process_data.config import ProcessConfig
 from process_data.detection.base import Detector, Scheme
 from process_data.detection.detector import open_detector
 from process_data.quality import LAG_WARNING_MS
-from process_data.report.eye_curves import blink
 from process_data.report.speech_coverage import CLASSES, CLOSED, classify
 from process_data.shots import find_cuts, shots_between
 from process_data.tracking.bundle_adjustment import initial_poses, mean_shape, unproject
+from process_data.tracking.eyes import blink
 from process_data.tracking.track import head_space
 from shared.arrays import runs
 from shared.camera import euler_degrees

@@ -48,8 +48,8 @@ def load_head(path: Path | str, device: torch.device | str) -> Head:
                             f"{f', {eyes} with the gaze' if eyes else ''} and {len(centres)} landmarks do not go together")
     interior = tensors.get("interior.rows")
     if interior is not None and not ((0 <= interior) & (interior < count)).all():
-        raise TalkheadError(f"{path} is damaged: the splats behind the lips should be some of {count}, "
-                            f"found {interior.tolist()[:3]}")
+        raise TalkheadError(f"{path} is damaged: the splats behind the lips should be some of {count}, found "
+                            f"{interior.tolist()[:3]}")
     head = load_module(lambda: Head(centres, torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3), moving=moving,
                                     rank=rank, hidden=len(tensors["blend.networks.0.0.weight"]),
                                     pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors,

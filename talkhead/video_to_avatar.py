@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,12 +180,19 @@ class _Training:
             self.avatar.forget()
         clip, fingerprint_of_clip = self.clip, self.clip.fingerprint()
         self._part(FINETUNE, "stage1", [fingerprint_of_clip, config_to_dict(self.config.stage1), sha256(SHIPPED_BASE)],
-                   lambda **how: finetune(clip, self.avatar, config=self.config.stage1, **how))
+                   self._finetune)
         self._part(HEAD, "stage2", [fingerprint_of_clip, config_to_dict(self.config.stage2)],
                    lambda **how: train_head(clip, self.avatar, config=self.config.stage2, **how))
         self._part(TORSO, "torso", [fingerprint_of_clip, config_to_dict(self.config.torso), sha256(self.avatar.stage2),
                                     _digest(clip.fitted_poses)],
                    lambda **how: train_torso(clip, self.avatar, config=self.config.torso, **how))
+
+    def _finetune(self, **how: Any) -> None:
+        """Stage 1, which needs sound and landmarks only; meanwhile the pictures are decoded that the head will be trained on."""
+        with ThreadPoolExecutor(1) as pool:
+            decoded = pool.submit(self.clip.decode)
+            finetune(self.clip, self.avatar, config=self.config.stage1, **how)
+            decoded.result()
 
     def _part(self, name: str, part: str, inputs: list[Any], train: Callable[..., object]) -> None:
         state, file = self.clip.training / part, self.avatar.part(part)

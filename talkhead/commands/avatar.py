@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 @click.option("--head-motion", default=1.0, show_default=True, type=FiniteFloat(0, 1),
               help="How much of the head's motion is shown; 0 is still.")
 @click.option("--landmarks", type=PATH, help="Landmark file to show instead of what stage 1 predicts.")
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of blinks and brows.")
+@click.option("--seed", default=0, show_default=True, type=SEED,
+              help="Seed of blinks, brows and, where the head does not move as filmed, gaze.")
 @liveliness_option
 @encoder_option
 @mark_option

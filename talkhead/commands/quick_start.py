@@ -49,7 +49,8 @@ def quick_start() -> Iterator[None]:
     it is imported when it, or one of USERS, is needed. The garbage collector, which frees nothing of what is being imported,
     rests until the end.
     """
-    if "torch" not in sys.modules:
+    fresh = "torch" not in sys.modules  # a process of the command line, which has not worked yet
+    if fresh:
         sys.modules[LATER] = _Later(LATER)
         sys.meta_path.insert(0, _Watch)
     collects = gc.isenabled()
@@ -57,6 +58,7 @@ def quick_start() -> Iterator[None]:
     try:
         yield
     finally:
-        if collects:
+        if fresh:
             gc.freeze()  # modules stay; looking through them costs time again and again
+        if collects:
             gc.enable()

@@ -64,6 +64,7 @@ def test_the_clip_folder_is_complete(actor_clip):
     assert len(again.load_audio()) == 80 * 640
     assert len(list(again.frames())) == 80
     assert not (clip.root / ".partial").exists()
+    assert clip.gaze.name in again.info.content and np.isfinite(again.load_gaze()).all() and again.load_gaze().std() > 0
     page = clip.report.read_text()
     assert "nly 3.2 s long" in page and page.count("<img") >= 16 and "http" not in page.replace("http-equiv", "")
     with pytest.raises(TalkheadError, match="finished clip already"):

@@ -87,7 +87,7 @@ def test_rows_are_those_of_the_offline_prediction_and_pictures_show_them(chain, 
     for k in (0, 17, 49):
         motion = loaded.motion
         truth = renderer.frames(landmarks[k : k + 1], motion.poses[track[k : k + 1]], motion.torso[track[k : k + 1]],
-                                track[k : k + 1])[0].numpy()
+                                track[k : k + 1], motion.looks[track[k : k + 1]])[0].numpy()
         found = cv2.cvtColor(cv2.imdecode(np.frombuffer(shown[k][1], np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) / 255
         assert -10 * np.log10(np.mean((found - truth) ** 2)) > 30  # after the mark and JPEG
 

@@ -36,6 +36,7 @@ def clip():
         info=SimpleNamespace(width=SIZE, height=SIZE, frames=FRAMES, intrinsics=INTRINSICS, excluded=[]), video=video,
         split=lambda name: np.arange(FRAMES), shot_of_frames=lambda: shots, load_landmarks=lambda: rows,
         load_poses=lambda: POSES, load_neutral=lambda: rows[:1], load_torso_motion=lambda: np.zeros((FRAMES, 4), np.float32),
+        load_gaze=lambda: np.zeros((FRAMES, 2), np.float32),
         load_plates=lambda: np.stack([np.full((SIZE, SIZE, 3), grey, np.uint8) for grey in (50, 200)]),
         read_frames=lambda index: video[index], read_labels=lambda index: labels[index])
 
@@ -48,7 +49,7 @@ class FlatRenderer:
     def plate(self, rgb):
         return torch.as_tensor(rgb).float() / 255
 
-    def head_rgba(self, landmarks, poses, motion):
+    def head_rgba(self, landmarks, poses, motion, gaze=None):
         return torch.as_tensor(landmarks[:, 0, 0])
 
     def compose(self, head, poses, motion, background):

@@ -47,7 +47,7 @@ class Disc:
     def __init__(self, avatar, device):
         self.device = device
 
-    def head_rgba(self, landmarks, poses, motion):
+    def head_rgba(self, landmarks, poses, motion, gaze=None):
         visible = torch.as_tensor(np.abs(poses[:, 0, 3]) < 1).float()
         return visible[:, None, None, None].expand(-1, 64, 64, 4) * 0.6
 

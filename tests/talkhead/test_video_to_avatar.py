@@ -7,8 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,6 +215,29 @@ def test_a_run_that_is_killed_goes_on_and_gives_the_same_avatar(tmp_path):
     assert text.count("done before") == 4 and "5/8 torso     done in" in text and not work.exists()
     assert Avatar(killed / "me.avatar").info.parts["torso"]["sha256"] != before["torso"]
     assert Avatar(killed / "me.avatar").info.parts["stage2"]["sha256"] == before["stage2"]
+
+
+def test_pictures_are_decoded_while_stage_1_is_trained(monkeypatch):
+    trains, decoded = threading.Event(), threading.Event()
+
+    def finetune(clip, avatar, **how):
+        trains.set()
+        assert decoded.wait(10) and how == {"device": "cpu", "config": "mine"}
+
+    def decode():
+        assert trains.wait(10)
+        decoded.set()
+
+    def refuse():
+        raise TalkheadError("labels.mkv: expected 6 frames as in clip.json, found 5")
+
+    monkeypatch.setattr(module, "finetune", finetune)
+    training = module._Training.__new__(module._Training)
+    training.avatar, training.config, training.clip = None, SimpleNamespace(stage1="mine"), SimpleNamespace(decode=decode)
+    training._finetune(device="cpu")
+    training.clip.decode = refuse
+    with pytest.raises(TalkheadError, match="found 5"):
+        training._finetune(device="cpu")
 
 
 def test_settings_of_the_steps_are_groups():
