@@ -17,7 +17,7 @@ class ProcessConfig(Settings):
     focal_sizes: float = setting(2.2, "focal length in picture sizes; a talking head does not reveal the true one", 0.1, 100)
     pose_iterations: int = setting(10, "of the fit of the head's poses", 1, 1000)
     pose_smoothness: float = setting(3.0, "weight of the poses' second differences against a one-pixel landmark error", 0, 1e6)
-    register_poses: bool = setting(False, "fit the head's poses to the pictures at last, hair and outline included")
+    register_poses: bool = setting(True, "fit the head's poses to the pictures at last, hair and outline included")
     rest_window: int = setting(9, "Savitzky–Golay window for the points that speech does not move, frames", 3, 251)
     test_share: float = setting(0.1, "of the clip's end, held out when no split is given", 0, 0.9)
     plate_samples: int = setting(60, "frames a shot that the background plate is estimated from", 1, 1000)

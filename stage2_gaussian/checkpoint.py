@@ -14,14 +14,19 @@ from stage2_gaussian.head import Head
 
 FORMAT = "gaussian-head-4"
 UNLIMITED = "gaussian-head-3"  # an older format, in which colours may be brighter than white
+UNSEEN = 1e-3  # of the unit of a blendshape: 2 µm, .0001 of colour
 # tensors in their own precision; the others in half
 KEPT = ("positions", "code.centres", "code.log_scales", "code.rotations", "falling.rest", "falling.camera", "blend.gaze.usual",
-          "blend.gaze.low", "blend.gaze.high", "interior.rows")
+          "blend.gaze.low", "blend.gaze.high")
 
 
 def save_head(path: Path, head: Head, meta: dict[str, Any]) -> None:
-    """Write a head atomically: means in single precision, the rest in half, with `meta` (JSON-able) in the header."""
-    tensors = {**head.state_dict(), "blend.basis": head.blend.local_basis()}
+    """Write a head atomically: means in single precision, the rest in half, with `meta` (JSON-able) in the header.
+
+    Of the blendshapes what cannot be seen is written as 0, since a packed avatar is then smaller.
+    """
+    basis = head.blend.local_basis()
+    tensors = {**head.state_dict(), "blend.basis": basis * (basis.abs() >= UNSEEN)}
     tensors.pop("blend.falloff", None)  # multiplied into the basis
     packed = {name: tensor if name in KEPT else tensor.half() for name, tensor in tensors.items()}
     save_checkpoint(path, packed, {**meta, "format": FORMAT})
@@ -46,14 +51,10 @@ def load_head(path: Path | str, device: torch.device | str) -> Head:
     if rank < len(GROUPS) or not 1 <= moving <= count or eyes > moving or centres.shape != (N_LANDMARKS, 3):
         raise TalkheadError(f"{path} is damaged: {count} splats, {moving} that move by {rank} coefficients"
                             f"{f', {eyes} with the gaze' if eyes else ''} and {len(centres)} landmarks do not go together")
-    interior = tensors.get("interior.rows")
-    if interior is not None and not ((0 <= interior) & (interior < count)).all():
-        raise TalkheadError(f"{path} is damaged: the splats behind the lips should be some of {count}, found "
-                            f"{interior.tolist()[:3]}")
     head = load_module(lambda: Head(centres, torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3), moving=moving,
                                     rank=rank, hidden=len(tensors["blend.networks.0.0.weight"]),
                                     pose_rank=len(tensors["shading.basis"]), falling="falling.follow" in tensors,
-                                    eyes=eyes, interior=interior), tensors, path)
+                                    eyes=eyes), tensors, path)
     if meta["format"] == UNLIMITED:
         head.brightest = float("inf")
     return head.to(device).eval().requires_grad_(False)

@@ -17,7 +17,6 @@ class Stage2Config(Settings):
     splats: int = setting(0, "Gaussians at the start; 0: by the picture's size", 0, 2_000_000)
     moving: int = setting(0, "splats with blendshapes, the eyes' and those that move most with the landmarks; 0: a share of all",
                           0, 2_000_000)
-    mouth_share: float = setting(0.06, "share of the splats at the start that lie behind the lips", 0, 0.5)
     rank: int = setting(0, "coefficients of the low-rank blendshapes; 0: 32 on CUDA, else 16", 0, 256)
     hidden: int = setting(128, "width of the networks from landmarks to coefficients", 1, 4096)
     pose_rank: int = setting(6, "coefficients of the pose-dependent shading", 1, 64)
@@ -35,8 +34,6 @@ class Stage2Config(Settings):
     falling_hair: bool = setting(True, "hair that falls below the jaw follows the shoulders, the further down the more")
     rate_follow: float = setting(2e-2, "learning rate of how much falling hair moves with the shoulders, logits", 0, 1)
     gaze: bool = setting(True, "the eyes look where the clip's gaze says; without a gaze.npy in the clip this does nothing")
-    rigid_teeth: bool = setting(False, "splats behind the lips move with skull and lower jaw instead of the lips")
-    rate_jaw: float = setting(2e-2, "learning rate of how far splats behind the lips move with the lower jaw, logits", 0, 1)
     rate_shading: float = setting(5e-3, "learning rate of the shading's basis", 0, 1)
     exposure_weight: float = setting(0.1, "keeps the exposure of frames near that of all", 0, 1000)
     rate_exposure: float = setting(1e-3, "learning rate of the frames' exposure", 0, 1)
@@ -46,7 +43,6 @@ class Stage2Config(Settings):
     final_rate: float = setting(0.05, "all rates fall exponentially to this part of their start", 1e-6, 1)
     ssim_weight: float = setting(0.2, "of the structural similarity", 0, 1000)
     gradient_weight: float = setting(0.5, "of the error of differences of neighbouring pixels", 0, 1000)
-    detail_weight: float = setting(0.0, "of the error of how much detail the mouth box shows, wherever it lies", 0, 1000)
     alpha_weight: float = setting(0.2, "of the error of opacity", 0, 1000)
     pose_weight: float = setting(0.02, "keeps the refinement of training poses near zero", 0, 1000)
     mouth_emphasis: float = setting(4.0, "extra weight of pixels in the mouth box", 0, 1000)
@@ -70,7 +66,7 @@ def resolve(config: Stage2Config, device: torch.device, width: int, height: int)
     return dataclasses.replace(
         config,
         splats=splats,
-        moving=min(splats, config.moving or (splats * 27 // 100 if cuda else splats * 4 // 10)),
+        moving=min(splats, config.moving or (splats // 4 if cuda else splats * 4 // 10)),
         rank=config.rank or (32 if cuda else 16),
         steps=config.steps or (4000 if cuda else 1500),
         fits=config.fits if config.fits >= 0 else (3 if cuda else 1),

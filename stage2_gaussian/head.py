@@ -11,7 +11,7 @@ from shared.camera import quaternion_from_matrix, quaternion_multiply
 from stage2_gaussian.blendshapes import GazeBlend, LowRankBlendshapes
 from stage2_gaussian.falling_hair import FallingHair
 from stage2_gaussian.shading import PoseShading
-from stage2_gaussian.skinning import MouthInterior, Skinning
+from stage2_gaussian.skinning import Skinning
 
 LARGEST = math.log(0.02)  # metres, the largest standard deviation of a Gaussian
 START_OPACITY = 0.7
@@ -33,14 +33,13 @@ class Head(nn.Module):
     `eyes` of them move with the gaze.
 
     The names of attributes are keys of checkpoints (docs/formats.md): `positions` are the canonical means, `rotations` the
-    canonical quaternions, `code` is the skinning, `blend` the blendshapes, `falling` is there if hair falls below the jaw,
-    `interior` if what lies behind the lips moves with skull and jaw.
+    canonical quaternions, `code` is the skinning, `blend` the blendshapes, `falling` is there if hair falls below the jaw.
     """
 
     def __init__(self, neutral: Tensor, means: Tensor, scales: Tensor, colors: Tensor, *, moving: int, rank: int,
-                 hidden: int, pose_rank: int, falling: bool = False, eyes: int = 0, interior: Tensor | None = None) -> None:
+                 hidden: int, pose_rank: int, falling: bool = False, eyes: int = 0) -> None:
         """neutral (68, 3) and means (N, 3) metres in head space, scales (N,) metres, colors (N, 3) in 0..1; the first `eyes`
-        Gaussians are those of the eyes, those of numbers `interior` (K,) lie behind the lips and move with skull and jaw."""
+        Gaussians are those of the eyes."""
         super().__init__()
         count = len(means)
         self.positions = nn.Parameter(means.detach().clone())
@@ -54,7 +53,6 @@ class Head(nn.Module):
         self.blend = LowRankBlendshapes(moving, rank, hidden, eyes)
         self.shading = PoseShading(count, pose_rank)
         self.falling = FallingHair(count) if falling else None
-        self.interior = None if interior is None else MouthInterior(interior)
         self.brightest = 1.0  # no splat is brighter than a picture can be
         self._skinning_weights: Tensor | None = None
 
@@ -72,22 +70,17 @@ class Head(nn.Module):
             self.blend.gaze = None  # no splat of the eyes is left
         if self.falling is not None:
             self.falling.select(rows)
-        if self.interior is not None:
-            self.interior.select(rows)
-            self.interior = self.interior if len(self.interior.jaw) else None
         if self.blend.falloff is not None:
             self.blend.falloff = self.blend.falloff[:, rows[rows < self.blend.falloff.shape[1]]]
         self._skinning_weights = None
 
     def skinning_weights(self) -> Tensor:
         """(N, 68) weights of the landmarks at the canonical means; cached while the means are not trained."""
-        if self._skinning_weights is not None and not self.positions.requires_grad:
-            return self._skinning_weights
-        weights = self.code.weights(self.positions)
-        if self.interior is not None:
-            weights = self.interior(weights)
-        self._skinning_weights = None if self.positions.requires_grad else weights
-        return weights
+        if self.positions.requires_grad:
+            return self.code.weights(self.positions)
+        if self._skinning_weights is None:
+            self._skinning_weights = self.code.weights(self.positions)
+        return self._skinning_weights
 
     def forward(self, landmarks: Tensor, poses: Tensor, torso: Tensor | None = None,
                 gaze: Tensor | None = None) -> CameraGaussians:

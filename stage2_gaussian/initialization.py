@@ -11,32 +11,30 @@ from shared.camera import project
 from shared.clip import HEAD, MOUTH, Clip
 from shared.errors import TalkheadError
 from shared.head_surface import head_surface
-from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, LIPS_INNER, lip_opening
+from shared.landmarks import EYE_LEFT, EYE_RIGHT, LIPS, lip_opening
 from shared.torso_motion import SIMILARITY
 from stage2_gaussian.falling_hair import FallingHair
-from stage2_gaussian.skinning import CHIN, Skinning
+from stage2_gaussian.skinning import Skinning
 
 VIEWS = 16  # training frames that Gaussians are sampled from
 OPEN_VIEWS = 6  # frames with the widest mouth that teeth and tongue are sampled from
+MOUTH_SHARE = 0.06  # of the Gaussians, behind the lips
 MOUTH_DEPTH = 0.012  # metres behind the surface of the lips
 DETAIL = 3.0  # extra density in the boxes around eyes and mouth
 EYE_REACH, EYE_POINTS = 0.003, 12  # metres around the opening of an eye; points on a line of its outline
 DETAIL_BOXES = ((LIPS, 0.15), (EYE_RIGHT, 0.3), (EYE_LEFT, 0.3))  # landmarks, margin in widths of their bounding box
-JAW_SLOPE = 24.0  # logits of the share of the jaw's motion at the start, between upper and lower lip
 SIZE = 0.7  # standard deviation of a Gaussian, of the mean distance to its three nearest neighbours: they just overlap
 SIZES = (2e-4, 5e-3)  # metres, bounds of that
 
 
 class CanonicalGaussians(NamedTuple):
     """Gaussians of the neutral face in head space: those of the eyes first, then the others in descending order of how much
-    they move, K of them with skull and jaw."""
+    they move."""
 
     means: np.ndarray  # (N, 3) metres
     scales: np.ndarray  # (N,) metres, standard deviation
     colors: np.ndarray  # (N, 3) in 0..1
     eyes: int  # how many are those of the eyes
-    interior: np.ndarray  # (K,) int64, numbers of those that move with skull and jaw
-    jaw: np.ndarray  # (K,) logit of the share of the jaw's motion
 
 
 def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...],
@@ -57,11 +55,9 @@ def unproject(pixels: np.ndarray, pose: np.ndarray, intrinsics: tuple[float, ...
 
 
 def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.Generator,
-                   falling: FallingHair | None = None, mouth_share: float = 0.06,
-                   rigid_teeth: bool = False) -> CanonicalGaussians:
+                   falling: FallingHair | None = None) -> CanonicalGaussians:
     """Sample `splats` Gaussians from the head pixels of training frames `indices` and undo the frames' expressions, and the
-    motion of hair that falls below the jaw. `mouth_share` of them come from the mouth's interior; with `rigid_teeth` these move
-    with skull and jaw.
+    motion of hair that falls below the jaw.
 
     Raises TalkheadError if no frame shows a head.
     """
@@ -71,8 +67,8 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     skinning = Skinning(torch.from_numpy(neutral))
     views = np.unique(indices[np.linspace(0, len(indices) - 1, VIEWS).round().astype(int)])
     wide = indices[np.argsort(-lip_opening(landmarks[indices]))[:OPEN_VIEWS]]
-    inner = int(splats * mouth_share)
-    points, point_colors, logits = [], [], []
+    inner = int(splats * MOUTH_SHARE)
+    points, point_colors = [], []
     for label, frames, count, depth_offset in ((HEAD, views, splats - inner, 0.0), (MOUTH, wide, inner, MOUTH_DEPTH)):
         for t, share in zip(frames, np.diff(np.linspace(0, count, len(frames) + 1).round().astype(int))):
             image, labels = clip.read_frames(np.array([t]))[0], clip.read_labels(np.array([t]))[0]
@@ -85,13 +81,8 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
             found = unproject(pixels, poses[t].astype(float), clip.info.intrinsics, surface, depth_offset)
             if falling is not None:
                 found = falling.canonical(*(torch.from_numpy(x).float() for x in (found, neutral, poses[t], torso[t]))).numpy()
-            displacements = landmarks[t] - neutral
-            if label == MOUTH and rigid_teeth:
-                logits.append(_jaw_logits(found, landmarks[t]))
-                moved = displacements[list(CHIN)].mean(0) / (1 + np.exp(-logits[-1][:, None]))
-            else:
-                moved = skinning.weights(torch.from_numpy(found).float()).detach().numpy() @ displacements
-            points.append(found - moved)
+            weights = skinning.weights(torch.from_numpy(found).float()).detach().numpy()
+            points.append(found - weights @ (landmarks[t] - neutral))
             point_colors.append(image[rows[chosen], columns[chosen]] / 255)
     if not points:
         raise TalkheadError(f"{clip.root}: no training frame has head pixels in labels.mkv; process the video again")
@@ -100,16 +91,11 @@ def make_canonical(clip: Clip, indices: np.ndarray, splats: int, rng: np.random.
     motion = np.sqrt(((landmarks[indices] - neutral) ** 2).sum(-1).mean(0))
     influence = skinning.weights(torch.from_numpy(means)).detach().numpy() @ motion
     near_eyes = _near_eyes(means, neutral)
-    jaw = np.concatenate([np.zeros(0), *logits]).astype(np.float32)
-    first = len(means) - len(jaw)
-    influence[first:] = np.inf
-    near_eyes[first:] = False
-    order = np.lexsort((-influence, ~near_eyes))
-    interior = np.flatnonzero(order >= first)
+    order = np.argsort(np.where(near_eyes, -np.inf, -influence), kind="stable")
     means, colors = means[order], colors[order]
     distances, _ = cKDTree(means).query(means, k=4)
     scales = np.clip(SIZE * distances[:, 1:].mean(1), *SIZES).astype(np.float32)
-    return CanonicalGaussians(means, scales, colors, int(near_eyes.sum()), interior, jaw[order[interior] - first])
+    return CanonicalGaussians(means, scales, colors, int(near_eyes.sum()))
 
 
 def _near_eyes(means: np.ndarray, neutral: np.ndarray) -> np.ndarray:
@@ -125,13 +111,6 @@ def _near_eyes(means: np.ndarray, neutral: np.ndarray) -> np.ndarray:
         middle = np.linspace(outline[0], outline[3], EYE_POINTS)  # from corner to corner
         near |= cKDTree(np.concatenate([along, middle])).query(means[:, :2].astype(float))[0] < EYE_REACH
     return near
-
-
-def _jaw_logits(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """points (N, 3) behind the lips of one frame's landmarks (68, 3) -> (N,) logit of how far each moves with the jaw: what lies
-    in the lower half of the opening rather does."""
-    lips = landmarks[LIPS_INNER, 1]
-    return JAW_SLOPE * ((lips.max() + lips.min()) / 2 - points[:, 1]) / max(np.ptp(lips), 1e-6)
 
 
 def _near_detail(pixels: np.ndarray, landmarks: np.ndarray, pose: np.ndarray, clip: Clip) -> np.ndarray:

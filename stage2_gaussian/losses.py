@@ -1,7 +1,6 @@
 """Loss terms of the head's training."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.metrics import ssim_map
@@ -10,9 +9,7 @@ from stage2_gaussian.dataset import inside
 
 SSIM_STRIDE = 2  # pixels; SSIM's window is 11 pixels wide, so every second one suffices
 REFINEMENT = 0.02  # about one degree, or 2 mm: the usual size of a pose refinement
-DETAIL = (3, 7, 9)  # pixels: boxes of the narrower and the wider mean of the mouth's detail, and of the mean of its squares
-LEAST_DETAIL = 1 / 255  # keeps the root's gradient finite where there is none
-NAMES = ("l1", "ssim", "gradient", "l2", "alpha", "detail")
+NAMES = ("l1", "ssim", "gradient", "l2", "alpha")
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -30,18 +27,6 @@ def gradient_l1(difference: Tensor, weights: Tensor) -> Tensor:
     return total
 
 
-def local_detail(images: Tensor) -> Tensor:
-    """Root mean square of a band of spatial frequencies around each pixel of images (B, H, W, 3), mean colour -> (B, H, W).
-
-    It says how much detail there is, not where: a prediction that hesitates between two pictures and shows their mean has too
-    little, whichever is true.
-    """
-    near, far, window = DETAIL
-    grey = images.mean(-1)[:, None]
-    band = F.avg_pool2d(grey, near, 1, near // 2) - F.avg_pool2d(grey, far, 1, far // 2)
-    return (F.avg_pool2d(band.square(), window, 1, window // 2)[:, 0] + LEAST_DETAIL**2).sqrt()
-
-
 class PictureLoss(nn.Module):
     """Weighted loss terms of rendered pictures; a module without parameters, so that it can be captured in a CUDA graph."""
 
@@ -51,10 +36,10 @@ class PictureLoss(nn.Module):
 
     def forward(self, rgb: Tensor, alpha: Tensor, frames: Tensor, backdrop: Tensor, true_alpha: Tensor,
                 alpha_valid: Tensor, boxes: Tensor) -> Tensor:
-        """Premultiplied rgb (B, H, W, 3) and alpha (B, H, W, 1) against the fields of `FrameTensors` -> terms of NAMES (6,).
+        """Premultiplied rgb (B, H, W, 3) and alpha (B, H, W, 1) against the fields of `FrameTensors` -> terms of NAMES (5,).
 
         Colour is compared after compositing over the backdrop; alpha is compared with the matte where that is valid. Pixels
-        in the boxes (B, 3, 4) of mouth and eyes have larger weights; detail is compared in the mouth's box.
+        in the boxes (B, 3, 4) of mouth and eyes have larger weights.
         """
         config, (height, width) = self.config, alpha.shape[1:3]
         weights = torch.ones_like(alpha[..., 0])
@@ -64,10 +49,6 @@ class PictureLoss(nn.Module):
         shown = rgb + (1 - alpha) * (backdrop.float() / 255)
         difference = shown - truth
         similarity = ssim_map(shown.movedim(-1, 1), truth.movedim(-1, 1), SSIM_STRIDE).movedim(1, -1)
-        detail = truth.new_zeros(())
-        if config.detail_weight:
-            missing = (local_detail(shown) - local_detail(truth)).abs()[..., None]
-            detail = weighted_mean(missing, inside(boxes[:, 0], width, height).float())
         wrong_alpha = (alpha[..., 0] - true_alpha.float() / 255).abs() * alpha_valid
         return torch.stack([
             (1 - config.ssim_weight) * weighted_mean(difference.abs(), weights),
@@ -75,7 +56,6 @@ class PictureLoss(nn.Module):
             config.gradient_weight * gradient_l1(difference, weights),
             config.l2_weight * weighted_mean(difference.square(), weights),
             config.alpha_weight * wrong_alpha.mean(),
-            config.detail_weight * detail,
         ])
 
 

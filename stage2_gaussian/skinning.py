@@ -1,5 +1,4 @@
-"""Skinning: how much each Gaussian moves with each landmark, from learned anisotropic Gaussian windows; behind the lips, with
-skull and jaw."""
+"""Skinning: how much each Gaussian moves with each landmark, from learned anisotropic Gaussian windows."""
 
 import numpy as np
 import torch
@@ -12,7 +11,6 @@ UNIT = 0.01  # metres; distances are computed in centimetres, where float32 lose
 FLOOR = 0.2  # added to the sum of the windows: a Gaussian whose windows sum to far less than this does not move
 NEIGHBOURS = 3  # landmarks whose mean distance is the width of a window at the start
 WIDTHS = (0.006, 0.02)  # metres, bounds of that width: lips and lids lie closer together, the jaw's landmarks farther apart
-CHIN = (6, 7, 8, 9, 10)  # landmarks whose mean displacement stands for the motion of the lower jaw
 
 
 class Skinning(nn.Module):
@@ -52,31 +50,3 @@ class Skinning(nn.Module):
         monomials = torch.cat([x * x, a * b, a * c, b * c, x, torch.ones_like(a)], 1)
         raw = torch.exp(monomials @ (-0.5 * matrix.T))
         return raw * (raw.sum(1, keepdim=True) + FLOOR).reciprocal()
-
-
-class MouthInterior(nn.Module):
-    """Skinning of teeth, tongue and gums, the Gaussians `rows` (K,) of a head: between the skull, which does not move in head
-    space, and the lower jaw. The lips before them slide over them."""
-
-    rows: Tensor
-
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__()
-        self.jaw = nn.Parameter(torch.zeros(len(rows)))
-        self.register_buffer("rows", rows)
-
-    def forward(self, weights: Tensor) -> Tensor:
-        """Skinning weights (N, 68) by the windows -> the same, with those of the `rows` replaced: σ(jaw) of the mean displacement
-        of CHIN."""
-        chin = torch.zeros_like(weights[0])
-        chin[CHIN[0] : CHIN[-1] + 1] = 1 / len(CHIN)
-        return weights.index_copy(0, self.rows, torch.sigmoid(self.jaw)[:, None] * chin)
-
-    @torch.no_grad()
-    def select(self, rows: Tensor) -> None:
-        """Keep the Gaussians `rows` (n,) of the head, possibly repeated."""
-        place = torch.full((int(max(rows.max(), self.rows.max())) + 1,), -1, device=rows.device)
-        place[self.rows] = torch.arange(len(self.rows), device=rows.device)
-        kept = place[rows]
-        self.rows = torch.nonzero(kept >= 0)[:, 0]
-        self.jaw = nn.Parameter(self.jaw[kept[self.rows]], requires_grad=self.jaw.requires_grad)

@@ -48,17 +48,13 @@ def new_head(clip: Clip, indices: np.ndarray, config: Stage2Config) -> Head:
         falling = FallingHair(config.splats)
         poses, torso = (torch.from_numpy(x[indices]) for x in (clip.load_poses(), clip.load_torso_motion()[:, :SIMILARITY]))
         falling.set_rest(poses, torso, clip.info.intrinsics, clip.info.width, clip.info.height)
-    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling, config.mouth_share,
-                           config.rigid_teeth)
+    start = make_canonical(clip, indices, config.splats, np.random.default_rng(config.seed), falling)
     gaze = torch.from_numpy(clip.load_gaze()[indices])
     eyes = min(start.eyes, config.moving) if config.gaze and not gaze.isnan().all() else 0
-    interior = torch.from_numpy(start.interior) if config.rigid_teeth else None
     with torch.random.fork_rng([]):
         torch.manual_seed(config.seed)
         head = Head(torch.from_numpy(clip.load_neutral()[0]), *(torch.from_numpy(x) for x in start[:3]), moving=config.moving,
-                    rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank, eyes=eyes, interior=interior)
-    if head.interior is not None:
-        head.interior.jaw.data.copy_(torch.from_numpy(start.jaw))
+                    rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank, eyes=eyes)
     if falling is not None:
         falling.set_start(head.positions.detach(), head.code.centres)
         head.falling = falling
@@ -131,8 +127,6 @@ class Trainer:
             groups.append(([head.falling.follow], config.rate_follow))
         if head.blend.gaze is not None:
             groups += [([head.blend.gaze.basis], config.rate_basis), ([head.blend.gaze.heard], config.rate_network)]
-        if head.interior is not None:
-            groups.append(([head.interior.jaw], config.rate_jaw))
         self.rates = [rate for _, rate in groups]
         self.optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate in groups], eps=1e-15,
                                           fused=True)
@@ -278,8 +272,7 @@ def train(clip: Clip, out: Path, *, config: Stage2Config, device: torch.device, 
         eyes = saved.tensors["head/blend.gaze.basis"].shape[1] if "head/blend.gaze.basis" in saved.tensors else 0
         head = Head(saved.tensors["head/code.centres"].cpu(), torch.zeros(count, 3), torch.ones(count), torch.zeros(count, 3),
                     moving=config.moving, rank=config.rank, hidden=config.hidden, pose_rank=config.pose_rank,
-                    falling="head/falling.follow" in saved.tensors, eyes=eyes,
-                    interior=saved.tensors.get("head/interior.rows"))
+                    falling="head/falling.follow" in saved.tensors, eyes=eyes)
         trainer = Trainer(head.to(device), data, config)
         trainer.restore(saved)
     else:

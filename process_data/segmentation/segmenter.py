@@ -37,6 +37,7 @@ BESIDE_NECK = 4.0  # subtracted from the log likelihood of skin beside the neck
 CLOTHES_MARGIN = 2.0  # log likelihood by which clothes must beat skin below the chin
 CRUMB = 1 / 4000  # of the picture: smaller parts of head or torso within the other are given to it
 CLOSING = 1 / 40  # of the picture's size: smaller gaps between neck and jaw are closed
+UNDER_CHIN = (4, 12)  # landmarks of the jaw between whose columns skin lies in the chin's shadow
 NECK_REACH = 0.055  # metres below the chin that may still be neck
 
 
@@ -130,6 +131,8 @@ class Segmenter:
         skin, hair, clothes, body = cv2.split(self.colors.evidence(picture))
         color = hair - np.maximum(np.maximum(skin, clothes), body) - TOLD
         color += STRANGE * np.minimum(hair - self.colors.hair_level, 0)
+        under = _under_chin(pixels, height, width) & (skin > self.colors.skin_level)
+        color[under] = np.minimum(color[under], 0)  # the chin's shadow makes skin as dark as hair
         odds = np.clip(COLOR * color, -EVIDENCE, EVIDENCE if self.colors.apart else ALIKE) + place_odds(pixels, height, width)
         odds[filled(pixels[FACE_OUTLINE], height, width)] = SURE
         left, right = np.clip(pixels[[3, 13], 0], 0, width).astype(int)
@@ -154,6 +157,14 @@ def place_odds(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     skull = filled(middle + ring @ np.array([across, [-across[1], across[0]]]), height, width)
     odds[above & skull] += SKULL
     return odds
+
+
+def _under_chin(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H,W) bool: below the jaw of landmarks (68,2) pixels and between the columns of its UNDER_CHIN points."""
+    left, right = np.clip(pixels[list(UNDER_CHIN), 0], 0, width).round().astype(int)
+    under = ~above_jaw(pixels, height, width)
+    under[:, :left] = under[:, right:] = False
+    return under
 
 
 def _labels(odds: np.ndarray, neck: np.ndarray, alpha: np.ndarray, pixels: np.ndarray) -> np.ndarray:

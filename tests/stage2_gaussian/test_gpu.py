@@ -12,7 +12,7 @@ from stage2_gaussian.render import _graphs, render_head
 from stage2_gaussian.train import Trainer, new_head
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")]
-CONFIG = Stage2Config(splats=1500, steps=200, rank=8, hidden=32, batch=4, fits=0, rigid_teeth=True, detail_weight=1.0)
+CONFIG = Stage2Config(splats=1500, steps=200, rank=8, hidden=32, batch=4, fits=0)
 
 
 @pytest.fixture(params=["cartoon", "looking_cartoon"])
