@@ -181,8 +181,8 @@ def _labels(odds: np.ndarray, neck: np.ndarray, alpha: np.ndarray, pixels: np.nd
 
 
 def _tidy_odds(odds: np.ndarray, person: np.ndarray, face: np.ndarray) -> None:
-    """Turn the sign of odds (h,w) in place where head or torso is a crumb in the other, or head is not connected to the
-    `face` (h,w) bool, or torso lies above it, connected with nothing below."""
+    """Turn the sign of odds (h,w) in place where torso is a crumb beside the head, or head is not connected to the `face` (h,w)
+    bool, or torso lies above it, connected with nothing below."""
     crumb = CRUMB * odds.size
     head = (odds > 0) & person
     loose = head & ~_joined(head, face, 1)
@@ -192,6 +192,8 @@ def _tidy_odds(odds: np.ndarray, person: np.ndarray, face: np.ndarray) -> None:
     chin = np.flatnonzero(face.any(1))[-1] if face.any() else 0
     lowest = stats[:, cv2.CC_STAT_TOP] + stats[:, cv2.CC_STAT_HEIGHT]
     given = (stats[:, cv2.CC_STAT_AREA] < crumb) | (lowest <= chin)
+    beside = cv2.dilate((head & ~loose).view(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    given &= np.bincount(parts[beside], minlength=len(stats)) > 0
     given[0] = False
     turned = given[parts]
     odds[turned] = np.maximum(-odds[turned], 0.5)

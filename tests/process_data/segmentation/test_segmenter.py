@@ -7,9 +7,9 @@ import pytest
 from process_data.actor.actor import actor_motion, default_intrinsics, make_background, render_actor
 from process_data.actor.identity import make_identity
 from process_data.actor.proportions import neutral_landmarks
-from process_data.segmentation.colors import learn_colors
+from process_data.segmentation.colors import learn_colors, sample_masks
 from process_data.segmentation.layers import Layer, ShotLayers
-from process_data.segmentation.segmenter import Segmenter, face_is_inside, tidy
+from process_data.segmentation.segmenter import Segmenter, _tidy_odds, face_is_inside, tidy
 from shared.camera import project
 from shared.clip import BACKGROUND, HEAD, NECK, TORSO
 
@@ -159,6 +159,43 @@ def test_a_knot_that_the_coarse_matte_misses_is_kept_where_the_plate_shows_it():
     assert (without[knot] == BACKGROUND).all()
     assert (labels[knot] == HEAD).all() and (alpha[knot] > 170).all()
     assert alpha[4:20, SIZE // 2 + 16 : SIZE // 2 + 30].max() < 8
+
+
+def test_a_dark_suit_in_a_narrow_picture_is_no_hair():
+    """The head fills so much of the picture that nothing lies far beside it; the suit has nearly the colour of the hair."""
+    frame, matte, points = portrait(DARK, (38, 34, 36))
+    narrow = slice(SIZE // 2 - 64, SIZE // 2 + 64)
+    frame, matte = frame[14:142, narrow], np.ascontiguousarray(cv2.resize(matte, (SIZE, SIZE))[14:142, narrow])
+    frame[116:, :] = np.where(cv2.resize(matte, (128, 128))[116:, :, None] > 127, np.uint8([20, 22, 30]), frame[116:])
+    points = points - [SIZE // 2 - 64, 14]
+    skin, hair, clothes = sample_masks(matte, points, 128, 128)
+    assert clothes[116:, :10].mean() > 0.3 and clothes[116:, -10:].mean() > 0.3
+    assert not clothes[:100].any() and not (clothes & (hair | skin)).any()
+
+
+def test_the_shadow_of_the_chin_is_neck_though_it_has_the_colour_of_the_hair():
+    brown = (120, 80, 60)
+    frame, matte, points = portrait(brown, BLUE, (200, 150, 125))
+    middle = SIZE // 2
+    frame[112:126, middle - 14 : middle + 14] = np.clip(
+        np.array([124, 86, 68]) + np.random.default_rng(1).normal(size=(14, 28, 3)) * 4, 0, 255)
+    colors = learn_colors([frame], [matte], points[None])
+    labels, _ = Segmenter(colors, np.full_like(frame, WALL), np.ones((SIZE, SIZE), bool))(frame, matte[None], points, METRE)
+    assert (labels[114:124, middle - 9 : middle + 9] == NECK).mean() > 0.95
+    strands = np.concatenate([labels[115:145, middle - 35 : middle - 22], labels[115:145, middle + 22 : middle + 35]])
+    assert (strands == HEAD).mean() > 0.95
+
+
+def test_specks_beside_the_shoulders_are_no_head():
+    person, face = np.zeros((96, 96), bool), np.zeros((96, 96), bool)
+    face[20:50, 35:60] = True
+    person[15:55, 30:65] = person[55:, 5:90] = True
+    person[70, 93] = person[30, 5] = True
+    odds = np.where(person, -2.0, 0).astype(np.float32)
+    odds[15:55, 30:65], odds[30:32, 40:42], odds[70, 93] = 2, -2, 1
+    _tidy_odds(odds, person, face)
+    assert (odds[15:55, 30:65] > 0).all()
+    assert odds[70, 93] < 0 and odds[30, 5] < 0 and (odds[57:, 5:90] < 0).all()
 
 
 def test_specks_and_holes_are_tidied():
