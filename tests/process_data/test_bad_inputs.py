@@ -63,7 +63,8 @@ ELSEWHERE |= {
         "tests/shared/test_resume.py", "test_a_training_of_anything_else_is_refused_by_name"),
     "a training into an avatar of another clip": (CONTENT, "test_parts_of_different_clips_are_refused"),
     "an avatar with parts of different clips": (CONTENT, "test_parts_of_different_clips_are_refused"),
-    "an avatar folder with a damaged or replaced `torso_layers.mp4`": (CONTENT, "test_a_damaged_or_swapped_stored_torso_is_refused_where_it_is_used"),
+    "an avatar folder with a damaged or replaced `torso_layers.mp4`": (
+        CONTENT, "test_a_damaged_or_swapped_stored_torso_is_refused_where_it_is_used"),
     "an avatar with damaged or replaced bytes in a part": (CONTENT, "test_a_damaged_or_swapped_part_is_refused"),
     "an avatar whose neutral, motion track or background was edited": (CONTENT, "test_an_edited_background_is_shown_with_a_"
                                                                                "warning_until_it_is_accepted"),
