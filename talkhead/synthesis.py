@@ -83,7 +83,7 @@ class Renderer:
             return None
         self.avatar.verify("layers")
         return TorsoLayers(self.avatar.layers, self.info.width, self.info.height, len(self.avatar.load_motion()[0]), self.device,
-                           self.preload and self.device.type != "cpu")
+                           self.preload)
 
     def plate(self, rgb: np.ndarray) -> Tensor:
         """uint8 (H,W,3) -> float (H,W,3) in [0,1] on the device."""

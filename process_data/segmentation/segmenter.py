@@ -131,9 +131,10 @@ class Segmenter:
         skin, hair, clothes, body = cv2.split(self.colors.evidence(picture))
         color = hair - np.maximum(np.maximum(skin, clothes), body) - TOLD
         color += STRANGE * np.minimum(hair - self.colors.hair_level, 0)
-        under = _under_chin(pixels, height, width) & (skin > self.colors.skin_level)
+        above = above_jaw(pixels, height, width)
+        under = _under_chin(pixels, above) & (skin > self.colors.skin_level)
         color[under] = np.minimum(color[under], 0)  # the chin's shadow makes skin as dark as hair
-        odds = np.clip(COLOR * color, -EVIDENCE, EVIDENCE if self.colors.apart else ALIKE) + place_odds(pixels, height, width)
+        odds = np.clip(COLOR * color, -EVIDENCE, EVIDENCE if self.colors.apart else ALIKE) + place_odds(pixels, above)
         odds[filled(pixels[FACE_OUTLINE], height, width)] = SURE
         left, right = np.clip(pixels[[3, 13], 0], 0, width).astype(int)
         neck = np.minimum(skin - self.colors.skin_level, skin - clothes + CLOTHES_MARGIN)
@@ -142,9 +143,8 @@ class Segmenter:
         return odds * person, np.clip(neck, -EVIDENCE, EVIDENCE) * person
 
 
-def place_odds(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Log odds (H,W) float32 of head against torso by place alone, for landmarks (68,2) pixels."""
-    above = above_jaw(pixels, height, width)
+def place_odds(pixels: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """Log odds (H,W) float32 of head against torso by place alone, for landmarks (68,2) pixels and what is `above_jaw`."""
     breadth = max(float(np.linalg.norm(pixels[16] - pixels[0])), 1e-6)
     inside, outside = (cv2.distanceTransform(mask.view(np.uint8), cv2.DIST_L2, 3) / breadth if mask.any() else np.inf
                        for mask in (above, ~above))
@@ -154,15 +154,15 @@ def place_odds(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     middle = pixels[[0, 16]].mean(0) + SKULL_LIFT * breadth * np.array([across[1], -across[0]])
     circle = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     ring = breadth * np.array(SKULL_AXES) * np.column_stack([np.cos(circle), np.sin(circle)])
-    skull = filled(middle + ring @ np.array([across, [-across[1], across[0]]]), height, width)
+    skull = filled(middle + ring @ np.array([across, [-across[1], across[0]]]), *above.shape)
     odds[above & skull] += SKULL
     return odds
 
 
-def _under_chin(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(H,W) bool: below the jaw of landmarks (68,2) pixels and between the columns of its UNDER_CHIN points."""
-    left, right = np.clip(pixels[list(UNDER_CHIN), 0], 0, width).round().astype(int)
-    under = ~above_jaw(pixels, height, width)
+def _under_chin(pixels: np.ndarray, above: np.ndarray) -> np.ndarray:
+    """(H,W) bool: not `above_jaw` of landmarks (68,2) pixels, and between the columns of its UNDER_CHIN points."""
+    left, right = np.clip(pixels[list(UNDER_CHIN), 0], 0, above.shape[1]).round().astype(int)
+    under = ~above
     under[:, :left] = under[:, right:] = False
     return under
 

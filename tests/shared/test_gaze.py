@@ -5,15 +5,12 @@ import pytest
 
 from shared.avatar import GAZE, Avatar, create_from_clip, layers_source
 from shared.avatar_file import MEMBERS
-from shared.camera import pose_matrix
-from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
-from shared.face_check import TEMPLATE
 from shared.fixations import BLOCK, LONGEST, SHORTEST, Fixations
 from shared.gaze import load_gaze, save_gaze
-from shared.landmarks import FPS, save_array, save_landmarks
-from shared.media.video_io import write_png
+from shared.landmarks import FPS
 from talkhead.inspect import describe
+from tests.shared.still_clip import make_still_clip
 
 FRAMES = 6
 LOOKS = np.random.default_rng(0).normal(0, 0.1, (FRAMES, 2)).astype(np.float32)
@@ -21,17 +18,8 @@ LOOKS = np.random.default_rng(0).normal(0, 0.1, (FRAMES, 2)).astype(np.float32)
 
 @pytest.fixture
 def clip(tmp_path):
-    clip = Clip(tmp_path / "clip")
-    clip.root.mkdir()
-    clip.video.write_bytes(b"video")
-    save_landmarks(clip.landmarks, np.tile(TEMPLATE, (FRAMES, 1, 1)))
-    save_landmarks(clip.neutral, TEMPLATE[None])
-    save_array(clip.poses, np.tile(pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 1.0])), (FRAMES, 1, 1)))
-    save_array(clip.torso_motion, np.tile(np.float32([0, 0, 0, 1]), (FRAMES, 1)))
+    clip = make_still_clip(tmp_path / "clip", FRAMES, (1, FRAMES))
     save_gaze(clip.gaze, LOOKS)
-    write_png(clip.background, np.zeros((16, 16, 3), np.uint8))
-    clip.save_info(ClipInfo("me", "me.mov", "00", 16, 16, FRAMES, (20.0, 20.0, 8.0, 8.0), (0, 0, 16),
-                            [Shot(0, FRAMES, "background.png")], split={"train": [(1, FRAMES)]}))
     return clip
 
 

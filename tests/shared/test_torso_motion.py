@@ -4,14 +4,10 @@ import numpy as np
 import pytest
 
 from shared.avatar import WARP, Avatar, create_from_clip, layers_source
-from shared.camera import pose_matrix
-from shared.clip import Clip, ClipInfo, Shot
 from shared.errors import TalkheadError
-from shared.face_check import TEMPLATE
-from shared.landmarks import save_array, save_landmarks
-from shared.media.video_io import write_png
 from shared.torso_motion import grid_of, load_torso_motion, save_torso_motion, warp_file
 from talkhead.inspect import describe
+from tests.shared.still_clip import make_still_clip
 
 FRAMES = 6
 PLAIN = np.tile(np.float32([1, 2, 0.1, 1]), (FRAMES, 1))
@@ -20,16 +16,8 @@ WARPED = np.concatenate([PLAIN, np.random.default_rng(0).normal(size=(FRAMES, 18
 
 @pytest.fixture
 def clip(tmp_path):
-    clip = Clip(tmp_path / "clip")
-    clip.root.mkdir()
-    clip.video.write_bytes(b"video")
-    save_landmarks(clip.landmarks, np.tile(TEMPLATE, (FRAMES, 1, 1)))
-    save_landmarks(clip.neutral, TEMPLATE[None])
-    save_array(clip.poses, np.tile(pose_matrix(np.diag([1.0, -1, -1]), np.array([0, 0, 1.0])), (FRAMES, 1, 1)))
+    clip = make_still_clip(tmp_path / "clip", FRAMES, (0, FRAMES))
     save_torso_motion(clip.torso_motion, WARPED)
-    write_png(clip.background, np.zeros((16, 16, 3), np.uint8))
-    clip.save_info(ClipInfo("me", "me.mov", "00", 16, 16, FRAMES, (20.0, 20.0, 8.0, 8.0), (0, 0, 16),
-                            [Shot(0, FRAMES, "background.png")], split={"train": [(0, FRAMES)]}))
     return clip
 
 
